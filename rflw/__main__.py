@@ -1,0 +1,3 @@
+from rflw.cli import main
+
+main()

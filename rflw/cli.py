@@ -1,0 +1,182 @@
+"""The command line. Each command is a few lines over the package; heavy imports happen inside the command.
+
+Bad input ends with one line on stderr and exit code 2.
+"""
+import json
+from pathlib import Path
+import sys
+from typing import Annotated, Optional
+
+import typer
+
+from rflw.errors import InputError
+
+app = typer.Typer(help="Light-Weight RefineNet: count, train, evaluate, predict.", no_args_is_help=True,
+                  add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+Json = Annotated[bool, typer.Option("--json", help="Print figures as JSON.")]
+Root = Annotated[Optional[Path], typer.Option(help="Folder that holds the data sets' folders; else RFLW_DATA, else data/datasets.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Classes = Annotated[int, typer.Option(help="Number of classes.")]
+
+
+def main() -> None:
+    """Entry point of `rflw`: usage errors and InputError become one line and exit code 2."""
+    import click
+    try:
+        code = app(standalone_mode=False)
+    except InputError as e:
+        _fail(str(e))
+    except click.exceptions.Abort:
+        _fail("interrupted", 130)
+    except click.ClickException as e:
+        _fail(e.format_message())
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
+    except BrokenPipeError:  # the reader of our output has gone
+        sys.stderr.close()
+        raise SystemExit(1) from None
+    raise SystemExit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str, code: int = 2):
+    print("rflw:", " ".join(message.split()), file=sys.stderr)
+    raise SystemExit(code)
+
+
+def _print_json(value) -> None:
+    print(json.dumps(value, indent=1))
+
+
+@app.command()
+def models(ablations: Annotated[bool, typer.Option(help="Also the ablated decoders.")] = False, json: Json = False):
+    """List the networks that can be built by name.
+
+    Example: rflw models
+    """
+    from rflw.nn.refinenet import list_models
+    names = list_models(ablations)
+    if json:
+        return _print_json(names)
+    print("\n".join(names))
+
+
+@app.command()
+def complexity(name: Annotated[str, typer.Argument(help="A model, see `rflw models`.")], classes: Classes = 21,
+               size: Annotated[tuple[int, int], typer.Option(help="Rows and columns of the input.")] = (512, 512),
+               json: Json = False):
+    """Count parameters and multiply-adds by kind of layer.
+
+    Example: rflw complexity refinenet-lw-resnet50 --classes 21 --size 512 512
+    """
+    from rflw.analysis.complexity import count
+    from rflw.nn.refinenet import build
+    result = {"model": name, "classes": classes, "size": list(size), **count(build(name, classes), size)}
+    if json:
+        return _print_json(result)
+    print(f"{name}, {classes} classes, {size[0]}x{size[1]}\nparameters {result['params'] / 1e6:10.3f} M")
+    for kind, macs in result["macs"].items():
+        print(f"{kind:10} {macs / 1e9:10.3f} G multiply-adds")
+
+
+@app.command()
+def predict(images: Annotated[list[Path], typer.Argument(help="Photos.")],
+            checkpoint: Annotated[str, typer.Option(help="A shipped checkpoint's name, or a .safetensors file.")] = "camvid",
+            output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the results.")] = Path("."),
+            short_side: Annotated[Optional[int], typer.Option(
+                help="Pixels of the shorter side that the network sees; 0: the photo's own; default: the checkpoint's.")] = None,
+            device: Device = "auto"):
+    """Label every pixel of a photo: NAME_mask.png (class indices) and NAME_overlay.png (picture with a legend).
+
+    Example: rflw predict street.jpg --checkpoint camvid -o out
+    """
+    from rflw import engine, plots
+    from rflw.datasets.labels import LABELS, labels_for
+    from rflw.datasets.readers import read_image
+    stems = [path.stem for path in images]
+    twice = next((stem for stem in stems if stems.count(stem) > 1), None)
+    if twice:
+        raise InputError(f"two photos are named {twice}: their results would overwrite each other")
+    model = engine.load(checkpoint).to(engine.pick_device(device))
+    labels = LABELS.get(model.card["data"], labels_for(model.num_classes))
+    side = model.card.get("short_side") if short_side is None else short_side
+    for path in images:
+        image = read_image(path)
+        try:
+            mask = engine.predict(model, image, side)
+        except InputError as e:
+            raise InputError(f"{path}: {e}") from e
+        for suffix, picture in (("mask", plots.index_image(mask, labels)), ("overlay", plots.overlay(image, mask, labels))):
+            target = output / f"{path.stem}_{suffix}.png"
+            engine.write_whole(target, lambda partial, picture=picture: picture.save(partial, "PNG"))
+            print(target)
+
+
+@app.command()
+def train(recipe: Annotated[str, typer.Argument(help="A recipe's name; `rflw recipes` lists them.")],
+          seed: Annotated[int, typer.Option(help="Seed of initial weights, order and augmentation.")] = 0,
+          out: Annotated[Optional[Path], typer.Option(help="Run folder; default runs/RECIPE-sSEED.")] = None,
+          epochs: Annotated[Optional[int], typer.Option(help="Other length than the recipe's; milestones scale along.")] = None,
+          resume: Annotated[bool, typer.Option(help="Go on with the run in the folder.")] = False,
+          workers: Annotated[int, typer.Option(help="Processes that augment images; 0: the training process.")] = 0,
+          results: Annotated[Optional[Path], typer.Option(help="Also file the record here, e.g. data/results.")] = None,
+          root: Root = None, device: Device = "auto", json: Json = False):
+    """Train by a recipe; leaves log.csv, last.pt, model.safetensors and record.json in the run folder.
+
+    Example: rflw train camvid-lw-efficientnet_lite0 --root ~/datasets
+    """
+    from rflw import engine, records
+    from rflw.config import recipe as find
+    plan = find(recipe)
+    if epochs is not None:
+        plan = plan.with_epochs(epochs)
+    out = out or Path("runs") / f"{plan.name}-s{seed}"
+    _, record = engine.fit(plan, out, seed, root, device, resume, workers, progress=True)
+    if results:
+        records.write(record, results)
+    if json:
+        return _print_json(record)
+    print(f"{record['name']}: mIoU {100 * record['metrics']['miou']:.1f} % on {record['metrics']['images']} validation "
+          f"images, {record['wall_s'] / 60:.1f} min; {out / 'model.safetensors'}")
+
+
+@app.command()
+def recipes(json: Json = False):
+    """List the recipes that `rflw train` knows.
+
+    Example: rflw recipes
+    """
+    from rflw.config import RECIPES
+    if json:
+        from dataclasses import asdict
+        return _print_json([asdict(r) for r in RECIPES.values()])
+    for r in RECIPES.values():
+        print(f"{r.name:40} {r.model:42} {' + '.join(f'{s.data} {s.epochs} epochs' for s in r.stages)}")
+
+
+@app.command(name="eval")
+def evaluate(checkpoint: Annotated[str, typer.Argument(help="A shipped checkpoint's name, or a .safetensors file.")],
+             data: Annotated[Optional[str], typer.Option(help="Data set; default: the checkpoint's.")] = None,
+             split: Annotated[str, typer.Option(help="Which part of it.")] = "val",
+             precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
+             root: Root = None, device: Device = "auto", json: Json = False):
+    """Measure mIoU on a data set: whole images, single scale.
+
+    Example: rflw eval camvid --root ~/datasets --json
+    """
+    from rflw import engine
+    from rflw.datasets.labels import LABELS
+    from rflw.datasets.readers import open_dataset
+    model = engine.load(checkpoint).to(engine.pick_device(device))
+    name = data or model.card["data"]
+    dataset = open_dataset(name, split, root)
+    classes = LABELS[name].classes
+    if len(classes) != model.num_classes:
+        raise InputError(f"{checkpoint} has {model.num_classes} classes, {name} has {len(classes)}")
+    matrix = engine.evaluate(model, dataset, precision, progress=True).sum(0)
+    result = {"data": name, "split": split, "images": len(dataset), **engine.summary(matrix, classes)}
+    if json:
+        return _print_json(result)
+    for label, value in result["iou"].items():
+        print(f"{label:20} {'absent' if value is None else f'{100 * value:6.2f}'}")
+    print(f"{'mIoU':20} {100 * result['miou']:6.2f}\n{'pixel accuracy':20} {100 * result['pixel_accuracy']:6.2f}")

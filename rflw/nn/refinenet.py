@@ -1,0 +1,146 @@
+"""RefineNet and Light-Weight RefineNet: encoder + decoder, and `build`, which makes any of them by name.
+
+Letters in shape comments: B batch, C channels, H and W rows and columns, K classes.
+"""
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rflw.errors import InputError
+from rflw.nn.blocks import CRP, RCU, BottleneckRCU, conv, resize
+from rflw.nn.encoders import ENCODERS, make_encoder
+
+MIN_SIZE = 33  # pixels; the stride-32 map of anything smaller is a single pixel
+
+
+@dataclass(frozen=True)
+class Form:
+    """What the decoder is made of."""
+
+    kernel: int  # of all its convolutions but the classifier and those inside an RCU
+    rcu: type | None  # two before the fusion, three after CRP
+    crp: bool = True
+    levels: int = 4  # how many levels are used, from the coarsest
+
+
+# The paper's three, by the prefix of the model's name, ...
+FORMS = {
+    "refinenet": Form(kernel=3, rcu=RCU),
+    "refinenet-lw-rcu": Form(kernel=1, rcu=BottleneckRCU),
+    "refinenet-lw": Form(kernel=1, rcu=None),
+}
+# ... and its ablations: "dropping RCU blocks in the original" (3.3), CRP as "the main driving force" (5.2), and
+# "the skip-design structure" (5.1) as reasons for the accuracy.
+ABLATIONS = {
+    "refinenet-norcu": Form(kernel=3, rcu=None),
+    "refinenet-lw-nocrp": Form(kernel=1, rcu=None, crp=False),
+    "refinenet-lw-top2": Form(kernel=1, rcu=None, levels=2),
+}
+
+
+@dataclass(frozen=True)
+class Wiring:
+    """What the authors' ResNet and mobile decoders differ in, whatever the form."""
+
+    top: int  # channels on the stride-32 path
+    adapt: bool  # in LW: a second 1x1 between reduction and sum
+    relu6: bool
+    dropout: float  # on the stride-16 and stride-32 taps, training only
+
+
+RESNET = Wiring(top=512, adapt=True, relu6=False, dropout=0.5)
+MOBILE = Wiring(top=256, adapt=False, relu6=True, dropout=0.0)
+WIDTH = 256  # channels everywhere but on the stride-32 path of ResNets
+
+
+class Stage(nn.Module):
+    """One level of the decoder: reduce its taps, add the coarser path, refine.
+
+    taps [(B, C_i, H, W)] and path (B, 256, H', W') or None -> (B, 256, H, W), or (B, width, H, W) without `fuse`.
+    """
+
+    def __init__(self, taps: tuple[int, ...], width: int, form: Form, wiring: Wiring, first: bool, last: bool,
+                 dropout: float):
+        super().__init__()
+        before, after = (2, 3) if form.rcu else (0, 0)
+        self.dropout = nn.Dropout(dropout)
+        self.reduce = nn.ModuleList(conv(c, width, form.kernel) for c in taps)
+        self.rcu_in = nn.Sequential(*(form.rcu(width) for _ in range(before)))
+        # the fusion block of Figure 1(d, g): a convolution on either path, then the sum
+        adapt = not first and (wiring.adapt or form.kernel == 3)
+        self.adapt = conv(width, width, form.kernel) if adapt else nn.Identity()
+        self.act = nn.ReLU6() if wiring.relu6 else nn.ReLU()
+        self.crp = CRP(width, form.kernel) if form.crp else nn.Identity()
+        self.rcu_out = nn.Sequential(*(form.rcu(width) for _ in range(after)))
+        self.fuse = nn.Identity() if last else conv(width, WIDTH, form.kernel)
+
+    def forward(self, taps: tuple[Tensor, ...], path: Tensor | None) -> Tensor:
+        maps = [reduce(self.dropout(tap)) for reduce, tap in zip(self.reduce, taps)]
+        x = self.adapt(self.rcu_in(sum(maps[1:], maps[0])))  # (B, width, H, W)
+        if path is not None:
+            x = x + resize(path, x.shape[-2:])
+        return self.fuse(self.rcu_out(self.crp(self.act(x))))
+
+
+class Decoder(nn.Module):
+    """Levels of taps, fine to coarse -> logits (B, K, H, W) at the finest level used."""
+
+    def __init__(self, channels: tuple[tuple[int, ...], ...], num_classes: int, form: Form, wiring: Wiring):
+        super().__init__()
+        used = tuple(reversed(channels))[: form.levels]  # coarse to fine
+        self.stages = nn.ModuleList(
+            Stage(taps, wiring.top if i == 0 else WIDTH, form, wiring, first=i == 0, last=i == len(used) - 1,
+                  dropout=wiring.dropout if i < 2 else 0.0)
+            for i, taps in enumerate(used))
+        # only the original decoder drops features before its classifier
+        self.dropout = nn.Dropout(wiring.dropout if form.kernel == 3 else 0.0)
+        self.classifier = conv(WIDTH, num_classes, 3, bias=True)
+
+    def forward(self, levels: list[tuple[Tensor, ...]]) -> Tensor:
+        path = None
+        for stage, taps in zip(self.stages, reversed(levels)):
+            path = stage(taps, path)
+        return self.classifier(self.dropout(path))
+
+
+class RefineNet(nn.Module):
+    """(B, 3, H, W) normalised by `mean` and `std` -> logits (B, K, ceil(H/4), ceil(W/4)). H, W >= 33."""
+
+    def __init__(self, name: str, encoder: nn.Module, num_classes: int, form: Form):
+        super().__init__()
+        self.name, self.num_classes = name, num_classes
+        self.mean, self.std = tuple(encoder.mean), tuple(encoder.std)
+        self.encoder = encoder
+        self.decoder = Decoder(encoder.channels, num_classes, form, MOBILE if encoder.mobile else RESNET)
+        self.coarse = form.levels < 4
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, w = x.shape[-2:]
+        if h < MIN_SIZE or w < MIN_SIZE:
+            raise InputError(f"input of {h}x{w} pixels: the smallest is {MIN_SIZE}x{MIN_SIZE}")
+        logits = self.decoder(self.encoder(x))
+        return resize(logits, (-(-h // 4), -(-w // 4))) if self.coarse else logits
+
+
+def list_models(ablations: bool = False) -> list[str]:
+    """Names for `build`, sorted: the paper's forms on every named encoder; timm:<name> goes with each form, too."""
+    forms = FORMS | ABLATIONS if ablations else FORMS
+    return sorted(f"{form}-{encoder}" for form in forms for encoder in ENCODERS)
+
+
+def build(name: str, num_classes: int = 21, weights: str | None = None) -> RefineNet:
+    """A network by name, e.g. "refinenet-lw-resnet50" or "refinenet-lw-timm:convnext_tiny".
+
+    weights: None (random) or "imagenet" (the encoder's).
+    Raises InputError for an unknown name, a class count below 1, or weights that cannot be had.
+    """
+    forms = FORMS | ABLATIONS
+    prefix = max((f for f in forms if name.startswith(f + "-")), key=len, default=None)
+    if prefix is None:
+        raise InputError(f"unknown model {name!r}: a form ({', '.join(sorted(forms))}), a dash and an encoder "
+                         f"({', '.join(sorted(ENCODERS))}, timm:<name>)")
+    if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
+        raise InputError(f"{name}: the number of classes must be a whole number above 0, not {num_classes!r}")
+    encoder = make_encoder(name[len(prefix) + 1:], weights)
+    return RefineNet(name, encoder, num_classes, forms[prefix])

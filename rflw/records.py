@@ -1,0 +1,116 @@
+"""Records: one JSON file for each measurement, with all that is needed to repeat it. No torch.
+
+A record holds the command, the configuration and its hash, the seed, the commit, the data's hash, hardware, versions,
+times and results, and last a hash over all of it, so that an edited number is noticed.
+"""
+from datetime import datetime, timezone
+import hashlib
+from importlib import metadata
+import json
+import os
+from pathlib import Path
+import platform
+import subprocess
+import tempfile
+
+from rflw.errors import InputError
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+FOLDER = REPOSITORY / "data" / "results"
+REQUIRED = ("name", "kind", "command", "config", "config_hash", "seed", "commit", "dirty", "hardware", "versions",
+            "started", "wall_s", "status", "metrics")
+PACKAGES = ("torch", "torchvision", "timm", "numpy", "lightning", "fvcore")
+
+
+def now() -> str:
+    """UTC, to the second, ISO 8601."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def provenance() -> dict:
+    """Commit (None outside a checkout), whether tracked files differ from it, hardware and versions."""
+    def git(*words):
+        try:
+            run = subprocess.run(["git", *words], cwd=REPOSITORY, capture_output=True, text=True, timeout=20)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return run.stdout.strip() if run.returncode == 0 else None
+
+    changes = git("status", "--porcelain", "--untracked-files=no")
+    return {
+        "commit": git("rev-parse", "HEAD"),
+        "dirty": None if changes is None else bool(changes),
+        "hardware": {"cpu": _cpu(), "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity")
+                     else os.cpu_count(), "memory_gb": _memory(), "system": f"{platform.system()} {platform.machine()}"},
+        "versions": {"python": platform.python_version()} | {p: v for p in PACKAGES if (v := _version(p))},
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _memory() -> int | None:
+    try:
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30)
+    except (ValueError, OSError, AttributeError):
+        return None
+
+
+def digest(record: dict) -> str:
+    """SHA-256 of a record without its own `sha256`."""
+    body = {k: v for k, v in record.items() if k != "sha256"}
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w") as file:
+            file.write(text)
+        os.chmod(partial, 0o644)
+        os.replace(partial, path)
+    except BaseException:
+        os.unlink(partial)
+        raise
+
+
+def write(record: dict, folder: Path = FOLDER) -> Path:
+    """Check a record, seal it with its hash and write `<name>.json`. Raises InputError if a field is missing."""
+    missing = [field for field in REQUIRED if field not in record]
+    if missing:
+        raise InputError(f"record {record.get('name')}: no {', '.join(missing)}")
+    record = record | {"sha256": digest(record)}
+    path = Path(folder) / f"{record['name']}.json"
+    write_text(path, json.dumps(record, indent=1) + "\n")
+    return path
+
+
+def read(name: str | Path, folder: Path = FOLDER) -> dict:
+    """A record by name or path. Raises InputError if it is missing, malformed or was edited."""
+    path = Path(name) if str(name).endswith(".json") else Path(folder) / f"{name}.json"
+    try:
+        record = json.loads(path.read_text())
+    except OSError as e:
+        raise InputError(f"{path}: no such record ({e.strerror})") from e
+    except ValueError as e:
+        raise InputError(f"{path}: not JSON ({e})") from e
+    missing = [field for field in REQUIRED if field not in record] if isinstance(record, dict) else REQUIRED
+    if missing:
+        raise InputError(f"{path}: no {', '.join(missing)}")
+    if record.get("sha256") != digest(record):
+        raise InputError(f"{path}: its hash does not fit its contents: it was edited by hand")
+    return record
