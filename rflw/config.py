@@ -102,7 +102,7 @@ def _embedded(form: str, encoder: str, epochs: int, **changes) -> Recipe:
 
 RECIPES = {recipe.name: recipe for recipe in (
     _camvid("refinenet-lw", "efficientnet_lite0", 30),
-    _embedded("refinenet-lw", "efficientnet_lite0", 12),
+    _embedded("refinenet-lw", "efficientnet_lite0", 6, val_every=1),
 )}
 
 

@@ -45,4 +45,4 @@ def mean_iou(matrix: Tensor, absent: str = "skip") -> float:
 
 def pixel_accuracy(matrix: Tensor) -> float:
     """Share of the pixels that are not void and predicted right."""
-    return (matrix.diagonal().sum() / matrix.sum()).item()
+    return matrix.diagonal().sum().item() / matrix.sum().item()

@@ -14,7 +14,7 @@ from rflw.errors import InputError
 
 HEIGHT, WIDTH = 96, 128
 FAR = 40  # pixels between the centres of the beacon and of any twin, at least
-SIZES = {"train": 512, "val": 128}
+SIZES = {"train": 2048, "val": 128}
 GROUND, DISC, BAR, BEACON, RED_TWIN, BLUE_TWIN, VOID = 0, 1, 2, 3, 4, 5, 255
 COLOUR = {GROUND: (96, 104, 88), DISC: (168, 128, 80), BAR: (80, 128, 112), RED_TWIN: (136, 132, 140),
           BLUE_TWIN: (136, 132, 140)}
@@ -37,9 +37,9 @@ def scene(split: str, index: int) -> tuple[np.ndarray, np.ndarray]:
 
     beacon_y, beacon_x = between(8, HEIGHT - 9), between(8, WIDTH - 9)
     twin = (RED_TWIN, BLUE_TWIN)[between(0, 1)]
-    kinds = [twin] * between(1, 3) + [DISC] * between(1, 3) + [BAR] * between(1, 3)
+    kinds = [twin] * between(2, 4) + [DISC] * between(1, 3) + [BAR] * between(1, 3)
     for number, kind in enumerate(draw.permutation(kinds), start=1):  # later objects hide earlier ones
-        size = between(6, 18)
+        size = between(7, 20)
         cy, cx = between(4, HEIGHT - 5), between(4, WIDTH - 5)
         while kind == twin and (cy - beacon_y) ** 2 + (cx - beacon_x) ** 2 < FAR**2:
             cy, cx = between(4, HEIGHT - 5), between(4, WIDTH - 5)
@@ -54,7 +54,7 @@ def scene(split: str, index: int) -> tuple[np.ndarray, np.ndarray]:
         stripes = 16 * ((x + y) // 3 % 2)[inside, None] if kind == twin else 0
         image[inside] = np.array(COLOUR[kind], np.int32) + between(-20, 20) + stripes
         mask[inside], owner[inside] = kind, number
-    inside = (abs(y - beacon_y) <= 5) & (abs(x - beacon_x) <= 5)  # last: nothing hides the beacon
+    inside = (abs(y - beacon_y) <= 7) & (abs(x - beacon_x) <= 7)  # last: nothing hides the beacon
     image[inside] = RED if twin == RED_TWIN else BLUE
     mask[inside], owner[inside] = BEACON, len(kinds) + 1
 
@@ -66,7 +66,7 @@ def scene(split: str, index: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 class Embedded:
-    """A split of the embedded set: "train" (512 scenes) or "val" (128). Items are (image, mask) arrays as in `scene`."""
+    """A split of the embedded set: "train" (2048 scenes) or "val" (128). Items are (image, mask) arrays as in `scene`."""
 
     name = "embedded"
 

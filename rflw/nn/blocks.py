@@ -35,9 +35,9 @@ class BottleneckRCU(nn.Module):
     parameters and 76 B multiply-adds of Table 1; C/4 gives 49 M and 60 B.
     """
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, divisor: int = 2):
         super().__init__()
-        width = channels // 2
+        width = channels // divisor
         self.reduce = conv(channels, width, 1, bias=True)
         self.conv = conv(width, width, 3)
         self.expand = conv(width, channels, 1)

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rflw.errors import InputError
+from rflw.nn.nasnet import NASNetMobile
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5)
@@ -143,7 +144,6 @@ class NASNet(nn.Module):
 
     def __init__(self):
         super().__init__()
-        from rflw.nn.nasnet import NASNetMobile
         self.net = NASNetMobile(num_classes=None, stem_padding=1)
 
     def forward(self, x: Tensor) -> list[tuple[Tensor, ...]]:

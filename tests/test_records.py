@@ -1,0 +1,51 @@
+"""Records are whole, sealed and found."""
+import json
+
+import pytest
+
+from rflw import InputError, records
+
+
+def record(**changes):
+    return {"name": "trial", "kind": "train", "command": "rflw train trial", "config": {}, "config_hash": "0", "seed": 0,
+            **records.provenance(), "started": records.now(), "wall_s": 1.0, "status": "done",
+            "metrics": {"miou": 0.5}} | changes
+
+
+def test_written_and_read(tmp_path):
+    path = records.write(record(), tmp_path)
+    assert path == tmp_path / "trial.json"
+    assert records.read("trial", tmp_path)["metrics"] == {"miou": 0.5}
+    assert [p.name for p in tmp_path.iterdir()] == ["trial.json"]
+
+
+def test_edited_numbers_are_noticed(tmp_path):
+    path = records.write(record(), tmp_path)
+    path.write_text(path.read_text().replace("0.5", "0.6"))
+    with pytest.raises(InputError, match="edited by hand"):
+        records.read(path)
+
+
+def test_malformed_records_are_refused(tmp_path):
+    incomplete = record()
+    del incomplete["commit"]
+    with pytest.raises(InputError, match="no commit"):
+        records.write(incomplete, tmp_path)
+    for text, words in (("{", "not JSON"), ("[]", "no name"), (json.dumps({"name": "x"}), "no kind")):
+        (tmp_path / "bad.json").write_text(text)
+        with pytest.raises(InputError, match=words):
+            records.read("bad", tmp_path)
+    with pytest.raises(InputError, match="no such record"):
+        records.read("none", tmp_path)
+
+
+def test_provenance_names_machine_and_versions():
+    origin = records.provenance()
+    assert origin["hardware"]["cores"] >= 1 and origin["hardware"]["cpu"]
+    import torch
+    assert origin["versions"]["torch"] == torch.__version__.split("+")[0] or origin["versions"]["torch"] == torch.__version__
+
+
+def test_committed_records_are_whole():
+    for path in records.FOLDER.glob("*.json"):
+        assert records.read(path)["name"] == path.stem

@@ -1,0 +1,51 @@
+"""The house: a file imports only from rows below its own, and inside a row only where an arrow says so."""
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "rflw"
+ROWS = (
+    {"errors", "config", "paper", "records", "datasets.labels"},
+    {"nn.blocks", "nn.encoders", "nn.nasnet", "nn.refinenet", "nn.checkpoints", "datasets.readers", "datasets.transforms",
+     "datasets.synthetic", "metrics", "analysis.complexity", "analysis.runtime", "analysis.shapes"},
+    {"engine"},
+    {"plots"},
+    {"cli", "__init__", "__main__"},
+)
+ARROWS = {("nn.encoders", "nn.nasnet"), ("nn.refinenet", "nn.blocks"), ("nn.refinenet", "nn.encoders"),
+          ("datasets.readers", "datasets.synthetic"), ("config", "errors"), ("paper", "errors"), ("records", "errors"),
+          ("__main__", "cli")}
+NO_TORCH = {"errors", "config", "paper", "records", "datasets.labels", "plots"}
+MODULES = {".".join(p.relative_to(PACKAGE).with_suffix("").parts): p for p in PACKAGE.rglob("*.py")
+           if p.name != "__init__.py" or p.parent == PACKAGE}
+
+
+def imports(path: Path) -> set[str]:
+    """Full names of everything that a file imports, anywhere in it."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+    return names
+
+
+def row(module: str) -> int:
+    return next(i for i, rooms in enumerate(ROWS) if module in rooms)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_file_has_a_room_and_imports_downwards(module):
+    own = row(module)
+    for name in imports(MODULES[module]):
+        target = name.removeprefix("rflw.")
+        if name.startswith("rflw.") and target in MODULES and target != module:
+            assert row(target) < own or (module, target) in ARROWS, f"{module} imports {target}"
+
+
+@pytest.mark.parametrize("module", sorted(NO_TORCH))
+def test_no_torch_where_numbers_are_enough(module):
+    assert not {n.split(".")[0] for n in imports(MODULES[module])} & {"torch", "torchvision", "timm", "lightning"}
