@@ -3,18 +3,67 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 UV := $(BIN)/uv --quiet
+SOURCE := _build/source
+HTML := _build/html
 
-.PHONY: env book html notebooks test lock clean
+export JUPYTER_PLATFORM_DIRS := 1
+unexport MPLBACKEND PYTHONPATH
 
-book: notebooks html
+# Notebooks print the same whoever runs them: no warnings, no progress bars, nobody's own settings; `!rflw` finds ours.
+QUIET := PYTHONWARNINGS=ignore PYTHONHASHSEED=0 TQDM_DISABLE=1 PYDEVD_DISABLE_FILE_VALIDATION=1 JUPYTER_NO_CONFIG=1 \
+	IPYTHONDIR="$(CURDIR)/_build/ipython" PATH="$(CURDIR)/$(BIN):$$PATH"
+EXECUTE := $(QUIET) $(BIN)/jupyter nbconvert --log-level WARN --to notebook --execute --inplace \
+	--ExecutePreprocessor.kernel_name=python3 --ExecutePreprocessor.timeout=900 \
+	--ExecutePreprocessor.record_timing=False
+# All pages anew each time: Sphinx warns of a page only when it reads it, and every warning counts as an error.
+RENDER := $(BIN)/jupyter-book build $(SOURCE) --path-output . -W -n --keep-going --quiet
 
-env: $(READY)
+define COPY
+rm -rf $(SOURCE) $(HTML) _build/.doctrees _build/jupyter_execute
+mkdir -p $(SOURCE)/data
+cp -R _config.yml _toc.yml CHANGELOG.md book notebooks $(SOURCE)
+cp -R $(wildcard data/paper data/results) $(SOURCE)/data
+endef
+
+.PHONY: help env book html notebooks test lock clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+env: $(READY) ## make the environment in .venv from the hashed lock; nothing is installed twice
 
 # uv installs from the hashed lock in a fraction of pip's time; the stamp makes later runs skip this.
-$(READY): requirements.lock pyproject.toml
-	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed, this is " + sys.version)'
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
+$(READY): requirements.lock pyproject.toml | $(BIN)/uv
 	VIRTUAL_ENV=.venv $(UV) pip install --require-hashes -r requirements.lock
 	VIRTUAL_ENV=.venv $(UV) pip install --no-deps --editable .
 	touch $@
+
+$(BIN)/uv:
+	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed, this is " + sys.version)'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
+
+book: $(READY) ## execute a copy of every notebook here, then render the book to _build/html
+	$(COPY)
+	$(EXECUTE) $(SOURCE)/notebooks/*.ipynb
+	$(RENDER)
+
+html: $(READY) ## render the book from the notebooks as they are stored, executing nothing
+	$(COPY)
+	$(RENDER)
+
+notebooks: $(READY) ## execute the notebooks in place and keep their new outputs (for maintainers)
+	$(EXECUTE) notebooks/*.ipynb
+
+test: $(READY) ## unit tests, then every notebook's outputs against the stored ones; both run, both count
+	@status=0; \
+	$(BIN)/pytest -q tests || status=$$?; \
+	$(QUIET) $(BIN)/pytest --nbval notebooks/ || status=$$?; \
+	exit $$status
+
+lock: | $(BIN)/uv ## write requirements.lock, with hashes, anew from pyproject.toml; versions that still fit stay
+	$(UV) pip compile pyproject.toml --all-extras --universal --python-version 3.11 --generate-hashes --no-header \
+		--no-emit-index-url -o requirements.lock
+
+clean: ## remove what was built; .venv, data and runs stay
+	rm -rf _build .pytest_cache

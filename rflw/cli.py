@@ -11,8 +11,7 @@ import typer
 
 from rflw.errors import InputError
 
-app = typer.Typer(help="Light-Weight RefineNet: count, train, evaluate, predict.", no_args_is_help=True,
-                  add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+app = typer.Typer(help="Light-Weight RefineNet: count, train, evaluate, predict.", add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 Json = Annotated[bool, typer.Option("--json", help="Print figures as JSON.")]
 Root = Annotated[Optional[Path], typer.Option(help="Folder that holds the data sets' folders; else RFLW_DATA, else data/datasets.")]
@@ -20,18 +19,19 @@ Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Classes = Annotated[int, typer.Option(help="Number of classes.")]
 
 
+# The base of Typer's usage errors; which package holds it depends on Typer's version.
+ClickException = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+
+
 def main() -> None:
     """Entry point of `rflw`: usage errors and InputError become one line and exit code 2."""
-    import click
     try:
-        code = app(standalone_mode=False)
+        code = app(args=sys.argv[1:] or ["--help"], standalone_mode=False)
     except InputError as e:
         _fail(str(e))
-    except click.exceptions.Abort:
-        _fail("interrupted", 130)
-    except click.ClickException as e:
+    except ClickException as e:
         _fail(e.format_message())
-    except KeyboardInterrupt:
+    except (typer.Abort, KeyboardInterrupt):
         _fail("interrupted", 130)
     except BrokenPipeError:  # the reader of our output has gone
         sys.stderr.close()
@@ -159,12 +159,14 @@ def evaluate(checkpoint: Annotated[str, typer.Argument(help="A shipped checkpoin
              data: Annotated[Optional[str], typer.Option(help="Data set; default: the checkpoint's.")] = None,
              split: Annotated[str, typer.Option(help="Which part of it.")] = "val",
              precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
+             figure: Annotated[Optional[Path], typer.Option(
+                 help="Also draw five frames, from the worst to the best in equal steps, into this PNG.")] = None,
              root: Root = None, device: Device = "auto", json: Json = False):
     """Measure mIoU on a data set: whole images, single scale.
 
     Example: rflw eval camvid --root ~/datasets --json
     """
-    from rflw import engine
+    from rflw import engine, metrics
     from rflw.datasets.labels import LABELS
     from rflw.datasets.readers import open_dataset
     model = engine.load(checkpoint).to(engine.pick_device(device))
@@ -173,10 +175,35 @@ def evaluate(checkpoint: Annotated[str, typer.Argument(help="A shipped checkpoin
     classes = LABELS[name].classes
     if len(classes) != model.num_classes:
         raise InputError(f"{checkpoint} has {model.num_classes} classes, {name} has {len(classes)}")
-    matrix = engine.evaluate(model, dataset, precision, progress=True).sum(0)
-    result = {"data": name, "split": split, "images": len(dataset), **engine.summary(matrix, classes)}
+    matrices = engine.evaluate(model, dataset, precision, progress=True)
+    result = {"data": name, "split": split, "images": len(dataset), **engine.summary(matrices.sum(0), classes)}
+    if figure:
+        from rflw import plots
+        order = sorted(range(len(dataset)), key=lambda i: metrics.pixel_accuracy(matrices[i]))
+        chosen = [order[round(step * (len(order) - 1) / 4)] for step in range(5)]
+        rows = [(*dataset[i], engine.predict(model, dataset[i][0])) for i in chosen]
+        notes = [f"{100 * metrics.pixel_accuracy(matrices[i]):.1f} % of pixels" for i in chosen]
+        picture = plots.prediction_grid(rows, LABELS[name], notes=notes)
+        engine.write_whole(figure, lambda partial: picture.savefig(partial, format="png", dpi=120))
     if json:
         return _print_json(result)
     for label, value in result["iou"].items():
         print(f"{label:20} {'absent' if value is None else f'{100 * value:6.2f}'}")
     print(f"{'mIoU':20} {100 * result['miou']:6.2f}\n{'pixel accuracy':20} {100 * result['pixel_accuracy']:6.2f}")
+
+
+@app.command()
+def bench(recipe: Annotated[str, typer.Argument(help="A recipe; its model, crop and batch are timed.")],
+          rounds: Annotated[int, typer.Option(help="Rounds that count; the median is printed.")] = 3,
+          root: Root = None, device: Device = "auto", json: Json = False):
+    """Time the training loop: plain fp32 in NCHW against the recipe's precision with channels last, in one run.
+
+    Example: rflw bench camvid-lw-efficientnet_lite0 --root ~/datasets
+    """
+    from rflw import engine
+    from rflw.config import recipe as find
+    rows = engine.training_speed(find(recipe), root, device, rounds=rounds)
+    if json:
+        return _print_json(rows)
+    for row in rows:
+        print(f"{row['mode']:28} {row['images_per_s']:8.2f} images/s   {row['images_per_s'] / rows[0]['images_per_s']:.2f}x")

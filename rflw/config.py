@@ -79,6 +79,8 @@ class Recipe:
 
     def with_epochs(self, epochs: int) -> "Recipe":
         """The same with each stage's epochs scaled so that the last has `epochs`."""
+        if epochs < 1:
+            raise InputError(f"{self.name}: {epochs} epochs")
         ratio = epochs / self.stages[-1].epochs
         stages = tuple(replace(s, epochs=max(1, round(s.epochs * ratio)),
                                milestones=tuple(round(m * ratio) for m in s.milestones)) for s in self.stages)

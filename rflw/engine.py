@@ -4,6 +4,7 @@ import csv
 from dataclasses import asdict
 import hashlib
 import json
+import logging
 import math
 import os
 from pathlib import Path
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from rflw import metrics, records
-from rflw.config import Recipe
+from rflw.config import RECIPES, Recipe
 from rflw.datasets.labels import LABELS, VOID
 from rflw.datasets.readers import Resident, manifest_hash, open_dataset, read_image
 from rflw.errors import InputError
@@ -73,12 +74,11 @@ def load_official(path: str | Path, num_classes: int) -> RefineNet:
         raise InputError(f"{path}: {_unreadable(path, e)}") from e
     try:
         state = checkpoints.unwrap(loaded)
-        name, classes, renamed = checkpoints.recognise(state)
+        name, classes, renamed, modules = checkpoints.recognise(state)
     except InputError as e:
         raise InputError(f"{path}: {e}") from e
-    theirs = dict(zip(renamed, state))
     model = build(name, num_classes)
-    fault = checkpoints.first_fault(renamed, model.state_dict(), theirs)
+    fault = checkpoints.first_fault(renamed, model.state_dict(), modules)
     if fault:
         about = f"a {name} of {classes} classes, {num_classes} asked for" if classes != num_classes else f"as a {name}"
         raise InputError(f"{path}: {fault} ({about})")
@@ -132,7 +132,7 @@ def load(path: str | Path) -> RefineNet:
         model = build(card["model"], len(card["classes"]))
     except (ValueError, KeyError, TypeError) as e:
         raise InputError(f"{file}: its header describes no model ({e})") from e
-    fault = checkpoints.first_fault(state, model.state_dict(), {})
+    fault = checkpoints.first_fault(state, model.state_dict())
     if fault:
         raise InputError(f"{file}: {fault}")
     model.load_state_dict(state)
@@ -256,6 +256,38 @@ def loss_of(logits: Tensor, masks: Tensor) -> Tensor:
     return total / (masks != VOID).sum().clamp(min=1)
 
 
+def make_fabric(device: torch.device, precision: str):
+    """Lightning Fabric for one device: it places the model and scales the loss where the precision needs it."""
+    from lightning.fabric import Fabric  # costs seconds: only training pays them
+    logging.getLogger("lightning").setLevel(logging.WARNING)  # it announces the precision on stderr
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    return Fabric(accelerator=device.type, devices=1,
+                  precision={"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}[precision])
+
+
+def make_loader(dataset, recipe: Recipe, model: RefineNet, keys: list, workers: int = 0, pin: bool = False):
+    """Batches of augmented images and masks for the given keys, in their order."""
+    from torch.utils.data import DataLoader
+
+    from rflw.datasets.transforms import Augmented, training_transform
+    transform = training_transform(recipe.crop, recipe.scale, recipe.min_side, recipe.flip, recipe.jitter,
+                                   model.mean, model.std)
+    return DataLoader(Augmented(dataset, transform), batch_sampler=keys, num_workers=workers, pin_memory=pin)
+
+
+def train_step(fabric, model: nn.Module, optimiser, images: Tensor, masks: Tensor, clip: float) -> float:
+    """Forward, backward, clip, step -> the loss. Where the loss is not finite, weights stay as they are."""
+    loss = loss_of(model(images), masks)
+    optimiser.zero_grad()
+    fabric.backward(loss)
+    if clip:
+        fabric.clip_gradients(model, optimiser, max_norm=clip, error_if_nonfinite=False)
+    value = loss.item()
+    if math.isfinite(value):
+        optimiser.step()
+    return value
+
+
 def batches(dataset, recipe: Recipe, stage: int, seed: int, first_step: int, steps_per_epoch: int):
     """Keys of every batch of a stage from `first_step` on: (augmentation seed, index) of its items.
 
@@ -276,16 +308,9 @@ def fit(recipe: Recipe, out: str | Path, seed: int = 0, root=None, device: str =
 
     Raises InputError for missing data, a folder that holds another run, or a loss that is not finite.
     """
-    from lightning.fabric import Fabric
-    from torch.utils.data import DataLoader
-
-    from rflw.datasets.transforms import Augmented, training_transform
-
     out, started, clock = Path(out), records.now(), time.perf_counter()
     where = pick_device(device)
     precision = pick_precision(recipe.precision, where)
-    fabric = Fabric(accelerator=where.type, devices=1,
-                    precision={"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}[precision])
     labels = LABELS[recipe.data]
     sets = [Resident(open_dataset(stage.data, stage.split, root)) for stage in recipe.stages]
     validation = Resident(open_dataset(recipe.data, "val", root))
@@ -293,18 +318,21 @@ def fit(recipe: Recipe, out: str | Path, seed: int = 0, root=None, device: str =
         if len(data) < recipe.batch:
             raise InputError(f"{recipe.name}: a batch of {recipe.batch} from the {len(data)} images of {stage.data}")
 
-    torch.manual_seed(derive("init", seed))
-    model = build(recipe.model, len(labels.classes), recipe.weights).to(where, memory_format=memory_format)
-    averaged = {k: v.detach().clone() for k, v in model.state_dict().items()} if recipe.ema else None
-    wrapped, optimiser = fabric.setup(model, make_optimiser(model, recipe))
-    place = {"stage": 0, "step": 0, "curve": [], "wall_s": 0.0}
-    last, identity = out / "last.pt", {"recipe": recipe.hash(), "seed": seed}
+    last, identity, saved = out / "last.pt", {"recipe": recipe.hash(), "seed": seed}, None
     if last.exists():
         if not resume:
             raise InputError(f"{out}: holds a run already; --resume goes on with it")
         saved = torch.load(last, map_location=where, weights_only=True)
         if saved["identity"] != identity:
             raise InputError(f"{out}: holds another run ({saved['identity']}), this is {identity}")
+
+    fabric = make_fabric(where, precision)
+    torch.manual_seed(derive("init", seed))
+    model = build(recipe.model, len(labels.classes), recipe.weights).to(where, memory_format=memory_format)
+    averaged = {k: v.detach().clone() for k, v in model.state_dict().items()} if recipe.ema else None
+    wrapped, optimiser = fabric.setup(model, make_optimiser(model, recipe))
+    place = {"stage": 0, "step": 0, "curve": [], "wall_s": 0.0}
+    if saved:
         model.load_state_dict(saved["model"])
         optimiser.load_state_dict(saved["optimiser"])
         averaged, place = saved["averaged"], saved["place"]
@@ -321,16 +349,12 @@ def fit(recipe: Recipe, out: str | Path, seed: int = 0, root=None, device: str =
         training_mode(model)
         return result
 
-    crop_transform = training_transform(recipe.crop, recipe.scale, recipe.min_side, recipe.flip, recipe.jitter,
-                                        model.mean, model.std)
     training_mode(model)
-    result = None
     for number in range(place["stage"], len(recipe.stages)):
         stage, data = recipe.stages[number], sets[number]
         per_epoch = len(data) // recipe.batch
-        keys = batches(data, recipe, number, seed, place["step"], per_epoch)
-        loader = DataLoader(Augmented(data, crop_transform), batch_sampler=list(keys), num_workers=workers,
-                            pin_memory=where.type == "cuda")
+        keys = list(batches(data, recipe, number, seed, place["step"], per_epoch))
+        loader = make_loader(data, recipe, model, keys, workers, pin=where.type == "cuda")
         bar = tqdm(total=stage.epochs * per_epoch, initial=place["step"], desc=f"{recipe.name} s{seed}", unit="step",
                    file=sys.stderr, disable=not progress or None)
         losses, since, seen = [], time.perf_counter(), 0
@@ -342,16 +366,10 @@ def fit(recipe: Recipe, out: str | Path, seed: int = 0, root=None, device: str =
             torch.manual_seed(derive("dropout", seed, number, step))  # so that resuming changes nothing
             images = images.to(where, memory_format=memory_format, non_blocking=True)
             masks = masks.to(where, non_blocking=True)
-            loss = loss_of(wrapped(images), masks)
-            optimiser.zero_grad()
-            fabric.backward(loss)
-            if recipe.clip:
-                fabric.clip_gradients(wrapped, optimiser, max_norm=recipe.clip, error_if_nonfinite=False)
-            value = loss.item()
+            value = train_step(fabric, wrapped, optimiser, images, masks, recipe.clip)
             if not math.isfinite(value):
                 raise InputError(f"{recipe.name}: the loss is {value} at epoch {step // per_epoch + 1}, step {step} of "
                                  f"stage {number + 1}; the last good checkpoint is {last}; lower the learning rates")
-            optimiser.step()
             if averaged is not None:
                 _average(averaged, model, min(recipe.ema, (1 + step) / (10 + step)))
             losses.append(value)
@@ -362,8 +380,7 @@ def fit(recipe: Recipe, out: str | Path, seed: int = 0, root=None, device: str =
                 row = {"stage": number, "epoch": epoch, "loss": sum(losses) / len(losses),
                        "images_per_s": seen / (time.perf_counter() - since)}
                 if epoch % recipe.val_every == 0 or epoch == stage.epochs:
-                    result = validate()
-                    row["miou"] = result["miou"]
+                    row["miou"] = validate()["miou"]
                 bar.set_postfix({k: f"{row[k]:.3f}" for k in ("loss", "miou", "images_per_s") if k in row})
                 place["curve"].append(row)
                 _write_log(out / "log.csv", place["curve"])
@@ -376,7 +393,7 @@ def fit(recipe: Recipe, out: str | Path, seed: int = 0, root=None, device: str =
 
     config = asdict(recipe)
     record = {
-        "name": f"{recipe.name}-s{seed}", "kind": "train", "command": f"rflw train {recipe.name} --seed {seed}",
+        "name": f"{recipe.name}-s{seed}", "kind": "train", "command": _command(recipe, seed),
         "config": config, "config_hash": recipe.hash(), "seed": seed, **records.provenance(), "started": started,
         "wall_s": round(place["wall_s"] + time.perf_counter() - clock, 1), "status": "done", "precision": precision,
         "peak_memory_mb": peak_memory_mb(where), "data": {data.name + "/" + data.split: manifest_hash(data)
@@ -393,6 +410,43 @@ def fit(recipe: Recipe, out: str | Path, seed: int = 0, root=None, device: str =
     record["metrics"]["images"] = len(validation)
     records.write_text(out / "record.json", json.dumps(record))
     return model, record
+
+
+def _command(recipe: Recipe, seed: int) -> str:
+    """What repeats a run: with --epochs if the shipped recipe has another length."""
+    shipped = RECIPES.get(recipe.name)
+    epochs = f" --epochs {recipe.stages[-1].epochs}" if shipped and shipped.hash() != recipe.hash() else ""
+    return f"rflw train {recipe.name} --seed {seed}{epochs}"
+
+
+def training_speed(recipe: Recipe, root=None, device: str = "auto", steps: int = 4, rounds: int = 3) -> list[dict]:
+    """Images a second of the training loop, augmentation included: plain (fp32, NCHW) against the recipe's precision
+    with channels last. Modes take turns, so that a noisy machine is noisy to both; the median round counts.
+    """
+    where = pick_device(device)
+    dataset = Resident(open_dataset(recipe.data, "train", root))
+    keys = list(batches(dataset, recipe, 0, 0, 0, len(dataset) // recipe.batch))[:steps]
+    for _, index in sum(keys, []):
+        dataset[index]  # decoded before the clock starts
+    modes = []
+    for precision, memory_format, name in (
+            ("fp32", torch.contiguous_format, "train-fp32-nchw"),
+            (pick_precision(recipe.precision, where), torch.channels_last, "train-{}-channels-last")):
+        fabric = make_fabric(where, precision)
+        model = build(recipe.model, len(LABELS[recipe.data].classes)).to(where, memory_format=memory_format)
+        training_mode(model)
+        wrapped, optimiser = fabric.setup(model, make_optimiser(model, recipe))
+        modes.append((name.format(precision), fabric, model, wrapped, optimiser, memory_format, []))
+    for turn in range(rounds + 1):  # the first warms up
+        for _, fabric, model, wrapped, optimiser, memory_format, rates in modes:
+            start = time.perf_counter()
+            for images, masks in make_loader(dataset, recipe, model, keys):
+                train_step(fabric, wrapped, optimiser, images.to(where, memory_format=memory_format), masks.to(where),
+                           recipe.clip)
+            if turn:
+                rates.append(len(keys) * recipe.batch / (time.perf_counter() - start))
+    return [{"model": recipe.model, "mode": name, "device": where.type, "size": list(recipe.crop), "batch": recipe.batch,
+             "images_per_s": sorted(rates)[len(rates) // 2]} for name, *_, rates in modes]
 
 
 CARD_SIDE = {"camvid": 360, "embedded": 96}  # pixels of the shorter side of what a network was trained on

@@ -16,9 +16,9 @@ HEIGHT, WIDTH = 96, 128
 FAR = 40  # pixels between the centres of the beacon and of any twin, at least
 SIZES = {"train": 2048, "val": 128}
 GROUND, DISC, BAR, BEACON, RED_TWIN, BLUE_TWIN, VOID = 0, 1, 2, 3, 4, 5, 255
-COLOUR = {GROUND: (96, 104, 88), DISC: (168, 128, 80), BAR: (80, 128, 112), RED_TWIN: (136, 132, 140),
+COLOUR = {GROUND: (96, 104, 88), DISC: (152, 152, 84), BAR: (56, 60, 52), RED_TWIN: (136, 132, 140),
           BLUE_TWIN: (136, 132, 140)}
-RED, BLUE = (200, 56, 48), (48, 72, 208)
+RED, BLUE = (216, 48, 40), (40, 64, 216)
 
 
 def scene(split: str, index: int) -> tuple[np.ndarray, np.ndarray]:
@@ -54,7 +54,7 @@ def scene(split: str, index: int) -> tuple[np.ndarray, np.ndarray]:
         stripes = 16 * ((x + y) // 3 % 2)[inside, None] if kind == twin else 0
         image[inside] = np.array(COLOUR[kind], np.int32) + between(-20, 20) + stripes
         mask[inside], owner[inside] = kind, number
-    inside = (abs(y - beacon_y) <= 7) & (abs(x - beacon_x) <= 7)  # last: nothing hides the beacon
+    inside = (abs(y - beacon_y) <= 11) & (abs(x - beacon_x) <= 11)  # last: nothing hides the beacon
     image[inside] = RED if twin == RED_TWIN else BLUE
     mask[inside], owner[inside] = BEACON, len(kinds) + 1
 

@@ -3,50 +3,60 @@ import re
 
 from rflw.errors import InputError
 
-# (theirs, ours); {n-1} in ours is group n of the match minus one. ResNets: g1 is their coarsest level, our stage 0.
-RESNET_RULES = (
-    (r"((?:conv1|bn1|layer[1-4])\..+)", "encoder.{1}"),
-    (r"p_ims1d2_outl(\d)_dimred\.weight", "decoder.stages.{1-1}.reduce.0.weight"),
-    (r"adapt_stage(\d)_b\.0\.(\d)_conv\.(weight|bias)", "decoder.stages.{1-1}.rcu_in.{2-1}.conv1.{3}"),
-    (r"adapt_stage(\d)_b\.0\.(\d)_conv_relu_varout_dimred\.weight", "decoder.stages.{1-1}.rcu_in.{2-1}.conv2.weight"),
-    (r"adapt_stage(\d)_b2_joint_varout_dimred\.weight", "decoder.stages.{1-1}.adapt.weight"),
-    (r"mflow_conv_g(\d)_pool\.0\.(\d)_outvar_dimred\.weight", "decoder.stages.{1-1}.crp.convs.{2-1}.weight"),
-    (r"mflow_conv_g(\d)_b\.0\.(\d)_conv\.(weight|bias)", "decoder.stages.{1-1}.rcu_out.{2-1}.conv1.{3}"),
-    (r"mflow_conv_g(\d)_b\.0\.(\d)_conv_relu_varout_dimred\.weight", "decoder.stages.{1-1}.rcu_out.{2-1}.conv2.weight"),
-    (r"mflow_conv_g(\d)_b3_joint_varout_dimred\.weight", "decoder.stages.{1-1}.fuse.weight"),
-    (r"clf_conv\.(weight|bias)", "decoder.classifier.{1}"),
-)
-# MobileNet-v2: layer n is our stage n - 2; crp4 belongs to the coarsest level, our stage 0.
-BLOCK = {"0": "expand", "1": "depthwise", "2": "project"}
-PART = {"0": "conv", "1": "bn"}
-MOBILE_TAPS = {"3": "3.reduce.0", "4": "2.reduce.0", "5": "1.reduce.0", "6": "1.reduce.1", "7": "0.reduce.0",
-               "8": "0.reduce.1"}
-MOBILE_RULES = (
-    (r"layer1\.([01])\.(.+)", lambda m: f"encoder.stem.{PART[m[1]]}.{m[2]}"),
-    (r"layer([2-8])\.(\d)\.output\.([012])\.([01])\.(.+)",
-     lambda m: f"encoder.stages.{int(m[1]) - 2}.{m[2]}.{BLOCK[m[3]]}.{PART[m[4]]}.{m[5]}"),
-    (r"conv([3-8])\.weight", lambda m: f"decoder.stages.{MOBILE_TAPS[m[1]]}.weight"),
-    (r"crp([1-4])\.0\.(\d)_outvar_dimred\.weight",
-     lambda m: f"decoder.stages.{4 - int(m[1])}.crp.convs.{int(m[2]) - 1}.weight"),
-    (r"conv_adapt([2-4])\.weight", lambda m: f"decoder.stages.{4 - int(m[1])}.fuse.weight"),
-    (r"segm\.(weight|bias)", lambda m: f"decoder.classifier.{m[1]}"),
-)
+
+def _resnet_modules() -> dict[str, str]:
+    """The authors' name of every decoder module of their ResNet networks -> ours. Their 1 is the coarsest level, our 0."""
+    names = {"clf_conv": "decoder.classifier"}
+    for n in range(1, 5):
+        stage = f"decoder.stages.{n - 1}"
+        names[f"p_ims1d2_outl{n}_dimred"] = f"{stage}.reduce.0"
+        names[f"adapt_stage{n}_b2_joint_varout_dimred"] = f"{stage}.adapt"
+        names[f"mflow_conv_g{n}_b3_joint_varout_dimred"] = f"{stage}.fuse"
+        for i in range(1, 5):
+            names[f"mflow_conv_g{n}_pool.0.{i}_outvar_dimred"] = f"{stage}.crp.convs.{i - 1}"
+        for theirs, ours, blocks in ((f"adapt_stage{n}_b", "rcu_in", 2), (f"mflow_conv_g{n}_b", "rcu_out", 3)):
+            for i in range(1, blocks + 1):
+                names[f"{theirs}.0.{i}_conv"] = f"{stage}.{ours}.{i - 1}.conv1"
+                names[f"{theirs}.0.{i}_conv_relu_varout_dimred"] = f"{stage}.{ours}.{i - 1}.conv2"
+    return names
+
+
+def _mobile_modules() -> dict[str, str]:
+    """The same for all modules of their MobileNet-v2 network. Their layer n is our stage n - 2; their crp4, conv_adapt4
+    and conv7 with conv8 belong to the coarsest level."""
+    names = {"layer1.0": "encoder.stem.conv", "layer1.1": "encoder.stem.bn", "segm": "decoder.classifier"}
+    for layer, blocks in zip(range(2, 9), (1, 2, 3, 4, 3, 3, 1)):
+        for i in range(blocks):
+            for part, step in enumerate(("expand", "depthwise", "project")):
+                for leaf, kind in enumerate(("conv", "bn")):
+                    names[f"layer{layer}.{i}.output.{part}.{leaf}"] = f"encoder.stages.{layer - 2}.{i}.{step}.{kind}"
+    for layer, tap in zip(range(3, 9), ("3.reduce.0", "2.reduce.0", "1.reduce.0", "1.reduce.1", "0.reduce.0", "0.reduce.1")):
+        names[f"conv{layer}"] = f"decoder.stages.{tap}"
+    for n in range(1, 5):
+        if n > 1:
+            names[f"conv_adapt{n}"] = f"decoder.stages.{4 - n}.fuse"
+        for i in range(1, 5):
+            names[f"crp{n}.0.{i}_outvar_dimred"] = f"decoder.stages.{4 - n}.crp.convs.{i - 1}"
+    return names
+
+
+RESNET, MOBILE = _resnet_modules(), _mobile_modules()
 RESNETS = {(4, 6): 50, (4, 23): 101, (8, 36): 152}  # blocks in layers 2 and 3
 
 
-def _write(rule, match: re.Match) -> str:
-    if callable(rule):
-        return rule(match)
-    minus_one = re.sub(r"\{(\d)-1\}", lambda m: str(int(match[int(m[1])]) - 1), rule)
-    return re.sub(r"\{(\d)\}", lambda m: match[int(m[1])], minus_one)
+def to_ours(key: str, modules: dict[str, str]) -> str | None:
+    """Our name of their tensor, or None if no published network has it. ResNet encoders are named alike."""
+    module, _, leaf = key.rpartition(".")
+    if modules is RESNET and re.match(r"(conv1|bn1|layer[1-4]\.\d+\..+)$", module):
+        return f"encoder.{key}"
+    return f"{modules[module]}.{leaf}" if module in modules else None
 
 
-def translate(key: str, rules) -> str | None:
-    """Our name of their tensor, or None if no rule knows it."""
-    for pattern, rule in rules:
-        if match := re.fullmatch(pattern, key):
-            return _write(rule, match)
-    return None
+def to_theirs(key: str, modules: dict[str, str]) -> str:
+    """The authors' name of a tensor of ours."""
+    module, _, leaf = key.rpartition(".")
+    back = {ours: theirs for theirs, ours in modules.items()}
+    return f"{back[module]}.{leaf}" if module in back else key.removeprefix("encoder.")
 
 
 def unwrap(loaded) -> dict:
@@ -67,46 +77,51 @@ def _blocks(state: dict, layer: int) -> int:
     return len({key.split(".")[1] for key in state if key.startswith(f"layer{layer}.")})
 
 
-def recognise(state: dict) -> tuple[str, int, dict]:
-    """The authors' state dict -> (our model name, its number of classes, the same tensors under our keys).
+def recognise(state: dict) -> tuple[str, int, dict, dict]:
+    """The authors' state dict -> (our model name, its number of classes, the same tensors under our keys, modules).
 
-    Raises InputError that names the first key that no published network has, or that is missing to tell which it is.
+    The last is the map of modules that `first_fault` needs. Raises InputError that names the first key that no
+    published network has, or that is missing to tell which network it is.
     """
     mobile = "segm.weight" in state or "layer8.0.output.0.0.weight" in state
-    rules, classifier = (MOBILE_RULES, "segm.weight") if mobile else (RESNET_RULES, "clf_conv.weight")
+    modules, classifier = (MOBILE, "segm.weight") if mobile else (RESNET, "clf_conv.weight")
     renamed = {}
     for key, value in state.items():
-        name = translate(key, rules)
+        name = to_ours(key, modules)
         if name is None:
             raise InputError(f"{key}: no published Light-Weight RefineNet or RefineNet has this key")
         renamed[name] = value
     if classifier not in state:
         raise InputError(f"{classifier}: missing")
+    classes = state[classifier].shape[0]
     if mobile:
-        return "refinenet-lw-mobilenet_v2", state[classifier].shape[0], renamed
-    depth = RESNETS.get((_blocks(state, 2), _blocks(state, 3)))
+        return "refinenet-lw-mobilenet_v2", classes, renamed, modules
+    blocks = tuple(len({key.split(".")[1] for key in state if key.startswith(f"layer{layer}.")}) for layer in (2, 3))
+    depth = RESNETS.get(blocks)
     if depth is None:
-        raise InputError(f"layer3.{_blocks(state, 3)}.conv1.weight: missing, or layer2 is not whole: "
-                         f"{_blocks(state, 2)} and {_blocks(state, 3)} blocks in layers 2 and 3 fit no ResNet of "
-                         "50, 101 or 152 layers")
+        raise InputError(f"layer3.{blocks[1]}.conv1.weight: missing, or layer2 is not whole: {blocks[0]} and {blocks[1]} "
+                         "blocks in layers 2 and 3 fit no ResNet of 50, 101 or 152 layers")
     reduce = state.get("p_ims1d2_outl1_dimred.weight")
     if reduce is None:
         raise InputError("p_ims1d2_outl1_dimred.weight: missing")
     form = "refinenet" if tuple(reduce.shape[-2:]) == (3, 3) else "refinenet-lw"
-    return f"{form}-resnet{depth}", state[classifier].shape[0], renamed
+    return f"{form}-resnet{depth}", classes, renamed, modules
 
 
-def first_fault(theirs: dict, ours: dict, original_key: dict) -> str | None:
-    """What is wrong with `theirs` (under our keys) as the weights of a network with state `ours`, or None.
+def first_fault(state: dict, ours: dict, modules: dict[str, str] | None = None) -> str | None:
+    """What is wrong with `state`, under our keys, as the weights of a network whose state is `ours`, or None.
 
-    `original_key` maps our key to the file's. Counters of batches may be absent: files of early PyTorch have none.
+    Keys are named as the file has them: by the authors' names if `modules` is given. Counters of batches may be
+    absent: files of early PyTorch have none.
     """
+    def named(key):
+        return key if modules is None else to_theirs(key, modules)
+
     for key, tensor in ours.items():
-        if key not in theirs:
+        if key not in state:
             if not key.endswith("num_batches_tracked"):
-                return f"{original_key.get(key, key)}: missing"
-        elif tuple(theirs[key].shape) != tuple(tensor.shape):
-            return (f"{original_key.get(key, key)}: shape {tuple(theirs[key].shape)}, "
-                    f"{tuple(tensor.shape)} expected")
-    extra = next((key for key in theirs if key not in ours), None)
-    return extra and f"{original_key.get(extra, extra)}: not part of this network"
+                return f"{named(key)}: missing"
+        elif tuple(state[key].shape) != tuple(tensor.shape):
+            return f"{named(key)}: shape {tuple(state[key].shape)}, {tuple(tensor.shape)} expected"
+    extra = next((key for key in state if key not in ours), None)
+    return extra and f"{named(extra)}: not part of this network"
