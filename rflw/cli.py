@@ -5,16 +5,17 @@ Bad input ends with one line on stderr and exit code 2.
 import json
 from pathlib import Path
 import sys
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
 from rflw.errors import InputError
 
-app = typer.Typer(help="Light-Weight RefineNet: count, train, evaluate, predict.", add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+app = typer.Typer(help="Light-Weight RefineNet: count, train, evaluate, predict.", add_completion=False,
+                  pretty_exceptions_enable=False, rich_markup_mode=None)
 
 Json = Annotated[bool, typer.Option("--json", help="Print figures as JSON.")]
-Root = Annotated[Optional[Path], typer.Option(help="Folder that holds the data sets' folders; else RFLW_DATA, else data/datasets.")]
+Root = Annotated[Path | None, typer.Option(help="Folder that holds the data sets' folders; else RFLW_DATA, else data/datasets.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Classes = Annotated[int, typer.Option(help="Number of classes.")]
 
@@ -83,14 +84,14 @@ def complexity(name: Annotated[str, typer.Argument(help="A model, see `rflw mode
 def predict(images: Annotated[list[Path], typer.Argument(help="Photos.")],
             checkpoint: Annotated[str, typer.Option(help="A shipped checkpoint's name, or a .safetensors file.")] = "camvid",
             output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the results.")] = Path("."),
-            short_side: Annotated[Optional[int], typer.Option(
+            short_side: Annotated[int | None, typer.Option(
                 help="Pixels of the shorter side that the network sees; 0: the photo's own; default: the checkpoint's.")] = None,
             device: Device = "auto"):
     """Label every pixel of a photo: NAME_mask.png (class indices) and NAME_overlay.png (picture with a legend).
 
     Example: rflw predict street.jpg --checkpoint camvid -o out
     """
-    from rflw import engine, plots
+    from rflw import engine, plots, records
     from rflw.datasets.labels import LABELS, labels_for
     from rflw.datasets.readers import read_image
     stems = [path.stem for path in images]
@@ -108,18 +109,18 @@ def predict(images: Annotated[list[Path], typer.Argument(help="Photos.")],
             raise InputError(f"{path}: {e}") from e
         for suffix, picture in (("mask", plots.index_image(mask, labels)), ("overlay", plots.overlay(image, mask, labels))):
             target = output / f"{path.stem}_{suffix}.png"
-            engine.write_whole(target, lambda partial, picture=picture: picture.save(partial, "PNG"))
+            records.write_whole(target, lambda partial, picture=picture: picture.save(partial, "PNG"))
             print(target)
 
 
 @app.command()
 def train(recipe: Annotated[str, typer.Argument(help="A recipe's name; `rflw recipes` lists them.")],
           seed: Annotated[int, typer.Option(help="Seed of initial weights, order and augmentation.")] = 0,
-          out: Annotated[Optional[Path], typer.Option(help="Run folder; default runs/RECIPE-sSEED.")] = None,
-          epochs: Annotated[Optional[int], typer.Option(help="Other length than the recipe's; milestones scale along.")] = None,
+          out: Annotated[Path | None, typer.Option(help="Run folder; default runs/RECIPE-sSEED.")] = None,
+          epochs: Annotated[int | None, typer.Option(help="Other length than the recipe's; milestones scale along.")] = None,
           resume: Annotated[bool, typer.Option(help="Go on with the run in the folder.")] = False,
           workers: Annotated[int, typer.Option(help="Processes that augment images; 0: the training process.")] = 0,
-          results: Annotated[Optional[Path], typer.Option(help="Also file the record here, e.g. data/results.")] = None,
+          results: Annotated[Path | None, typer.Option(help="Also file the record here, e.g. data/results.")] = None,
           root: Root = None, device: Device = "auto", json: Json = False):
     """Train by a recipe; leaves log.csv, last.pt, model.safetensors and record.json in the run folder.
 
@@ -156,17 +157,17 @@ def recipes(json: Json = False):
 
 @app.command(name="eval")
 def evaluate(checkpoint: Annotated[str, typer.Argument(help="A shipped checkpoint's name, or a .safetensors file.")],
-             data: Annotated[Optional[str], typer.Option(help="Data set; default: the checkpoint's.")] = None,
+             data: Annotated[str | None, typer.Option(help="Data set; default: the checkpoint's.")] = None,
              split: Annotated[str, typer.Option(help="Which part of it.")] = "val",
              precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
-             figure: Annotated[Optional[Path], typer.Option(
+             figure: Annotated[Path | None, typer.Option(
                  help="Also draw five frames, from the worst to the best in equal steps, into this PNG.")] = None,
              root: Root = None, device: Device = "auto", json: Json = False):
     """Measure mIoU on a data set: whole images, single scale.
 
     Example: rflw eval camvid --root ~/datasets --json
     """
-    from rflw import engine, metrics
+    from rflw import engine, metrics, records
     from rflw.datasets.labels import LABELS
     from rflw.datasets.readers import open_dataset
     model = engine.load(checkpoint).to(engine.pick_device(device))
@@ -184,7 +185,7 @@ def evaluate(checkpoint: Annotated[str, typer.Argument(help="A shipped checkpoin
         rows = [(*dataset[i], engine.predict(model, dataset[i][0])) for i in chosen]
         notes = [f"{100 * metrics.pixel_accuracy(matrices[i]):.1f} % of pixels" for i in chosen]
         picture = plots.prediction_grid(rows, LABELS[name], notes=notes)
-        engine.write_whole(figure, lambda partial: picture.savefig(partial, format="png", dpi=120))
+        records.write_whole(figure, lambda partial: picture.savefig(partial, format="png", dpi=120))
     if json:
         return _print_json(result)
     for label, value in result["iou"].items():

@@ -11,6 +11,7 @@ from math import floor
 from rflw.errors import InputError
 
 SCHEDULES = ("constant", "poly", "halve", "multistep")
+INITS = ("default", "lecun", "normal")
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class Recipe:
     stages: tuple[Stage, ...]
     crop: tuple[int, int]  # rows, columns
     weights: str | None = "imagenet"  # of the encoder
+    decoder_init: str = "default"  # what the decoder's weights are at first, see `refinenet.init_decoder`
     batch: int = 8
     scale: tuple[float, float] = (0.5, 2.0)
     min_side: int = 0  # pixels that the shorter side keeps when scaled
@@ -66,6 +68,10 @@ class Recipe:
     precision: str = "auto"  # "fp32", "bf16", "fp16"; "auto": bf16 where the device is faster with it
     val_every: int = 5  # epochs
     note: str = ""  # why it is so
+
+    def __post_init__(self):
+        if self.decoder_init not in INITS:
+            raise InputError(f"unknown decoder_init {self.decoder_init!r}: one of {', '.join(INITS)}")
 
     @property
     def data(self) -> str:
@@ -92,19 +98,22 @@ def _camvid(form: str, encoder: str, epochs: int, **changes) -> Recipe:
     the decoder has no normalisation. Poly, since the schedule is short."""
     stage = Stage("camvid", epochs, encoder_lr=1e-3, decoder_lr=5e-3, schedule="poly")
     return Recipe(f"camvid-{form.removeprefix('refinenet-') or 'original'}-{encoder}", f"{form}-{encoder}", (stage,),
-                  **({"crop": (256, 352), "jitter": 0.3, "ema": 0.99} | changes))
+                  **({"crop": (256, 352), "ema": 0.99} | changes))
 
 
 def _embedded(form: str, encoder: str, epochs: int, **changes) -> Recipe:
-    """Whole scenes, unscaled: a scene cut off from its beacon has no right answer."""
+    """Whole scenes, unscaled: a scene cut off from its beacon has no right answer. The decoder's weights
+    at first keep the scale of what they get: `...-default-init` shows what PyTorch's do, which shrink it."""
     stage = Stage("embedded", epochs, encoder_lr=5e-3, decoder_lr=5e-3, schedule="poly")
     return Recipe(f"embedded-{form.removeprefix('refinenet-') or 'original'}-{encoder}", f"{form}-{encoder}", (stage,),
-                  **({"crop": (96, 128), "scale": (1.0, 1.0), "batch": 16} | changes))
+                  **({"crop": (96, 128), "scale": (1.0, 1.0), "batch": 16, "decoder_init": "lecun"} | changes))
 
 
 RECIPES = {recipe.name: recipe for recipe in (
     _camvid("refinenet-lw", "efficientnet_lite0", 30),
-    _embedded("refinenet-lw", "efficientnet_lite0", 6, val_every=1),
+    _embedded("refinenet-lw", "efficientnet_lite0", 4, val_every=1),
+    replace(_embedded("refinenet-lw", "efficientnet_lite0", 4, val_every=1, decoder_init="default"),
+            name="embedded-lw-efficientnet_lite0-default-init"),
 )}
 
 

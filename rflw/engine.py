@@ -6,16 +6,14 @@ import hashlib
 import json
 import logging
 import math
-import os
 from pathlib import Path
 import resource
 import sys
-import tempfile
 import time
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+import torch.nn.functional as F
 from tqdm import tqdm
 
 from rflw import metrics, records
@@ -24,7 +22,8 @@ from rflw.datasets.labels import LABELS, VOID
 from rflw.datasets.readers import Resident, manifest_hash, open_dataset, read_image
 from rflw.errors import InputError
 from rflw.nn import checkpoints
-from rflw.nn.refinenet import MIN_SIZE, RefineNet, build
+from rflw.nn.refinenet import MIN_SIZE, RefineNet, build, init_decoder
+from rflw.records import write_whole
 
 SHIPPED = records.REPOSITORY / "data" / "checkpoints"
 
@@ -138,26 +137,6 @@ def load(path: str | Path) -> RefineNet:
     model.load_state_dict(state)
     model.card = card
     return model.eval()
-
-
-def write_whole(path: Path, write) -> None:
-    """Let `write` fill a file beside `path`, then move it there: whole or not at all.
-
-    Raises InputError if the folder cannot be written to.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    except OSError as e:
-        raise InputError(f"{path}: cannot be written ({e.strerror})") from e
-    os.close(handle)
-    try:
-        write(partial)
-        os.chmod(partial, 0o644)
-        os.replace(partial, path)
-    except BaseException:
-        Path(partial).unlink(missing_ok=True)
-        raise
 
 
 # ---------------------------------------------------------------- prediction
@@ -328,7 +307,9 @@ def fit(recipe: Recipe, out: str | Path, seed: int = 0, root=None, device: str =
 
     fabric = make_fabric(where, precision)
     torch.manual_seed(derive("init", seed))
-    model = build(recipe.model, len(labels.classes), recipe.weights).to(where, memory_format=memory_format)
+    model = build(recipe.model, len(labels.classes), recipe.weights)
+    init_decoder(model.decoder, recipe.decoder_init)
+    model = model.to(where, memory_format=memory_format)
     averaged = {k: v.detach().clone() for k, v in model.state_dict().items()} if recipe.ema else None
     wrapped, optimiser = fabric.setup(model, make_optimiser(model, recipe))
     place = {"stage": 0, "step": 0, "curve": [], "wall_s": 0.0}
@@ -408,7 +389,7 @@ def fit(recipe: Recipe, out: str | Path, seed: int = 0, root=None, device: str =
     model = load(out / "model.safetensors").to(where)  # what is kept is what is measured: float16 weights
     record["metrics"] = summary(evaluate(model, validation, precision).sum(0), labels.classes)
     record["metrics"]["images"] = len(validation)
-    records.write_text(out / "record.json", json.dumps(record))
+    write_whole(out / "record.json", lambda partial: Path(partial).write_text(json.dumps(record)))
     return model, record
 
 

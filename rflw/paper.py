@@ -13,13 +13,13 @@ where the paper takes the number from its reference n; it prints no such marks, 
 
 from __future__ import annotations
 
-import csv
-import difflib
-import re
 from collections.abc import Iterable, Iterator
+import csv
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
+import difflib
 from pathlib import Path
+import re
 from typing import TYPE_CHECKING
 
 from rflw.errors import InputError

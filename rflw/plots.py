@@ -59,8 +59,8 @@ def prediction_grid(rows: list[tuple], labels: Labels, columns=("image", "truth"
 
     Void is white in a truth; a prediction is shown whole. notes: a line on the left of each row.
     """
-    import matplotlib.pyplot as plt
     from matplotlib.patches import Patch
+    import matplotlib.pyplot as plt
     h, w = rows[0][0].shape[:2]
     wide = width / len(columns)
     legend = -(-len(labels.classes) // 4)
@@ -113,3 +113,72 @@ def class_bars(iou: dict, labels: Labels):
     axis.set(xlabel="IoU, %", xlim=(0, 105))
     axis.spines[["top", "right"]].set_visible(False)
     return figure
+
+
+# ---------------------------------------------------------------- graphs of networks
+
+# Okabe and Ito's colours, which colour-blind readers can tell apart
+OP_COLOURS = {"conv 3×3": "#E69F00", "conv 1×1": "#56B4E9", "max-pool 5×5": "#5DC3A2", "upsample": "#DBA0C1"}
+OP_NAMES = {"add": "+", "relu": "ReLU", "hardtanh": "ReLU6", "interpolate": "upsample", "conv2d": "conv",
+            "max_pool2d": "max-pool"}
+
+
+def graph(axis, steps, places: dict, texts: dict, colours: dict, box=(0.8, 0.6), fontsize=8.0) -> None:
+    """Boxes and arrows of a recorded graph (`rflw.analysis.shapes`) on an axis.
+
+    places: number of a step, below 0 what comes from outside -> (column, row), row 0 on top; texts and colours likewise.
+    Arrows are those of `Step.inputs`. A box of "+" is small.
+    """
+    from matplotlib.patches import Rectangle
+    half = {i: (0.18 if texts[i] == "+" else box[0] / 2, box[1] / 2) for i in places}
+    for i, (x, y) in places.items():
+        w, h = half[i]
+        axis.add_patch(Rectangle((x - w, y - h), 2 * w, 2 * h, facecolor=colours.get(i, "white"), edgecolor="0.25",
+                                 linewidth=0.8, zorder=3))
+        axis.text(x, y, texts[i], ha="center", va="center", fontsize=fontsize, linespacing=1.15, zorder=4)
+    for i, step in enumerate(steps):
+        for j in step.inputs:
+            *bends, end = _route(places[j], places[i], half[j], half[i])
+            axis.plot(*zip(*bends), color="0.25", linewidth=1, solid_capstyle="butt", zorder=2)
+            axis.annotate("", end, bends[-1], zorder=2, arrowprops={
+                "arrowstyle": "-|>", "color": "0.25", "linewidth": 1, "shrinkA": 0, "shrinkB": 0, "mutation_scale": 8})
+    axis.set(xlim=(min(x for x, _ in places.values()) - 0.55, max(x for x, _ in places.values()) + 0.55),
+             ylim=(max(y for _, y in places.values()) + 0.5, min(y for _, y in places.values()) - 0.5))
+    axis.axis("off")
+
+
+def _route(start, end, half_start, half_end) -> list[tuple[float, float]]:
+    """Corners of an arrow between two boxes: straight, or sideways and then down, or up, sideways and up."""
+    (xa, ya), (xb, yb) = start, end
+    right, down = np.sign(xb - xa), np.sign(yb - ya)
+    if not right:
+        return [(xa, ya + down * half_start[1]), (xb, yb - down * half_end[1])]
+    if not down:
+        return [(xa + right * half_start[0], ya), (xb - right * half_end[0], yb)]
+    if down > 0:
+        return [(xa + right * half_start[0], ya), (xb, ya), (xb, yb - half_end[1])]
+    return [(xa, ya - half_start[1]), (xa, ya - 0.5), (xb, ya - 0.5), (xb, yb + half_end[1])]
+
+
+def block_graph(axis, steps, inputs=("input",)) -> None:
+    """One block, operation by operation, from top to bottom; what a sum adds comes from the right or the left.
+
+    steps: a recorded block; none: the block does nothing. inputs: what to write on what comes from outside.
+    """
+    places = {-1 - i: (float(i), 0.0) for i in range(len(inputs))}
+    texts, colours = dict(zip(places, inputs)), {}
+    forks = {min(step.inputs) for step in steps if step.op == "add"}  # where a branch leaves what goes straight on
+    for i, step in enumerate(steps):
+        x, y = max((places[j] for j in step.inputs), key=lambda place: place[1])
+        if step.op == "add":  # below the earliest of what it adds, beside the latest
+            x = min((places[j] for j in step.inputs), key=lambda place: place[1])[0]
+        else:
+            x, y = x + (step.inputs[0] in forks and x == 0), y + 1
+        name = OP_NAMES.get(step.op, step.op) + (f" {step.kernel}×{step.kernel}" if step.kernel else "")
+        places[i], colours[i] = (x, y), OP_COLOURS.get(name, "0.93" if step.op != "add" else "white")
+        texts[i] = name + ("\n{} → {}".format(*step.channels) if step.channels else "")
+    graph(axis, steps, places, texts, colours, box=(0.82, 0.66))
+    x, y = places[len(steps) - 1]
+    axis.annotate("output", (x, y + 0.33), (x, y + 1), ha="center", va="center", fontsize=8, arrowprops={
+        "arrowstyle": "<|-", "color": "0.25", "linewidth": 1, "shrinkA": 0, "shrinkB": 0, "mutation_scale": 8})
+    axis.set(xlim=(-0.55, 1.55), ylim=(y + 1.4, -0.5))

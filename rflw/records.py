@@ -3,7 +3,7 @@
 A record holds the command, the configuration and its hash, the seed, the commit, the data's hash, hardware, versions,
 times and results, and last a hash over all of it, so that an edited number is noticed.
 """
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 import hashlib
 from importlib import metadata
 import json
@@ -24,7 +24,7 @@ PACKAGES = ("torch", "torchvision", "timm", "numpy", "lightning", "fvcore")
 
 def now() -> str:
     """UTC, to the second, ISO 8601."""
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def provenance() -> dict:
@@ -74,17 +74,23 @@ def digest(record: dict) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+def write_whole(path: Path, write) -> None:
+    """Let `write` fill a file beside `path`, then move it there: whole or not at all.
+
+    Raises InputError if the folder cannot be written to.
+    """
     try:
-        with os.fdopen(handle, "w") as file:
-            file.write(text)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as e:
+        raise InputError(f"{path}: cannot be written ({e.strerror})") from e
+    os.close(handle)
+    try:
+        write(partial)
         os.chmod(partial, 0o644)
         os.replace(partial, path)
     except BaseException:
-        os.unlink(partial)
+        Path(partial).unlink(missing_ok=True)
         raise
 
 
@@ -95,7 +101,7 @@ def write(record: dict, folder: Path = FOLDER) -> Path:
         raise InputError(f"record {record.get('name')}: no {', '.join(missing)}")
     record = record | {"sha256": digest(record)}
     path = Path(folder) / f"{record['name']}.json"
-    write_text(path, json.dumps(record, indent=1) + "\n")
+    write_whole(path, lambda partial: Path(partial).write_text(json.dumps(record, indent=1) + "\n"))
     return path
 
 

@@ -36,6 +36,8 @@ def test_contradictions_are_refused():
             Stage("camvid", 3, 1, 1, **settings)
     with pytest.raises(InputError):
         Stage("camvid", 0, 1, 1)
+    with pytest.raises(InputError, match="decoder_init"):
+        Recipe("a", "refinenet-lw-resnet50", (Stage("camvid", 3, 1, 1),), (64, 64), decoder_init="zeros")
     with pytest.raises(InputError, match="unknown recipe"):
         recipe("imagenet")
 

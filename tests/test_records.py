@@ -39,6 +39,15 @@ def test_malformed_records_are_refused(tmp_path):
         records.read("none", tmp_path)
 
 
+def test_files_are_written_whole_or_not_at_all(tmp_path):
+    (tmp_path / "x").write_text("old")
+    with pytest.raises(ZeroDivisionError):
+        records.write_whole(tmp_path / "x", lambda partial: 1 / 0)
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("x", "old")]
+    with pytest.raises(InputError, match="cannot be written"):
+        records.write_whole(tmp_path / "x" / "y", lambda partial: None)
+
+
 def test_provenance_names_machine_and_versions():
     origin = records.provenance()
     assert origin["hardware"]["cores"] >= 1 and origin["hardware"]["cpu"]

@@ -82,18 +82,24 @@ def record(model: nn.Module, *inputs) -> list[Step]:
     Input -1 of a step is the first tensor among `inputs`, -2 the second, and so on. An operation that hands back its
     input untouched is none. On the meta device (`torch.device("meta")`) nothing is computed but shapes.
     """
-    recorder, training = Recorder(tensors(inputs)), model.training
+    recorder = Recorder(tensors(inputs))
+    training = {module: module.training for module in model.modules()}
     hooks = []
+
+    def leave(*_) -> None:  # a hook that returned something would replace the module's output
+        recorder.modules.pop()
+
     for name, module in model.named_modules():
         hooks.append(module.register_forward_pre_hook(lambda *_, name=name: recorder.modules.append(name)))
-        hooks.append(module.register_forward_hook(lambda *_: recorder.modules.pop() and None, always_call=True))
+        hooks.append(module.register_forward_hook(leave, always_call=True))
     try:
         with recorder:
             model.eval()(*inputs)
     finally:
         for hook in hooks:
             hook.remove()
-        model.train(training)
+        for module, mode in training.items():
+            module.training = mode
     return recorder.steps
 
 
@@ -108,3 +114,19 @@ def cut(steps: Sequence[Step], keep: Callable[[Step], bool]) -> list[Step]:
             numbers[i] = len(chosen)
             chosen.append(replace(step, inputs=inputs))
     return chosen
+
+
+def collapse(steps: Sequence[Step], key: Callable[[Step], str]) -> list[Step]:
+    """One step for all steps of a key, in the order in which they end.
+
+    Its op is the key, its shape that of its last operation, its inputs those from outside of it, its params the sum.
+    """
+    keys = [key(step) for step in steps]
+    ends = list(dict.fromkeys(reversed(keys)))[::-1]
+    blocks = []
+    for end in ends:
+        own = [step for step, k in zip(steps, keys) if k == end]
+        sources = dict.fromkeys(ends.index(keys[j]) if j >= 0 else j for step in own for j in step.inputs)
+        blocks.append(Step(end, "", tuple(i for i in sources if i != len(blocks)), own[-1].shape,
+                           params=sum(step.params for step in own)))
+    return blocks

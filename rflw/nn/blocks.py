@@ -2,8 +2,8 @@
 
 Shapes: B batch, C channels, H and W rows and columns. No normalisation anywhere: the decoder has none.
 """
-import torch.nn.functional as F
 from torch import Tensor, nn
+import torch.nn.functional as F
 
 
 def conv(cin: int, cout: int, kernel: int, bias: bool = False) -> nn.Conv2d:

@@ -12,8 +12,8 @@ from importlib import import_module
 from math import ceil
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+import torch.nn.functional as F
 
 from rflw.errors import InputError
 from rflw.nn.nasnet import NASNetMobile

@@ -9,8 +9,8 @@ Letters in shape comments: B batch, C channels, H and W rows and columns, K clas
 from collections import namedtuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+import torch.nn.functional as F
 
 from rflw.errors import InputError
 

@@ -4,7 +4,6 @@ Letters in shape comments: B batch, C channels, H and W rows and columns, K clas
 """
 from dataclasses import dataclass
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rflw.errors import InputError
@@ -121,6 +120,23 @@ class RefineNet(nn.Module):
             raise InputError(f"input of {h}x{w} pixels: the smallest is {MIN_SIZE}x{MIN_SIZE}")
         logits = self.decoder(self.encoder(x))
         return resize(logits, (-(-h // 4), -(-w // 4))) if self.coarse else logits
+
+
+def init_decoder(decoder: Decoder, how: str) -> None:
+    """Draw the decoder's weights anew, in place.
+
+    "default": PyTorch's, as the authors' scripts: variance 1 / (3 fan-in), so each convolution shrinks what it gets by
+    the square root of 3, and the coarsest path, up to eleven convolutions long, reaches the classifier hundreds of times
+    weaker than the finest. "lecun": variance 1 / fan-in (LeCun et al., 1998), which keeps the scale; biases 0, and a
+    classifier of deviation 0.01, so that the first loss is that of a uniform guess. "normal": deviation 0.01, biases 0,
+    as in the authors' README.
+    """
+    for module in decoder.modules():
+        if isinstance(module, nn.Conv2d) and how != "default":
+            small = how == "normal" or module is decoder.classifier
+            nn.init.normal_(module.weight, std=0.01 if small else module.weight[0].numel() ** -0.5)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
 
 
 def list_models(ablations: bool = False) -> list[str]:
