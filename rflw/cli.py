@@ -142,6 +142,18 @@ def train(recipe: Annotated[str, typer.Argument(help="A recipe's name; `rflw rec
 
 
 @app.command()
+def publish(run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+            name: Annotated[str, typer.Argument(help="What the network will be called.")]):
+    """Ship a run: its network goes to data/checkpoints with a card, its record to data/results.
+
+    Example: rflw publish runs/camvid-lw-efficientnet_lite0-s0 camvid
+    """
+    from rflw import engine
+    for path in engine.publish(run, name):
+        print(path)
+
+
+@app.command()
 def recipes(json: Json = False):
     """List the recipes that `rflw train` knows.
 

@@ -8,6 +8,7 @@ import logging
 import math
 from pathlib import Path
 import resource
+import shutil
 import sys
 import time
 
@@ -391,6 +392,26 @@ def fit(recipe: Recipe, out: str | Path, seed: int = 0, root=None, device: str =
     record["metrics"]["images"] = len(validation)
     write_whole(out / "record.json", lambda partial: Path(partial).write_text(json.dumps(record)))
     return model, record
+
+
+def publish(run: str | Path, name: str, shipped: Path = SHIPPED, results: Path = records.FOLDER) -> list[Path]:
+    """Ship a finished run: its network as `name` among the checkpoints, with a card, and its record -> the three files.
+
+    Raises InputError if the run has no record, or its network is not the one that the record is of.
+    """
+    run, shipped = Path(run), Path(shipped)
+    try:
+        record = json.loads((run / "record.json").read_text())
+    except (OSError, ValueError) as e:
+        raise InputError(f"{run}: no record of a finished run ({e})") from e
+    model = load(run / "model.safetensors")
+    if (model.card["recipe"], model.card["seed"]) != (record["config"]["name"], record["seed"]):
+        raise InputError(f"{run}: model.safetensors is not of the run in record.json")
+    file = shipped / f"{name}.safetensors"
+    write_whole(file, lambda partial: shutil.copyfile(run / "model.safetensors", partial))
+    card, licence = shipped / f"{name}.md", LABELS[model.card["data"]].licence
+    write_whole(card, lambda partial: Path(partial).write_text(records.card(record, file, licence)))
+    return [file, card, records.write(record, results)]
 
 
 def _command(recipe: Recipe, seed: int) -> str:

@@ -120,3 +120,30 @@ def read(name: str | Path, folder: Path = FOLDER) -> dict:
     if record.get("sha256") != digest(record):
         raise InputError(f"{path}: its hash does not fit its contents: it was edited by hand")
     return record
+
+
+def card(record: dict, file: Path, licence: str) -> str:
+    """What a reader must know of a trained network, as Markdown: from its training record and its file."""
+    metrics, hardware = record["metrics"], record["hardware"]
+    versions = ", ".join(f"{package} {version}" for package, version in record["versions"].items())
+    facts = {
+        "network": f"{record['config']['model']}, {len(metrics['iou'])} classes",
+        "file": f"{file.name}, {file.stat().st_size / 1e6:.1f} MB, float16, "
+                f"SHA-256 {hashlib.sha256(file.read_bytes()).hexdigest()}",
+        "data": "; ".join(f"{part} (SHA-256 {digest})" for part, digest in record["data"].items()),
+        "recipe": f"{record['config']['name']} (settings {record['config_hash']})",
+        "seed": record["seed"],
+        "command": f"`{record['command']}`",
+        "commit": f"{record['commit']}{' with changes' if record['dirty'] else ''}",
+        "trained": f"{record['started']}, {record['wall_s'] / 60:.0f} min in {record['precision']}, {hardware['cpu']} "
+                   f"({hardware['cores']} core{'s' * (hardware['cores'] != 1)}){', ' + hardware['gpu'] if 'gpu' in hardware else ''}",
+        "versions": versions,
+        "record": f"[{record['name']}.json](../results/{record['name']}.json)",
+        "licence": licence,
+    }
+    lines = [f"# {file.stem}", "", "| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in facts.items()), "",
+             f"On {metrics['images']} validation images, whole and at one scale, of the weights in this file: "
+             f"mIoU {100 * metrics['miou']:.1f} %, pixel accuracy {100 * metrics['pixel_accuracy']:.1f} %.", "",
+             "| class | IoU, % |", "|---|---|"]
+    lines += [f"| {name} | {'absent' if value is None else f'{100 * value:.1f}'} |" for name, value in metrics["iou"].items()]
+    return "\n".join(lines) + "\n"

@@ -1,4 +1,5 @@
 """The command line: figures as JSON, one line and exit code 2 for bad input, nothing half-written."""
+import hashlib
 import json
 import os
 import subprocess
@@ -156,6 +157,14 @@ def test_train_leaves_a_run_and_a_record(rflw, tmp_path, monkeypatch):
     refused(rflw(*words), "--resume")
     assert rflw(*words, "--resume")[0] == 0
 
+    file, card, kept = engine.publish(tmp_path / "run", "scenes", tmp_path / "shipped", tmp_path / "kept")
+    assert engine.load(file).card["recipe"] == "embedded-lw-efficientnet_lite0" and engine.records.read(kept)["seed"] == 0
+    words = card.read_text()
+    for fact in (record["config_hash"], record["commit"], "efficientnet_lite0", "MIT", f"{100 * record['metrics']['miou']:.1f} %",
+                 hashlib.sha256(file.read_bytes()).hexdigest(), record["data"]["embedded/train"]):
+        assert str(fact) in words
+    refused(rflw("publish", tmp_path, "scenes"), "no record")
+
 
 class Scenes:
     """The first scenes of the embedded set: 16 to train, 2 to validate."""
@@ -185,7 +194,7 @@ def test_bench_prints_both_modes(rflw, monkeypatch):
 
 
 def test_every_command_has_help_with_an_example(rflw):
-    for command in ("models", "complexity", "predict", "train", "recipes", "eval", "bench"):
+    for command in ("models", "complexity", "predict", "train", "publish", "recipes", "eval", "bench"):
         code, out, _ = rflw(command, "--help")
         assert code == 0 and f"Example: rflw {command}" in out
 

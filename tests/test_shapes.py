@@ -28,7 +28,9 @@ class Net(nn.Module):
 
     def forward(self, x, other):
         x = self.unit(self.stem(x))
-        return self.pool(self.drop(self.act(x))) + other["map"]
+        x = self.pool(self.drop(self.act(x)))
+        x += other["map"]
+        return x
 
 
 def steps(model=None):
@@ -85,3 +87,11 @@ def test_each_parameter_of_a_network_is_used_once(name):
     assert graph[-1].shape == (1, 5, 25, 33)
     with pytest.raises(InputError):
         record(model, image[..., :32])
+
+
+def test_a_new_tensor_is_not_mistaken_for_one_that_is_gone():
+    class Forgetful(nn.Module):
+        def forward(self, x):
+            x.relu()  # its memory is free again
+            return torch.ones(3) + x
+    assert [step.inputs for step in record(Forgetful(), torch.zeros(3))] == [(-1,), (-1,)]

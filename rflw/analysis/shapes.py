@@ -10,9 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-# Python has several names for a sum, and the operation is one
-ONE_NAME = {"iadd": "add", "radd": "add"}
-
 
 @dataclass(frozen=True)
 class Step:
@@ -63,8 +60,7 @@ class Recorder(TorchFunctionMode):
         out = [x for x in tensors(result) if versions.get(id(x)) != x._version]  # dropout in evaluation: untouched
         known = [self.made[id(x)] for x in given if id(x) in self.made]
         if out and known:
-            op = func.__name__.strip("_")
-            op = ONE_NAME.get(op, op)
+            op = func.__name__.strip("_")  # in place or not
             conv = op.startswith("conv")
             self.steps.append(Step(
                 op, self.modules[-1], tuple(known), tuple(out[0].shape), kernel_of(op, args, kwargs),

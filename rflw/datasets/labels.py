@@ -1,4 +1,4 @@
-"""Class names and colours. No torch.
+"""Class names, colours and licences. No torch.
 
 One convention everywhere: a mask holds class indices 0..K-1 and 255 for void, pixels that no metric counts.
 """
@@ -9,10 +9,11 @@ VOID = 255
 
 @dataclass(frozen=True)
 class Labels:
-    """Classes of a data set, in the order of their indices, and an RGB colour for each."""
+    """Classes of a data set, in the order of their indices, an RGB colour for each, and what one may do with it all."""
 
     classes: tuple[str, ...]
     colours: tuple[tuple[int, int, int], ...]
+    licence: str = "not known"
 
     def palette(self) -> list[int]:
         """768 values for a palette PNG; void is white, unused entries black."""
@@ -36,11 +37,16 @@ LABELS = {
     "camvid": Labels(
         ("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist"),
         ((128, 128, 128), (128, 0, 0), (192, 192, 128), (128, 64, 128), (60, 40, 222), (128, 128, 0), (192, 128, 128),
-         (64, 64, 128), (64, 0, 128), (64, 64, 0), (0, 128, 192))),
+         (64, 64, 128), (64, 0, 128), (64, 64, 0), (0, 128, 192)),
+        "CamVid's frames come without a licence text; the SegNet tutorial, which hands this version on, is under "
+        "CC BY-NC 4.0: personal and research use. Cite Brostow, Fauqueur and Cipolla (2009). A network trained on the "
+        "frames inherits this; its encoder began with weights trained on ImageNet, whose images are for research."),
     # seen at a glance: ground, two shapes known by themselves, the beacon, two that only the beacon tells apart
     "embedded": Labels(
         ("ground", "disc", "bar", "beacon", "red twin", "blue twin"),
-        ((70, 70, 70), (230, 159, 0), (0, 158, 115), (240, 228, 66), (213, 94, 0), (0, 114, 178))),
+        ((70, 70, 70), (230, 159, 0), (0, 158, 115), (240, 228, 66), (213, 94, 0), (0, 114, 178)),
+        "The scenes are drawn by this package: MIT. The encoder of a network may have begun with weights trained on "
+        "ImageNet, whose images are for research."),
     "voc": Labels(VOC_CLASSES, voc_colours(21)),
 }
 

@@ -6,7 +6,7 @@ or more taps (B, C, ceil(H/stride), ceil(W/stride)). It carries `channels` (the 
 the authors give to its kind, see `refinenet.Wiring`).
 
 Mobile networks hand over the output of every stage, so strides 16 and 32 have two taps: this is what the authors'
-MobileNet-v2 does, and, for NASNet-Mobile, what meets the multiply-adds of Table 3.
+MobileNet-v2 does. For NASNet-Mobile it is our choice, which the multiply-adds of Table 3 allow but do not settle.
 """
 from importlib import import_module
 from math import ceil

@@ -2,6 +2,7 @@
 
 Letters in shape comments: B batch, C channels, H and W rows and columns, K classes.
 """
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ class Form:
     """What the decoder is made of."""
 
     kernel: int  # of all its convolutions but the classifier and those inside an RCU
-    rcu: type | None  # two before the fusion, three after CRP
+    rcu: Callable[[int], nn.Module] | None  # channels -> unit; two before the fusion, three after CRP
     crp: bool = True
     levels: int = 4  # how many levels are used, from the coarsest
 
@@ -125,11 +126,10 @@ class RefineNet(nn.Module):
 def init_decoder(decoder: Decoder, how: str) -> None:
     """Draw the decoder's weights anew, in place.
 
-    "default": PyTorch's, as the authors' scripts: variance 1 / (3 fan-in), so each convolution shrinks what it gets by
-    the square root of 3, and the coarsest path, up to eleven convolutions long, reaches the classifier hundreds of times
-    weaker than the finest. "lecun": variance 1 / fan-in (LeCun et al., 1998), which keeps the scale; biases 0, and a
-    classifier of deviation 0.01, so that the first loss is that of a uniform guess. "normal": deviation 0.01, biases 0,
-    as in the authors' README.
+    "default": PyTorch's, as in the authors' scripts: variance 1 / (3 fan-in), so each convolution shrinks what it gets by
+    about the square root of 3. Nothing in the decoder is normalised, so the coarser a level, and the longer its path, the
+    less it counts at first. "lecun": variance 1 / fan-in (LeCun et al., 1998), which keeps the scale; biases 0 and a
+    classifier of deviation 0.01. "normal": deviation 0.01, biases 0, as in the authors' README.
     """
     for module in decoder.modules():
         if isinstance(module, nn.Conv2d) and how != "default":
