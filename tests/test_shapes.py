@@ -92,6 +92,7 @@ def test_each_parameter_of_a_network_is_used_once(name):
 def test_a_new_tensor_is_not_mistaken_for_one_that_is_gone():
     class Forgetful(nn.Module):
         def forward(self, x):
-            x.relu()  # its memory is free again
-            return torch.ones(3) + x
-    assert [step.inputs for step in record(Forgetful(), torch.zeros(3))] == [(-1,), (-1,)]
+            for _ in range(9):
+                x = torch.ones(3) + x.relu()
+            return x
+    assert [step.inputs for step in record(Forgetful(), torch.zeros(3))] == [(i - 1,) for i in range(18)]
