@@ -95,10 +95,11 @@ class Recipe:
 
 def _camvid(form: str, encoder: str, epochs: int, **changes) -> Recipe:
     """Rates of the mobile networks: encoder 1e-3 (the paper's), decoder five times that. Above 1e-2 training diverges:
-    the decoder has no normalisation. Poly, since the schedule is short."""
+    the decoder has no normalisation. Poly, since the schedule is short. Frames are
+    never halved: poles would be thinner than a pixel."""
     stage = Stage("camvid", epochs, encoder_lr=1e-3, decoder_lr=5e-3, schedule="poly")
     return Recipe(f"camvid-{form.removeprefix('refinenet-') or 'original'}-{encoder}", f"{form}-{encoder}", (stage,),
-                  **({"crop": (256, 352), "ema": 0.99} | changes))
+                  **({"crop": (256, 352), "scale": (0.75, 2.0), "ema": 0.99} | changes))
 
 
 def _embedded(form: str, encoder: str, epochs: int, **changes) -> Recipe:

