@@ -91,6 +91,8 @@ def predict(images: Annotated[list[Path], typer.Argument(help="Photos.")],
 
     Example: rflw predict street.jpg --checkpoint camvid -o out
     """
+    from PIL.PngImagePlugin import PngInfo
+
     from rflw import engine, plots, records
     from rflw.datasets.labels import LABELS, labels_for
     from rflw.datasets.readers import read_image
@@ -98,19 +100,43 @@ def predict(images: Annotated[list[Path], typer.Argument(help="Photos.")],
     twice = next((stem for stem in stems if stems.count(stem) > 1), None)
     if twice:
         raise InputError(f"two photos are named {twice}: their results would overwrite each other")
+    for path in images:  # all is checked before anything is written
+        for suffix in ("mask", "overlay"):
+            _only_ours(output / f"{path.stem}_{suffix}.png", images)
+        if len(images) > 1:
+            read_image(path)
     model = engine.load(checkpoint).to(engine.pick_device(device))
     labels = LABELS.get(model.card["data"], labels_for(model.num_classes))
     side = model.card.get("short_side") if short_side is None else short_side
+    mark = PngInfo()
+    mark.add_text("Software", "rflw")
     for path in images:
         image = read_image(path)
         try:
             mask = engine.predict(model, image, side)
         except InputError as e:
             raise InputError(f"{path}: {e}") from e
-        for suffix, picture in (("mask", plots.index_image(mask, labels)), ("overlay", plots.overlay(image, mask, labels))):
+        pictures = {"mask": plots.index_image(mask, labels), "overlay": plots.overlay(image, mask, labels)}
+        for suffix, picture in pictures.items():
             target = output / f"{path.stem}_{suffix}.png"
-            records.write_whole(target, lambda partial, picture=picture: picture.save(partial, "PNG"))
+            records.write_whole(target, lambda partial, picture=picture: picture.save(partial, "PNG", pnginfo=mark))
             print(target)
+
+
+def _only_ours(target: Path, inputs: list[Path]) -> None:
+    """Refuse to overwrite a photo that is to be labelled, or a file that `rflw predict` has not written."""
+    from PIL import Image
+    if not target.exists():
+        return
+    if target.resolve() in [path.resolve() for path in inputs]:
+        raise InputError(f"{target}: one of the photos would be overwritten; choose another folder with -o")
+    try:
+        with Image.open(target) as picture:
+            ours = picture.info.get("Software") == "rflw"
+    except OSError:
+        ours = False
+    if not ours:
+        raise InputError(f"{target}: is there already, and not from rflw predict; choose another folder with -o")
 
 
 @app.command()
@@ -192,7 +218,9 @@ def evaluate(checkpoint: Annotated[str, typer.Argument(help="A shipped checkpoin
     result = {"data": name, "split": split, "images": len(dataset), **engine.summary(matrices.sum(0), classes)}
     if figure:
         from rflw import plots
-        order = sorted(range(len(dataset)), key=lambda i: metrics.pixel_accuracy(matrices[i]))
+        order = sorted((i for i, matrix in enumerate(matrices) if matrix.any()), key=lambda i: metrics.pixel_accuracy(matrices[i]))
+        if not order:
+            raise InputError(f"{name}/{split}: all pixels are void, there is nothing to draw")
         chosen = [order[round(step * (len(order) - 1) / 4)] for step in range(5)]
         rows = [(*dataset[i], engine.predict(model, dataset[i][0])) for i in chosen]
         notes = [f"{100 * metrics.pixel_accuracy(matrices[i]):.1f} % of pixels" for i in chosen]
@@ -202,20 +230,28 @@ def evaluate(checkpoint: Annotated[str, typer.Argument(help="A shipped checkpoin
         return _print_json(result)
     for label, value in result["iou"].items():
         print(f"{label:20} {'absent' if value is None else f'{100 * value:6.2f}'}")
+    if result["miou"] is None:
+        raise InputError(f"{name}/{split}: all pixels are void")
     print(f"{'mIoU':20} {100 * result['miou']:6.2f}\n{'pixel accuracy':20} {100 * result['pixel_accuracy']:6.2f}")
 
 
 @app.command()
 def bench(recipe: Annotated[str, typer.Argument(help="A recipe; its model, crop and batch are timed.")],
           rounds: Annotated[int, typer.Option(help="Rounds that count; the median is printed.")] = 3,
+          results: Annotated[Path | None, typer.Option(help="Also file a record here, e.g. data/results.")] = None,
           root: Root = None, device: Device = "auto", json: Json = False):
     """Time the training loop: plain fp32 in NCHW against the recipe's precision with channels last, in one run.
 
     Example: rflw bench camvid-lw-efficientnet_lite0 --root ~/datasets
     """
-    from rflw import engine
+    from rflw import engine, records
     from rflw.config import recipe as find
-    rows = engine.training_speed(find(recipe), root, device, rounds=rounds)
+    plan = find(recipe)
+    with records.timed(f"bench-train-{plan.name}", f"rflw bench {plan.name} --rounds {rounds}", plan) as record:
+        rows = engine.training_speed(plan, root, device, rounds=rounds)
+        record["metrics"] = {"rows": rows}
+    if results:
+        records.write(record, results)
     if json:
         return _print_json(rows)
     for row in rows:

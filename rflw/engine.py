@@ -7,6 +7,7 @@ import json
 import logging
 import math
 from pathlib import Path
+import re
 import resource
 import shutil
 import sys
@@ -67,7 +68,8 @@ def load_official(path: str | Path, num_classes: int) -> RefineNet:
     Raises InputError that names the file and the first key at fault.
     """
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_numbers()):
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as e:
         raise InputError(f"{path}: no such file") from e
     except Exception as e:  # torch raises many types for files that are cut off, foreign or hold code
@@ -86,9 +88,19 @@ def load_official(path: str | Path, num_classes: int) -> RefineNet:
     return model.eval()
 
 
+def _numbers() -> list:
+    """What NumPy's numbers are unpickled with: the authors' script keeps its best score as one, beside the weights."""
+    import numpy
+    scalar, dtype = numpy.float64(0).__reduce__()[0], type(numpy.dtype("float64"))
+    return [scalar, (scalar, "numpy.core.multiarray.scalar"), (scalar, "numpy._core.multiarray.scalar"), numpy.dtype, dtype]
+
+
 def _unreadable(path, error: Exception) -> str:
     """Why torch could not read a checkpoint, in one line."""
     text = str(error)
+    cut = checkpoints.first_cut(Path(path).read_bytes()) if Path(path).is_file() else None
+    if cut:
+        return f"{cut}: cut off, the file ends before this tensor does"
     if "Unsupported" in text or "weights_only" in text or "Weights only" in text:
         what = next((line for line in text.splitlines() if "GLOBAL" in line or "Unsupported" in line), "code")
         return f"holds more than tensors, which is never executed: {what.strip()}"
@@ -145,7 +157,7 @@ def load(path: str | Path) -> RefineNet:
 
 def normalise(image, model: RefineNet, device: torch.device) -> Tensor:
     """(H, W, 3) uint8 array -> (1, 3, H, W) float32 as the network wants it, channels last."""
-    x = torch.from_numpy(image).to(device).permute(2, 0, 1)[None].float() / 255
+    x = torch.from_numpy(image.copy() if any(step < 0 for step in image.strides) else image).to(device).permute(2, 0, 1)[None].float() / 255
     mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (model.mean, model.std))
     return ((x - mean) / std).contiguous(memory_format=torch.channels_last)
 
@@ -159,6 +171,10 @@ def predict(model: RefineNet, image, short_side: int | None = None):
     Raises InputError for what is no image or too small.
     """
     rgb = image if hasattr(image, "__array_interface__") and not hasattr(image, "mode") else read_image(image)
+    if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype != "uint8":
+        raise InputError(f"image: an array of {rgb.dtype} and shape {rgb.shape}; (height, width, 3) of uint8 is needed")
+    if short_side and short_side < MIN_SIZE:
+        raise InputError(f"a shorter side of {short_side} pixels: {MIN_SIZE} is the least, 0 keeps the image's own")
     h, w = rgb.shape[:2]
     if min(h, w) < MIN_SIZE:
         where = "image" if rgb is image or hasattr(image, "mode") else image
@@ -168,7 +184,7 @@ def predict(model: RefineNet, image, short_side: int | None = None):
     device = next(model.parameters()).device
     x = normalise(rgb, model, device)
     if short_side and short_side != min(h, w):
-        ratio = max(short_side, MIN_SIZE) / min(h, w)
+        ratio = short_side / min(h, w)
         x = F.interpolate(x, size=(round(h * ratio), round(w * ratio)), mode="bilinear", antialias=True)
     training = model.training
     logits = model.eval()(x)
@@ -202,10 +218,12 @@ def evaluate(model: RefineNet, dataset, precision: str = "auto", progress: bool 
 
 
 def summary(matrix: Tensor, classes) -> dict:
-    """(K, K) -> {"miou", "pixel_accuracy", "iou": {class: value, None where absent}}, all in 0..1."""
-    per_class = [None if math.isnan(v) else v for v in metrics.iou(matrix).tolist()]
-    return {"miou": metrics.mean_iou(matrix), "pixel_accuracy": metrics.pixel_accuracy(matrix),
-            "iou": dict(zip(classes, per_class))}
+    """(K, K) -> {"miou", "pixel_accuracy", "iou": {class: value}}, all in 0..1, None for what is not there to be measured."""
+    def known(value):
+        return None if math.isnan(value) else value
+
+    return {"miou": known(metrics.mean_iou(matrix)), "pixel_accuracy": known(metrics.pixel_accuracy(matrix)),
+            "iou": dict(zip(classes, map(known, metrics.iou(matrix).tolist())))}
 
 
 # ---------------------------------------------------------------- training
@@ -289,6 +307,8 @@ def fit(recipe: Recipe, out: str | Path, seed: int = 0, root=None, device: str =
     Raises InputError for missing data, a folder that holds another run, or a loss that is not finite.
     """
     out, started, clock = Path(out), records.now(), time.perf_counter()
+    if workers < 0:
+        raise InputError(f"{workers} workers: 0 or more")
     where = pick_device(device)
     precision = pick_precision(recipe.precision, where)
     labels = LABELS[recipe.data]
@@ -302,9 +322,19 @@ def fit(recipe: Recipe, out: str | Path, seed: int = 0, root=None, device: str =
     if last.exists():
         if not resume:
             raise InputError(f"{out}: holds a run already; --resume goes on with it")
-        saved = torch.load(last, map_location=where, weights_only=True)
-        if saved["identity"] != identity:
-            raise InputError(f"{out}: holds another run ({saved['identity']}), this is {identity}")
+        try:
+            saved = torch.load(last, map_location=where, weights_only=True)
+            theirs = saved["identity"]
+        except Exception as e:  # torch raises many types for files that are cut off or foreign
+            raise InputError(f"{last}: not a whole checkpoint of a run ({type(e).__name__})") from e
+        if theirs != identity:
+            raise InputError(f"{out}: holds another run ({theirs}), this is {identity}")
+    # read before anything is trained or written, so that a damaged file or a wrong label shows now
+    hashes = {f"{data.name}/{data.split}": manifest_hash(data) for data in [*sets, validation]}
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise InputError(f"{out}: cannot be written ({e.strerror})") from e
 
     fabric = make_fabric(where, precision)
     torch.manual_seed(derive("init", seed))
@@ -318,7 +348,6 @@ def fit(recipe: Recipe, out: str | Path, seed: int = 0, root=None, device: str =
         model.load_state_dict(saved["model"])
         optimiser.load_state_dict(saved["optimiser"])
         averaged, place = saved["averaged"], saved["place"]
-    out.mkdir(parents=True, exist_ok=True)
 
     def checkpoint():
         state = {"identity": identity, "model": model.state_dict(), "optimiser": optimiser.state_dict(),
@@ -350,8 +379,9 @@ def fit(recipe: Recipe, out: str | Path, seed: int = 0, root=None, device: str =
             masks = masks.to(where, non_blocking=True)
             value = train_step(fabric, wrapped, optimiser, images, masks, recipe.clip)
             if not math.isfinite(value):
+                kept = f"the last good checkpoint is {last}" if last.exists() else "there is no checkpoint yet"
                 raise InputError(f"{recipe.name}: the loss is {value} at epoch {step // per_epoch + 1}, step {step} of "
-                                 f"stage {number + 1}; the last good checkpoint is {last}; lower the learning rates")
+                                 f"stage {number + 1}; {kept}; lower the learning rates")
             if averaged is not None:
                 _average(averaged, model, min(recipe.ema, (1 + step) / (10 + step)))
             losses.append(value)
@@ -378,8 +408,7 @@ def fit(recipe: Recipe, out: str | Path, seed: int = 0, root=None, device: str =
         "name": f"{recipe.name}-s{seed}", "kind": "train", "command": _command(recipe, seed),
         "config": config, "config_hash": recipe.hash(), "seed": seed, **records.provenance(), "started": started,
         "wall_s": round(place["wall_s"] + time.perf_counter() - clock, 1), "status": "done", "precision": precision,
-        "peak_memory_mb": peak_memory_mb(where), "data": {data.name + "/" + data.split: manifest_hash(data)
-                                                          for data in [*sets, validation]},
+        "peak_memory_mb": peak_memory_mb(where), "data": hashes,
         "curve": place["curve"],
     }
     if where.type == "cuda":
@@ -390,28 +419,26 @@ def fit(recipe: Recipe, out: str | Path, seed: int = 0, root=None, device: str =
     model = load(out / "model.safetensors").to(where)  # what is kept is what is measured: float16 weights
     record["metrics"] = summary(evaluate(model, validation, precision).sum(0), labels.classes)
     record["metrics"]["images"] = len(validation)
-    write_whole(out / "record.json", lambda partial: Path(partial).write_text(json.dumps(record)))
+    records.write(record, out, "record")
     return model, record
 
 
 def publish(run: str | Path, name: str, shipped: Path = SHIPPED, results: Path = records.FOLDER) -> list[Path]:
     """Ship a finished run: its network as `name` among the checkpoints, with a card, and its record -> the three files.
 
-    Raises InputError if the run has no record, or its network is not the one that the record is of.
+    Raises InputError, and ships nothing, if the run has no whole record or its network is not the one that it is of.
     """
     run, shipped = Path(run), Path(shipped)
-    try:
-        record = json.loads((run / "record.json").read_text())
-    except (OSError, ValueError) as e:
-        raise InputError(f"{run}: no record of a finished run ({e})") from e
+    if not re.fullmatch(r"[\w-]+", name):
+        raise InputError(f"{name!r}: a name of letters, digits, - and _")
+    record = records.read(run / "record.json")
     model = load(run / "model.safetensors")
-    if (model.card["recipe"], model.card["seed"]) != (record["config"]["name"], record["seed"]):
+    if (model.card["recipe"], model.card["seed"]) != (record["config"].get("name"), record["seed"]):
         raise InputError(f"{run}: model.safetensors is not of the run in record.json")
-    file = shipped / f"{name}.safetensors"
-    write_whole(file, lambda partial: shutil.copyfile(run / "model.safetensors", partial))
-    card, licence = shipped / f"{name}.md", LABELS[model.card["data"]].licence
-    write_whole(card, lambda partial: Path(partial).write_text(records.card(record, file, licence)))
-    return [file, card, records.write(record, results)]
+    card = records.card(record, run / "model.safetensors", name, LABELS[model.card["data"]].licence)
+    write_whole(shipped / f"{name}.safetensors", lambda partial: shutil.copyfile(run / "model.safetensors", partial))
+    write_whole(shipped / f"{name}.md", lambda partial: Path(partial).write_text(card))
+    return [shipped / f"{name}.safetensors", shipped / f"{name}.md", records.write(record, results)]
 
 
 def _command(recipe: Recipe, seed: int) -> str:
@@ -425,6 +452,8 @@ def training_speed(recipe: Recipe, root=None, device: str = "auto", steps: int =
     """Images a second of the training loop, augmentation included: plain (fp32, NCHW) against the recipe's precision
     with channels last. Modes take turns, so that a noisy machine is noisy to both; the median round counts.
     """
+    if steps < 1 or rounds < 1:
+        raise InputError(f"{rounds} rounds of {steps} steps: one at least")
     where = pick_device(device)
     dataset = Resident(open_dataset(recipe.data, "train", root))
     keys = list(batches(dataset, recipe, 0, 0, 0, len(dataset) // recipe.batch))[:steps]

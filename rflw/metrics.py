@@ -6,9 +6,8 @@ images; void pixels (255) count nowhere. mIoU is the mean over classes of TP / (
 import torch
 from torch import Tensor
 
+from rflw.datasets.labels import VOID
 from rflw.errors import InputError
-
-VOID = 255
 
 
 def confusion_matrix(prediction: Tensor, target: Tensor, num_classes: int) -> Tensor:
@@ -44,5 +43,5 @@ def mean_iou(matrix: Tensor, absent: str = "skip") -> float:
 
 
 def pixel_accuracy(matrix: Tensor) -> float:
-    """Share of the pixels that are not void and predicted right."""
-    return matrix.diagonal().sum().item() / matrix.sum().item()
+    """Share of the pixels that are not void that is predicted right; nan where all is void."""
+    return (matrix.diagonal().sum().double() / matrix.sum()).item()

@@ -30,7 +30,8 @@ def overlay(image: np.ndarray, mask: np.ndarray, labels: Labels, opacity: float 
 
 
 def _legend(picture: Image.Image, entries) -> Image.Image:
-    """Swatches and names on a dark panel; the type shrinks until all fits into half the picture's width."""
+    """Swatches and names on a dark panel; the type shrinks until the panel fits. Where it never does, the picture stays
+    as it is."""
     width, height = picture.size
     for size in range(max(9, round(min(width, height) / 24)), 5, -1):
         font, line = ImageFont.load_default(size), round(size * 1.35)

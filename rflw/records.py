@@ -3,6 +3,8 @@
 A record holds the command, the configuration and its hash, the seed, the commit, the data's hash, hardware, versions,
 times and results, and last a hash over all of it, so that an edited number is noticed.
 """
+from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import UTC, datetime
 import hashlib
 from importlib import metadata
@@ -12,6 +14,7 @@ from pathlib import Path
 import platform
 import subprocess
 import tempfile
+import time
 
 from rflw.errors import InputError
 
@@ -77,7 +80,7 @@ def digest(record: dict) -> str:
 def write_whole(path: Path, write) -> None:
     """Let `write` fill a file beside `path`, then move it there: whole or not at all.
 
-    Raises InputError if the folder cannot be written to.
+    Raises InputError if it cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -89,20 +92,32 @@ def write_whole(path: Path, write) -> None:
         write(partial)
         os.chmod(partial, 0o644)
         os.replace(partial, path)
-    except BaseException:
-        Path(partial).unlink(missing_ok=True)
-        raise
+    except OSError as e:
+        raise InputError(f"{path}: cannot be written ({e.strerror or e})") from e
+    finally:
+        Path(partial).unlink(missing_ok=True)  # where it was moved, there is none
 
 
-def write(record: dict, folder: Path = FOLDER) -> Path:
-    """Check a record, seal it with its hash and write `<name>.json`. Raises InputError if a field is missing."""
+def write(record: dict, folder: Path = FOLDER, stem: str | None = None) -> Path:
+    """Check a record, seal it with its hash and write `<name>.json`, or `<stem>.json`. Raises InputError if a field is
+    missing."""
     missing = [field for field in REQUIRED if field not in record]
     if missing:
         raise InputError(f"record {record.get('name')}: no {', '.join(missing)}")
     record = record | {"sha256": digest(record)}
-    path = Path(folder) / f"{record['name']}.json"
+    path = Path(folder) / f"{stem or record['name']}.json"
     write_whole(path, lambda partial: Path(partial).write_text(json.dumps(record, indent=1) + "\n"))
     return path
+
+
+@contextmanager
+def timed(name: str, command: str, recipe=None, seed: int = 0):
+    """Within it, a record of a measurement without training; whoever measures puts `metrics` into it."""
+    record = {"name": name, "kind": "bench", "command": command, "config": asdict(recipe) if recipe else {},
+              "config_hash": recipe.hash() if recipe else "", "seed": seed, **provenance(), "started": now()}
+    start = time.perf_counter()
+    yield record
+    record |= {"wall_s": round(time.perf_counter() - start, 1), "status": "done"}
 
 
 def read(name: str | Path, folder: Path = FOLDER) -> dict:
@@ -122,28 +137,33 @@ def read(name: str | Path, folder: Path = FOLDER) -> dict:
     return record
 
 
-def card(record: dict, file: Path, licence: str) -> str:
-    """What a reader must know of a trained network, as Markdown: from its training record and its file."""
-    metrics, hardware = record["metrics"], record["hardware"]
-    versions = ", ".join(f"{package} {version}" for package, version in record["versions"].items())
-    facts = {
-        "network": f"{record['config']['model']}, {len(metrics['iou'])} classes",
-        "file": f"{file.name}, {file.stat().st_size / 1e6:.1f} MB, float16, "
-                f"SHA-256 {hashlib.sha256(file.read_bytes()).hexdigest()}",
-        "data": "; ".join(f"{part} (SHA-256 {digest})" for part, digest in record["data"].items()),
-        "recipe": f"{record['config']['name']} (settings {record['config_hash']})",
-        "seed": record["seed"],
-        "command": f"`{record['command']}`",
-        "commit": f"{record['commit']}{' with changes' if record['dirty'] else ''}",
-        "trained": f"{record['started']}, {record['wall_s'] / 60:.0f} min in {record['precision']}, {hardware['cpu']} "
-                   f"({hardware['cores']} core{'s' * (hardware['cores'] != 1)}){', ' + hardware['gpu'] if 'gpu' in hardware else ''}",
-        "versions": versions,
-        "record": f"[{record['name']}.json](../results/{record['name']}.json)",
-        "licence": licence,
-    }
-    lines = [f"# {file.stem}", "", "| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in facts.items()), "",
-             f"On {metrics['images']} validation images, whole and at one scale, of the weights in this file: "
-             f"mIoU {100 * metrics['miou']:.1f} %, pixel accuracy {100 * metrics['pixel_accuracy']:.1f} %.", "",
-             "| class | IoU, % |", "|---|---|"]
-    lines += [f"| {name} | {'absent' if value is None else f'{100 * value:.1f}'} |" for name, value in metrics["iou"].items()]
+def card(record: dict, file: Path, name: str, licence: str) -> str:
+    """What a reader must know of a trained network that ships as `name`, as Markdown: from its training record and its file.
+
+    Raises InputError if the record is not of a training.
+    """
+    try:
+        metrics, hardware = record["metrics"], record["hardware"]
+        facts = {
+            "network": f"{record['config']['model']}, {len(metrics['iou'])} classes",
+            "file": f"{name}.safetensors, {file.stat().st_size / 1e6:.1f} MB, float16, "
+                    f"SHA-256 {hashlib.sha256(file.read_bytes()).hexdigest()}",
+            "data": "; ".join(f"{part} (SHA-256 {digest})" for part, digest in record["data"].items()),
+            "recipe": f"{record['config']['name']} (settings {record['config_hash']})",
+            "seed": record["seed"],
+            "command": f"`{record['command']}`",
+            "commit": f"{record['commit']}{' with changes' if record['dirty'] else ''}",
+            "trained": f"{record['started']}, {record['wall_s'] / 60:.0f} min in {record['precision']}, {hardware['cpu']} "
+                       f"({hardware['cores']} core{'s' * (hardware['cores'] != 1)}){', ' + hardware['gpu'] if 'gpu' in hardware else ''}",
+            "versions": ", ".join(f"{package} {version}" for package, version in record["versions"].items()),
+            "record": f"[{record['name']}.json](../results/{record['name']}.json)",
+            "licence": licence,
+        }
+        lines = [f"# {name}", "", "| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in facts.items()), "",
+                 f"On {metrics['images']} validation images, whole and at one scale, of the weights in this file: "
+                 f"mIoU {100 * metrics['miou']:.1f} %, pixel accuracy {100 * metrics['pixel_accuracy']:.1f} %.", "",
+                 "| class | IoU, % |", "|---|---|"]
+        lines += [f"| {label} | {'absent' if value is None else f'{100 * value:.1f}'} |" for label, value in metrics["iou"].items()]
+    except (KeyError, TypeError, AttributeError) as e:
+        raise InputError(f"record {record.get('name')}: not of a training ({type(e).__name__}: {e})") from e
     return "\n".join(lines) + "\n"

@@ -10,7 +10,7 @@ from PIL import Image
 import pytest
 import torch
 
-from rflw import build, cli, engine
+from rflw import InputError, build, cli, engine
 from rflw.datasets.labels import LABELS
 from rflw.datasets.synthetic import scene
 
@@ -106,7 +106,26 @@ def test_predict_refuses_what_it_cannot_use(rflw, checkpoint, tmp_path):
     refused(rflw("predict", tmp_path / "same.png", tmp_path / "a/same.png", *options), "same")
     refused(rflw("predict", tmp_path / "same.png", "--device", "tpu", *options), "tpu")
     refused(rflw("predict", tmp_path / "same.png", "--checkpoint", checkpoint, "-o", tmp_path / "text.jpg"), "text.jpg")
+    refused(rflw("predict", tmp_path / "same.png", tmp_path / "text.jpg", *options), "text.jpg")
+    refused(rflw("predict", tmp_path / "same.png", "--short-side", 32, *options), "32 pixels")
     assert not out.exists()
+
+
+def test_predict_overwrites_nothing_but_its_own(rflw, checkpoint, tmp_path):
+    options = ("--checkpoint", checkpoint, "-o", tmp_path)
+    for name in ("a", "a_mask", "b", "b_overlay"):
+        Image.fromarray(PHOTO).save(tmp_path / f"{name}.png")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    refused(rflw("predict", tmp_path / "a.png", tmp_path / "a_mask.png", *options), "one of the photos")
+    refused(rflw("predict", tmp_path / "a.png", *options), "a_mask.png", "there already")
+    refused(rflw("predict", tmp_path / "b.png", *options), "b_overlay.png", "there already")
+    (tmp_path / "b_overlay.png").unlink()
+    (tmp_path / "b_overlay.png").mkdir()
+    refused(rflw("predict", tmp_path / "b.png", *options), "b_overlay.png")
+    (tmp_path / "b_overlay.png").rmdir()
+    del before[tmp_path / "b_overlay.png"]
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert rflw("predict", tmp_path / "b.png", *options)[0] == rflw("predict", tmp_path / "b.png", *options)[0] == 0
 
 
 @pytest.mark.parametrize(("words", "said"), [
@@ -115,6 +134,11 @@ def test_predict_refuses_what_it_cannot_use(rflw, checkpoint, tmp_path):
     (("complexity", "refinenet-lw-resnet50", "--classes", "many"), ("--classes",)),
     (("complexity", "refinenet-lw-mobilenet_v2", "--size", "32", "64"), ("33x33",)),
     (("complexity", "refinenet-lw-mobilenet_v2", "--size", "-1", "64"), ("size",)),
+    (("complexity", "refinenet-lw-mobilenet_v2", "--size", "1000000", "1000000"), ("1000000x1000000",)),
+    (("complexity", "refinenet-lw-mobilenet_v2", "--classes", "99999999999"), ("classes",)),
+    (("train", "embedded-lw-efficientnet_lite0", "--workers", "-1"), ("workers",)),
+    (("bench", "embedded-lw-efficientnet_lite0", "--rounds", "0"), ("rounds",)),
+    (("publish", "runs", "../escaped"), ("name",)),
     (("train", "imagenet"), ("unknown recipe",)),
     (("train", "embedded-lw-efficientnet_lite0", "--epochs", "0"), ("epochs",)),
     (("frobnicate",), ("frobnicate",)),
@@ -163,7 +187,29 @@ def test_train_leaves_a_run_and_a_record(rflw, tmp_path, monkeypatch):
     for fact in (record["config_hash"], record["commit"], "efficientnet_lite0", "MIT", f"{100 * record['metrics']['miou']:.1f} %",
                  hashlib.sha256(file.read_bytes()).hexdigest(), record["data"]["embedded/train"]):
         assert str(fact) in words
-    refused(rflw("publish", tmp_path, "scenes"), "no record")
+    refused(rflw("publish", tmp_path, "scenes"), "no such record")
+    edited = tmp_path / "run" / "record.json"
+    edited.write_text(edited.read_text().replace('"seed": 0', '"seed": 1'))
+    with pytest.raises(InputError, match="edited by hand"):
+        engine.publish(tmp_path / "run", "edited", tmp_path / "shipped", tmp_path / "kept")
+    assert not (tmp_path / "shipped" / "edited.safetensors").exists()
+
+
+def test_train_refuses_folders_that_it_cannot_use(rflw, tmp_path, monkeypatch):
+    monkeypatch.setattr(engine, "open_dataset", lambda name, split, root: Scenes(split))
+    (tmp_path / "file").write_text("")
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "last.pt").write_bytes(b"not a checkpoint")
+    words = ("train", "embedded-lw-efficientnet_lite0", "--epochs", 1, "--out")
+    refused(rflw(*words, tmp_path / "file" / "run"), "cannot be written")
+    refused(rflw(*words, tmp_path / "damaged", "--resume"), "last.pt", "not a whole checkpoint")
+
+
+def test_eval_of_void_alone(rflw, checkpoint, monkeypatch, tmp_path):
+    void = [(scene("val", 0)[0], np.full((96, 128), 255, np.uint8))]
+    monkeypatch.setattr("rflw.datasets.readers.open_dataset", lambda *a: void)
+    assert json.loads(rflw("eval", checkpoint, "--json")[1])["miou"] is None
+    refused(rflw("eval", checkpoint, "--figure", tmp_path / "x.png"), "void")
 
 
 class Scenes:
@@ -186,9 +232,10 @@ def test_recipes(rflw):
     assert json.loads(rflw("recipes", "--json")[1])[0]["stages"][0]["epochs"] > 0
 
 
-def test_bench_prints_both_modes(rflw, monkeypatch):
+def test_bench_prints_both_modes(rflw, monkeypatch, tmp_path):
     monkeypatch.setattr(engine, "open_dataset", lambda name, split, root: Scenes(split))
-    rows = json.loads(rflw("bench", "embedded-lw-efficientnet_lite0", "--rounds", 1, "--json")[1])
+    rows = json.loads(rflw("bench", "embedded-lw-efficientnet_lite0", "--rounds", 1, "--results", tmp_path, "--json")[1])
+    assert engine.records.read("bench-train-embedded-lw-efficientnet_lite0", tmp_path)["metrics"]["rows"] == rows
     assert rows[0]["mode"] == "train-fp32-nchw" and rows[1]["mode"].endswith("channels-last")
     assert all(row["images_per_s"] > 0 and row["size"] == [96, 128] for row in rows)
 

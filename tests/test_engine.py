@@ -1,4 +1,5 @@
 """Checkpoints, prediction, evaluation, training."""
+import hashlib
 import json
 import math
 
@@ -88,6 +89,17 @@ class TestPredict:
         assert model.training
         assert np.array_equal(a, rflw.predict(model.eval(), PHOTO))
 
+    @pytest.mark.parametrize("array", [PHOTO / 255, PHOTO.astype(np.uint16), PHOTO[..., 0], np.dstack([PHOTO, PHOTO[..., :1]])])
+    def test_other_arrays_are_refused(self, model, array):
+        with pytest.raises(InputError, match="uint8"):
+            rflw.predict(model, array)
+
+    def test_arrays_may_be_views(self, model):
+        assert np.array_equal(rflw.predict(model, PHOTO[..., ::-1]), rflw.predict(model, PHOTO[..., ::-1].copy()))
+
+    def test_the_network_sees_the_short_side(self, model):
+        assert not np.array_equal(rflw.predict(model, PHOTO, short_side=100), rflw.predict(model, PHOTO))
+
     @pytest.mark.parametrize("size", [(1, 1), (32, 100)])
     def test_too_small(self, model, size):
         with pytest.raises(InputError, match=f"{size[1]}x{size[0]} pixels"):
@@ -109,6 +121,14 @@ class TestEvaluate:
             "iou": {"a": pytest.approx(3 / 5), "b": pytest.approx(5 / 7), "c": None}}
 
 
+def test_shipped_networks_are_those_of_their_records():
+    for path in engine.SHIPPED.glob("*.safetensors"):
+        model, card = rflw.load(path), path.with_suffix(".md").read_text()
+        record = rflw.records.read(f"{model.card['recipe']}-s{model.card['seed']}")
+        assert hashlib.sha256(path.read_bytes()).hexdigest() in card and path.stat().st_size < 12e6
+        assert card == rflw.records.card(record, path, path.stem, LABELS[model.card["data"]].licence)
+
+
 class Few(Embedded):
     """The embedded set's first scenes only."""
 
@@ -118,7 +138,8 @@ class Few(Embedded):
 
 def tiny(epochs=3, **changes) -> Recipe:
     stage = Stage("embedded", epochs, 1e-3, 5e-3, schedule="poly")
-    return Recipe("tiny", "refinenet-lw-mobilenet_v2", (stage,), **({"crop": (48, 48), "weights": None, "batch": 4,
+    model = changes.pop("model", "refinenet-lw-mobilenet_v2")
+    return Recipe("tiny", model, (stage,), **({"crop": (48, 48), "weights": None, "batch": 4,
                   "precision": "fp32", "val_every": 2, "ema": 0.9, "jitter": 0.1} | changes))
 
 
@@ -142,8 +163,10 @@ class TestFit:
         path = rflw.records.write(record, tmp_path / "results")
         assert rflw.records.read(path)["metrics"] == json.loads(json.dumps(record["metrics"]))
 
-    def test_resumed_run_equals_an_unbroken_one_bit_for_bit(self, few, tmp_path, monkeypatch):
-        whole, _ = engine.fit(tiny(), tmp_path / "whole")
+    @pytest.mark.parametrize("name", ["refinenet-lw-mobilenet_v2", "refinenet-lw-timm:resnet18"])  # the second has dropout
+    def test_resumed_run_equals_an_unbroken_one_bit_for_bit(self, few, tmp_path, monkeypatch, name):
+        recipe = tiny(model=name)
+        whole, _ = engine.fit(recipe, tmp_path / "whole")
         real, calls = engine.loss_of, []
 
         def stop_at_fifth_step(*args):
@@ -153,9 +176,9 @@ class TestFit:
             return real(*args)
         monkeypatch.setattr(engine, "loss_of", stop_at_fifth_step)
         with pytest.raises(KeyboardInterrupt):
-            engine.fit(tiny(), tmp_path / "broken")
+            engine.fit(recipe, tmp_path / "broken")
         monkeypatch.setattr(engine, "loss_of", real)
-        resumed, record = engine.fit(tiny(), tmp_path / "broken", resume=True)
+        resumed, record = engine.fit(recipe, tmp_path / "broken", resume=True)
         for (key, a), b in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
             assert torch.equal(a, b), key
         assert len(record["curve"]) == 3

@@ -35,15 +35,15 @@ def test_parameters_are_exact(name):
     assert sum(p.numel() for p in model.parameters()) == EXACT[name]
 
 
-@pytest.mark.parametrize("name", [*list_models(ablations=True), "refinenet-lw-timm:resnet18", "refinenet-lw-timm:swin_s3_tiny_224"])
+# of timm: one that takes any size, one of windows with channels last, one that takes multiples of its strides only
+TIMM = [f"refinenet-lw-timm:{name}" for name in ("resnet18", "swin_s3_tiny_224", "hrnet_w18_small")]
+
+
+@pytest.mark.parametrize("name", [*list_models(ablations=True), *TIMM])
 def test_every_network_keeps_its_promise_of_sizes(name):
-    if "swin" in name:  # fixed input size, maps with channels last
-        sizes = [(224, 224)]
-    else:
-        sizes = [(33, 33), (50, 71)]
     model = build(name, 5).eval()
     with torch.inference_mode():
-        for h, w in sizes:
+        for h, w in ((33, 33), (50, 71)):
             assert model(torch.randn(1, 3, h, w)).shape == (1, 5, -(-h // 4), -(-w // 4))
 
 

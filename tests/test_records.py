@@ -1,4 +1,5 @@
 """Records are whole, sealed and found."""
+import errno
 import json
 
 import pytest
@@ -46,6 +47,14 @@ def test_files_are_written_whole_or_not_at_all(tmp_path):
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("x", "old")]
     with pytest.raises(InputError, match="cannot be written"):
         records.write_whole(tmp_path / "x" / "y", lambda partial: None)
+
+
+def test_a_full_disk_is_named(tmp_path):
+    def full(partial):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(InputError, match="No space left"):
+        records.write_whole(tmp_path / "x", full)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_provenance_names_machine_and_versions():

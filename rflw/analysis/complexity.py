@@ -20,9 +20,11 @@ from torch import nn
 
 from rflw.errors import InputError
 
+MAX_PIXELS = 2**26  # 8192 x 8192: the trace computes the network, and more would not fit into memory
 KINDS = ("conv", "pool", "norm", "activation", "resize")
-ACTIVATIONS = ("relu", "relu_", "hardtanh", "hardtanh_", "silu", "silu_", "sigmoid", "sigmoid_", "hardswish",
-               "hardswish_", "hardsigmoid", "hardsigmoid_", "gelu", "elu", "leaky_relu", "leaky_relu_", "prelu", "mish")
+ACTIVATIONS = tuple(name + inplace for inplace in ("", "_") for name in (
+    "relu", "relu6", "hardtanh", "silu", "sigmoid", "hardswish", "hardsigmoid", "gelu", "elu", "selu", "leaky_relu", "prelu",
+    "mish", "softplus", "tanh"))
 
 
 def _shape(value) -> list[int]:
@@ -57,6 +59,7 @@ def _nothing(inputs, outputs) -> int:
 HANDLERS = {
     **{f"aten::{name}": ("activation", _activation) for name in ACTIVATIONS},
     "aten::max_pool2d": ("pool", _pool),
+    "aten::max_pool2d_with_indices": ("pool", _pool),
     "aten::avg_pool2d": ("pool", _pool),
     "aten::adaptive_avg_pool2d": ("pool", _adaptive_pool),
     "aten::batch_norm": ("norm", _batch_norm),
@@ -65,7 +68,7 @@ HANDLERS = {
 }
 # fvcore's own names for what it counts by itself
 FVCORE_KINDS = {"conv": "conv", "linear": "conv", "addmm": "conv", "matmul": "conv", "bmm": "conv", "einsum": "conv",
-                "layer_norm": "norm", "group_norm": "norm", "instance_norm": "norm"}
+                "mv": "conv", "grid_sampler": "resize", "layer_norm": "norm", "group_norm": "norm", "instance_norm": "norm"}
 
 
 @torch.no_grad()
@@ -80,10 +83,15 @@ def analyse(model: nn.Module, size: tuple[int, int]):
         warnings.simplefilter("ignore")  # torch.jit, which fvcore traces with, is deprecated
         from fvcore.nn import FlopCountAnalysis
         training = model.training
+        if prod(size) > MAX_PIXELS:
+            raise InputError(f"size {size[0]}x{size[1]}: more than {MAX_PIXELS} pixels; counts of sizes that 32 divides grow with the area")
         analysis = FlopCountAnalysis(model.eval(), torch.zeros(1, 3, *size))
         analysis.set_op_handle(**{op: handler for op, (_, handler) in HANDLERS.items()})
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
-        analysis.total()  # traced now and kept
+        try:
+            analysis.total()  # traced now and kept
+        except (RuntimeError, AssertionError, MemoryError) as e:
+            raise InputError(f"size {size[0]}x{size[1]}: the network cannot be traced with it ({' '.join(str(e).split())[:200]})") from e
         model.train(training)
     return analysis
 
@@ -93,7 +101,7 @@ def split(by_operator: Counter) -> dict[str, int]:
     kinds = {op.removeprefix("aten::"): kind for op, (kind, _) in HANDLERS.items()} | FVCORE_KINDS
     macs = dict.fromkeys(KINDS, 0)
     for operator, number in by_operator.items():
-        macs[kinds[operator]] += int(number)
+        macs[kinds.get(operator, "conv")] += int(number)  # what else fvcore counts are products
     return macs | {"total": sum(macs.values())}
 
 

@@ -5,6 +5,7 @@ An image is (H, W, 3) uint8 RGB, a mask (H, W) uint8 with classes 0..K-1 and 255
 import hashlib
 import os
 from pathlib import Path
+import warnings
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -34,7 +35,10 @@ def read_image(source: str | Path | Image.Image) -> np.ndarray:
     elif image.has_transparency_data:
         layer = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
-    return np.array(image.convert("RGB"))
+    try:
+        return np.array(image.convert("RGB"))
+    except ValueError as e:
+        raise InputError(f"{where}: pixels of mode {image.mode} cannot be shown as RGB") from e
 
 
 def read_mask(path: str | Path, num_classes: int, void: int = VOID, size: tuple[int, int] | None = None) -> np.ndarray:
@@ -61,13 +65,15 @@ def read_mask(path: str | Path, num_classes: int, void: int = VOID, size: tuple[
 
 def _open(source, where: str, rotate: bool = True) -> Image.Image:
     try:
-        image = source if isinstance(source, Image.Image) else Image.open(source)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # twice its limit is an error still
+            image = source if isinstance(source, Image.Image) else Image.open(source)
         return (ImageOps.exif_transpose(image) if rotate else image).copy()  # copy: reads all of the file now
     except FileNotFoundError as e:
         raise InputError(f"{where}: no such file") from e
     except UnidentifiedImageError as e:
         raise InputError(f"{where}: not an image that can be read") from e
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
+    except (OSError, SyntaxError, ValueError, RuntimeError, MemoryError, Image.DecompressionBombError) as e:
         raise InputError(f"{where}: cannot be read ({e})") from e
 
 

@@ -1,8 +1,8 @@
 """The embedded set: small scenes drawn from a seed, the same to the bit on every platform.
 
 Discs and bars can be told by themselves. Twins cannot: they are the same grey diamonds, and whether one is a "red
-twin" or a "blue twin" depends on the colour of the scene's only beacon, which stands at least `FAR` pixels away from
-every twin. A network that does not see that far cannot do better than guess. Objects vary in size by a factor of
+twin" or a "blue twin" depends on the colour of the scene's only beacon, whose centre is at least `FAR` pixels away from
+that of every twin. A network that does not see that far cannot do better than guess. Objects vary in size by a factor of
 three and occlude one another; a rim around each is void, as in PASCAL VOC.
 
 Only integers are used, and only `RandomState`, whose streams NumPy has frozen: no rounding, no library version and no
@@ -10,12 +10,13 @@ processor changes a pixel.
 """
 import numpy as np
 
+from rflw.datasets.labels import VOID
 from rflw.errors import InputError
 
 HEIGHT, WIDTH = 96, 128
 FAR = 40  # pixels between the centres of the beacon and of any twin, at least
 SIZES = {"train": 2048, "val": 128}
-GROUND, DISC, BAR, BEACON, RED_TWIN, BLUE_TWIN, VOID = 0, 1, 2, 3, 4, 5, 255
+GROUND, DISC, BAR, BEACON, RED_TWIN, BLUE_TWIN = 0, 1, 2, 3, 4, 5
 COLOUR = {GROUND: (96, 104, 88), DISC: (152, 152, 84), BAR: (56, 60, 52), RED_TWIN: (136, 132, 140),
           BLUE_TWIN: (136, 132, 140)}
 RED, BLUE = (216, 48, 40), (40, 64, 216)

@@ -31,8 +31,8 @@ class RCU(nn.Module):
 class BottleneckRCU(nn.Module):
     """Light-weight RCU, Figure 1(e): 1x1 down, 3x3, 1x1 up, plus the input. (B, C, H, W) -> same.
 
-    The paper does not give the width of the bottleneck. C/2 is inferred: with it ResNet-101 has the 54 M
-    parameters and 76 B multiply-adds of Table 1; C/4 gives 49 M and 60 B.
+    The paper does not give the width of the bottleneck. C/2 is inferred: it alone meets the parameters and
+    multiply-adds of Table 1.
     """
 
     def __init__(self, channels: int, divisor: int = 2):

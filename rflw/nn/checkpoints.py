@@ -1,5 +1,9 @@
 """Keys of the authors' published checkpoints, mapped to ours: pure functions on dicts, no file is read here."""
+from collections import OrderedDict
+import io
+import pickle
 import re
+import struct
 
 from rflw.errors import InputError
 
@@ -68,13 +72,13 @@ def unwrap(loaded) -> dict:
     if not isinstance(state, dict) or not state:
         raise InputError(f"holds a {type(loaded).__name__}, not a dict of named tensors")
     for key, value in state.items():
-        if not isinstance(key, str) or not hasattr(value, "shape"):
-            raise InputError(f"{key!r}: a {type(value).__name__}, not a tensor")
+        if not isinstance(key, str):
+            raise InputError(f"{key!r}: a {type(key).__name__}, not the name of a tensor")
+        if not hasattr(value, "shape") or getattr(value, "is_sparse", False) or value.dtype.is_complex:
+            raise InputError(f"{key}: a {type(value).__name__} that is no dense tensor of real numbers")
+        if value.is_floating_point() and not value.isfinite().all():
+            raise InputError(f"{key}: holds infinities or what is not a number")
     return {key.removeprefix("module."): value for key, value in state.items()}
-
-
-def _blocks(state: dict, layer: int) -> int:
-    return len({key.split(".")[1] for key in state if key.startswith(f"layer{layer}.")})
 
 
 def recognise(state: dict) -> tuple[str, int, dict, dict]:
@@ -93,6 +97,8 @@ def recognise(state: dict) -> tuple[str, int, dict, dict]:
         renamed[name] = value
     if classifier not in state:
         raise InputError(f"{classifier}: missing")
+    if len(state[classifier].shape) != 4:
+        raise InputError(f"{classifier}: shape {tuple(state[classifier].shape)}, that of a convolution expected")
     classes = state[classifier].shape[0]
     if mobile:
         return "refinenet-lw-mobilenet_v2", classes, renamed, modules
@@ -125,3 +131,75 @@ def first_fault(state: dict, ours: dict, modules: dict[str, str] | None = None) 
             return f"{named(key)}: shape {tuple(state[key].shape)}, {tuple(tensor.shape)} expected"
     extra = next((key for key in state if key not in ours), None)
     return extra and f"{named(extra)}: not part of this network"
+
+
+# ---------------------------------------------------------------- files that are cut off
+
+BYTES = {"DoubleStorage": 8, "LongStorage": 8, "FloatStorage": 4, "IntStorage": 4, "HalfStorage": 2, "BFloat16Storage": 2,
+         "ShortStorage": 2, "ByteStorage": 1, "CharStorage": 1, "BoolStorage": 1}
+
+
+class _Names(pickle.Unpickler):
+    """Reads which tensor of a PyTorch file lies in which storage. Every global that a pickle names is replaced by a class
+    that does nothing, so nothing of the file is executed."""
+
+    class Nothing:
+        def __new__(cls, *args, **kwargs):
+            return args[0] if args and isinstance(args[0], tuple) and args[0][:1] == ("stored",) else object.__new__(cls)
+
+        def __init__(self, *args, **kwargs):
+            pass
+
+        def __setstate__(self, state):
+            pass
+
+    def find_class(self, module, name):
+        return OrderedDict if (module, name) == ("collections", "OrderedDict") else type(name, (self.Nothing,), {})
+
+    def persistent_load(self, pid):
+        return "stored", str(pid[2]), pid[4] * BYTES[pid[1].__name__]
+
+
+def first_cut(data: bytes) -> str | None:
+    """The name of the first tensor that a cut-off PyTorch file, given as its bytes, does not hold whole; None if that cannot
+    be told, e.g. because the file ends before its list of tensors does."""
+    file = io.BytesIO(data)
+    try:
+        if data[:4] == b"PK\3\4":  # a zip archive: the list of tensors first, then one member for each storage
+            file.seek(_content(data, 0)[1])
+            state = unwrap_names(_Names(file).load())
+            position = file.tell()
+            for name, (_, storage, size) in state.items():
+                start = None
+                while start is None and (position := data.find(b"PK\3\4", position)) >= 0:
+                    member, content = _content(data, position)
+                    start = content if member.endswith(f"/data/{storage}") else None
+                    position += 4
+                if start is None or start + size > len(data):
+                    return name
+                position = start + size
+        else:  # three headers, the list of tensors, the order of the storages, and each with its length before it
+            for _ in range(3):
+                _Names(file).load()
+            state, order = unwrap_names(_Names(file).load()), _Names(file).load()
+            ends, position = {}, file.tell()
+            sizes = {storage: size for _, storage, size in state.values()}
+            for storage in map(str, order):
+                position += 8 + sizes[storage]
+                ends[storage] = position
+            return next((name for name, (_, storage, _) in state.items() if ends[storage] > len(data)), None)
+    except Exception:  # whatever a damaged or hostile file makes the reader stumble over
+        return None
+    return None
+
+
+def unwrap_names(loaded) -> dict:
+    """As `unwrap`, of what `_Names` gives."""
+    state = loaded.get("segmenter", loaded)
+    return {key.removeprefix("module."): value for key, value in state.items() if isinstance(value, tuple)}
+
+
+def _content(data: bytes, header: int) -> tuple[str, int]:
+    """Name and first byte of a zip member from the position of its local header."""
+    name, extra = struct.unpack_from("<HH", data, header + 26)
+    return data[header + 30:header + 30 + name].decode(errors="replace"), header + 30 + name + extra

@@ -62,7 +62,7 @@ class ConvBN(nn.Module):
             dy, dx = k - 2 + h % 2, k - 2 + w % 2
             x = F.pad(x, (dx // 2, dx - dx // 2, dy // 2, dy - dy // 2))
         if self.conv.groups > 1 and x.device.type == "cpu" and torch.is_grad_enabled():
-            # oneDNN's bf16 gradients of depthwise convolutions take 4 to 20 times as long as those in fp32
+            # oneDNN's bf16 gradients of depthwise convolutions take much longer than those in fp32
             with torch.autocast("cpu", enabled=False):
                 return self.act(self.bn(self.conv(x.to(self.conv.weight.dtype))))
         return self.act(self.bn(self.conv(x)))
@@ -156,26 +156,42 @@ class Timm(nn.Module):
     def __init__(self, name: str, weights: str | None):
         super().__init__()
         import timm
+
+        def create(**options):
+            try:  # transformers that else take images of one size only
+                return timm.create_model(name, pretrained=bool(weights), features_only=True, strict_img_size=False, **options)
+            except TypeError:
+                return timm.create_model(name, pretrained=bool(weights), features_only=True, **options)
         try:
-            net = timm.create_model(name, pretrained=bool(weights), features_only=True)
-            strides = net.feature_info.reduction()
-            net = timm.create_model(name, pretrained=bool(weights), features_only=True,
-                                    out_indices=[strides.index(s) for s in (4, 8, 16, 32)])
+            strides = create().feature_info.reduction()
+            net = create(out_indices=[strides.index(s) for s in (4, 8, 16, 32)])
         except (RuntimeError, ValueError, AttributeError, TypeError) as e:
             raise InputError(f"timm:{name}: timm gives no features at strides 4, 8, 16 and 32 for it ({e})") from e
-        self.net = net
+        self.name, self.net = name, net
         self.channels = tuple((c,) for c in net.feature_info.channels())
         self.mean, self.std = net.default_cfg["mean"], net.default_cfg["std"]
         self.channels_last_maps = str(getattr(net, "output_fmt", "NCHW")).endswith("NHWC")
 
     def forward(self, x: Tensor) -> list[tuple[Tensor, ...]]:
-        taps = self.net(x)
+        h, w = x.shape[-2:]
+        try:
+            taps = self.net(x)
+        except (AssertionError, RuntimeError):  # some take whole multiples of their strides or windows only
+            try:
+                taps = self.net(F.pad(x, (0, -w % 64, 0, -h % 64)))
+            except (AssertionError, RuntimeError) as e:
+                why = " ".join(str(e).split())
+                raise InputError(f"timm:{self.name}: does not take images of {h}x{w} pixels ({why})") from e
         if self.channels_last_maps:
             taps = [t.permute(0, 3, 1, 2) for t in taps]
-        size = tuple(-(-n // 4) for n in x.shape[-2:])
-        if taps[0].shape[-2:] != size:  # networks that pad otherwise; the logits' size is a promise
-            taps[0] = F.interpolate(taps[0], size=size, mode="bilinear", align_corners=False)
-        return [(t,) for t in taps]
+        levels = []
+        for tap, stride in zip(taps, (4, 8, 16, 32)):
+            size = (-(-h // stride), -(-w // stride))
+            tap = tap[..., :size[0], :size[1]]  # what was added above
+            if tap.shape[-2:] != size:  # networks that pad otherwise; the sizes are a promise
+                tap = F.interpolate(tap, size=size, mode="bilinear", align_corners=False)
+            levels.append((tap,))
+        return levels
 
 
 def group(taps: list[Tensor], channels) -> list[tuple[Tensor, ...]]:

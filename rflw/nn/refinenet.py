@@ -11,6 +11,7 @@ from rflw.errors import InputError
 from rflw.nn.blocks import CRP, RCU, BottleneckRCU, conv, resize
 from rflw.nn.encoders import ENCODERS, make_encoder
 
+MAX_CLASSES = 65536  # more is a slip of the keyboard, and would not fit into memory
 MIN_SIZE = 33  # pixels; the stride-32 map of anything smaller is a single pixel
 
 
@@ -153,14 +154,14 @@ def build(name: str, num_classes: int = 21, weights: str | None = None) -> Refin
     """A network by name, e.g. "refinenet-lw-resnet50" or "refinenet-lw-timm:convnext_tiny".
 
     weights: None (random) or "imagenet" (the encoder's).
-    Raises InputError for an unknown name, a class count below 1, or weights that cannot be had.
+    Raises InputError for an unknown name, a class count that is none, or weights that cannot be had.
     """
     forms = FORMS | ABLATIONS
     prefix = max((f for f in forms if name.startswith(f + "-")), key=len, default=None)
     if prefix is None:
         raise InputError(f"unknown model {name!r}: a form ({', '.join(sorted(forms))}), a dash and an encoder "
                          f"({', '.join(sorted(ENCODERS))}, timm:<name>)")
-    if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
-        raise InputError(f"{name}: the number of classes must be a whole number above 0, not {num_classes!r}")
+    if isinstance(num_classes, bool) or not isinstance(num_classes, int) or not 1 <= num_classes <= MAX_CLASSES:
+        raise InputError(f"{name}: the number of classes must be a whole number from 1 to {MAX_CLASSES}, not {num_classes!r}")
     encoder = make_encoder(name[len(prefix) + 1:], weights)
     return RefineNet(name, encoder, num_classes, forms[prefix])
