@@ -103,18 +103,15 @@ def _camvid(form: str, encoder: str, epochs: int, **changes) -> Recipe:
 
 
 def _embedded(form: str, encoder: str, epochs: int, **changes) -> Recipe:
-    """Whole scenes, unscaled: a scene cut off from its beacon has no right answer. The decoder's weights
-    at first keep the scale of what they get: `...-default-init` shows what PyTorch's do, which shrink it."""
+    """Whole scenes, unscaled: a scene cut off from its beacon has no right answer."""
     stage = Stage("embedded", epochs, encoder_lr=5e-3, decoder_lr=5e-3, schedule="poly")
     return Recipe(f"embedded-{form.removeprefix('refinenet-') or 'original'}-{encoder}", f"{form}-{encoder}", (stage,),
-                  **({"crop": (96, 128), "scale": (1.0, 1.0), "batch": 16, "decoder_init": "lecun"} | changes))
+                  **({"crop": (96, 128), "scale": (1.0, 1.0), "batch": 16} | changes))
 
 
 RECIPES = {recipe.name: recipe for recipe in (
     _camvid("refinenet-lw", "efficientnet_lite0", 30),
     _embedded("refinenet-lw", "efficientnet_lite0", 4, val_every=1),
-    replace(_embedded("refinenet-lw", "efficientnet_lite0", 4, val_every=1, decoder_init="default"),
-            name="embedded-lw-efficientnet_lite0-default-init"),
 )}
 
 

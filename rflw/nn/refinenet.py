@@ -131,10 +131,8 @@ class RefineNet(nn.Module):
 def init_decoder(decoder: Decoder, how: str) -> None:
     """Draw the decoder's weights anew, in place.
 
-    "default": PyTorch's, as in the authors' scripts: variance 1 / (3 fan-in), so each convolution shrinks what it gets by
-    about the square root of 3. Nothing in the decoder is normalised, so the coarser a level, and the longer its path, the
-    less it counts at first. "lecun": variance 1 / fan-in (LeCun et al., 1998), which keeps the scale; biases 0 and a
-    classifier of deviation 0.01. "normal": deviation 0.01, biases 0, as in the authors' README.
+    "default": PyTorch's, as in the authors' scripts, of variance 1 / (3 fan-in). "lecun": of variance 1 / fan-in (LeCun et
+    al., 1998), biases 0, and a classifier of deviation 0.01. "normal": deviation 0.01, biases 0, as in the authors' README.
     """
     for module in decoder.modules():
         if isinstance(module, nn.Conv2d) and how != "default":
