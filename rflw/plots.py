@@ -80,7 +80,7 @@ def prediction_grid(rows: list[tuple], labels: Labels, columns=("image", "truth"
                for name, c in zip(labels.classes, labels.colours)]
     if any((row[1] == VOID).any() for row in rows):
         patches.append(Patch(facecolor="white", edgecolor="0.4", label="void"))
-    figure.legend(handles=patches, ncols=min(6, len(patches)), loc="outside lower center", fontsize=8, frameon=False)
+    figure.legend(handles=patches, ncols=len(patches) if len(patches) < 8 else 6, loc="outside lower center", fontsize=8, frameon=False)
     return figure
 
 
