@@ -1,3 +1,3 @@
-from rflw.cli import main
+from rflw.cli import run
 
-main()
+run()

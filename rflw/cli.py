@@ -3,6 +3,7 @@
 Bad input ends with one line on stderr and exit code 2.
 """
 import json
+import os
 from pathlib import Path
 import sys
 from typing import Annotated
@@ -24,8 +25,21 @@ Classes = Annotated[int, typer.Option(help="Number of classes.")]
 ClickException = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
 
+def run() -> None:
+    """Entry point of `rflw`. After a prediction the process ends at once: taking torch down again takes a while, and
+    nothing is open any more."""
+    try:
+        main()
+    except SystemExit as end:
+        if sys.argv[1:2] != ["predict"]:
+            raise
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(end.code)
+
+
 def main() -> None:
-    """Entry point of `rflw`: usage errors and InputError become one line and exit code 2."""
+    """The command line; usage errors and InputError become one line and exit code 2."""
     try:
         code = app(args=sys.argv[1:] or ["--help"], standalone_mode=False)
     except InputError as e:
@@ -86,16 +100,20 @@ def predict(images: Annotated[list[Path], typer.Argument(help="Photos.")],
             output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the results.")] = Path("."),
             short_side: Annotated[int | None, typer.Option(
                 help="Pixels of the shorter side that the network sees; 0: the photo's own; default: the checkpoint's.")] = None,
-            device: Device = "auto"):
+            precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto", device: Device = "auto"):
     """Label every pixel of a photo: NAME_mask.png (class indices) and NAME_overlay.png (picture with a legend).
 
     Example: rflw predict street.jpg --checkpoint camvid -o out
     """
+    import gc
+    gc.disable()  # while modules load: a tenth of the start of a command that people wait for
+
     from PIL.PngImagePlugin import PngInfo
 
     from rflw import engine, plots, records
     from rflw.datasets.labels import LABELS, labels_for
     from rflw.datasets.readers import read_image
+    gc.enable()
     stems = [path.stem for path in images]
     twice = next((stem for stem in stems if stems.count(stem) > 1), None)
     if twice:
@@ -113,7 +131,7 @@ def predict(images: Annotated[list[Path], typer.Argument(help="Photos.")],
     for path in images:
         image = read_image(path)
         try:
-            mask = engine.predict(model, image, side)
+            mask = engine.predict(model, image, side, precision)
         except InputError as e:
             raise InputError(f"{path}: {e}") from e
         pictures = {"mask": plots.index_image(mask, labels), "overlay": plots.overlay(image, mask, labels)}

@@ -62,7 +62,7 @@ def test_complexity(rflw):
 
 def test_predict_writes_an_index_mask_and_an_overlay(rflw, checkpoint, tmp_path):
     Image.fromarray(PHOTO).save(tmp_path / "street.png")
-    code, out, _ = rflw("predict", tmp_path / "street.png", "--checkpoint", checkpoint, "-o", tmp_path / "out")
+    code, out, _ = rflw("predict", tmp_path / "street.png", "--checkpoint", checkpoint, "--precision", "fp32", "-o", tmp_path / "out")
     assert code == 0 and len(out.split()) == 2
     mask, overlay = (Image.open(tmp_path / "out" / f"street_{what}.png") for what in ("mask", "overlay"))
     assert mask.size == overlay.size == (71, 50) and mask.mode == "P" and overlay.mode == "RGB"
