@@ -3,6 +3,7 @@
 Bad input ends with one line on stderr and exit code 2.
 """
 import json
+from math import isnan
 from pathlib import Path
 import sys
 from typing import Annotated
@@ -27,7 +28,7 @@ ClickException = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "Cl
 def main() -> None:
     """Entry point of `rflw`: usage errors and InputError become one line and exit code 2."""
     try:
-        code = app(args=sys.argv[1:] or ["--help"], standalone_mode=False)
+        code = app(args=_spread(sys.argv[1:], "--scales") or ["--help"], standalone_mode=False)
     except InputError as e:
         _fail(str(e))
     except ClickException as e:
@@ -38,6 +39,16 @@ def main() -> None:
         sys.stderr.close()
         raise SystemExit(1) from None
     raise SystemExit(code if isinstance(code, int) else 0)
+
+
+def _spread(words: list[str], option: str) -> list[str]:
+    """`--scales 1 2` as `--scales 1 --scales 2`: the form that the parser takes."""
+    spread = []
+    for word in words:
+        if len(spread) > 1 and spread[-2] == option and not word.startswith("-"):
+            spread.append(option)  # a second value
+        spread.append(word)
+    return spread
 
 
 def _fail(message: str, code: int = 2):
@@ -171,38 +182,55 @@ def recipes(json: Json = False):
 def evaluate(checkpoint: Annotated[str, typer.Argument(help="A shipped checkpoint's name, or a .safetensors file.")],
              data: Annotated[str | None, typer.Option(help="Data set; default: the checkpoint's.")] = None,
              split: Annotated[str, typer.Option(help="Which part of it.")] = "val",
+             scales: Annotated[list[float], typer.Option(help="Scales of the image, averaged: --scales 0.5 0.75 1 1.25 1.5.")] = (1.0,),
+             flip: Annotated[bool, typer.Option(help="Average with the mirror image, too.")] = False,
              precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
+             save: Annotated[Path | None, typer.Option(help="Folder for the predictions, in the form that the benchmark takes.")] = None,
              figure: Annotated[Path | None, typer.Option(
                  help="Also draw five frames, from the worst to the best in equal steps, into this PNG.")] = None,
              root: Root = None, device: Device = "auto", json: Json = False):
-    """Measure mIoU on a data set: whole images, single scale.
+    """Measure whole images: IoU, accuracy, boundary F-score, and the interval of mIoU over images.
 
-    Example: rflw eval camvid --root ~/datasets --json
+    Example: rflw eval camvid --root ~/datasets --scales 0.75 1 1.25 --flip --json
     """
-    from rflw import engine, metrics, records
+    from rflw import engine, metrics, plots, records
     from rflw.datasets.labels import LABELS
     from rflw.datasets.readers import open_dataset
+    if min(scales) <= 0 or max(scales) > 4:
+        raise InputError(f"scales {scales}: above 0, at most 4")
     model = engine.load(checkpoint).to(engine.pick_device(device))
     name = data or model.card["data"]
-    dataset = open_dataset(name, split, root)
-    classes = LABELS[name].classes
-    if len(classes) != model.num_classes:
-        raise InputError(f"{checkpoint} has {model.num_classes} classes, {name} has {len(classes)}")
-    matrices = engine.evaluate(model, dataset, precision, progress=True)
-    result = {"data": name, "split": split, "images": len(dataset), **engine.summary(matrices.sum(0), classes)}
+    dataset, labels = open_dataset(name, split, root), LABELS[name]
+    if len(labels.classes) != model.num_classes:
+        raise InputError(f"{checkpoint} has {model.num_classes} classes, {name} has {len(labels.classes)}")
+    boundaries = []  # mean over classes, of every image that has any
+
+    def each(index, prediction, mask):
+        boundary = metrics.boundary_f(prediction, mask, model.num_classes).nanmean().item()
+        boundaries.extend([] if isnan(boundary) else [boundary])
+        if save:
+            picture = plots.index_image(prediction.byte().cpu().numpy(), labels)
+            records.write_whole(save / f"{dataset.ids[index]}.png", lambda partial: picture.save(partial, "PNG"))
+
+    matrices = engine.evaluate(model, dataset, precision, scales, flip, each, progress=True)
+    result = {"data": name, "split": split, "images": len(dataset), **engine.summary(matrices, labels.classes),
+              "boundary_f": sum(boundaries) / len(boundaries) if boundaries else None, "scales": scales, "flip": flip}
     if figure:
-        from rflw import plots
         order = sorted(range(len(dataset)), key=lambda i: metrics.pixel_accuracy(matrices[i]))
         chosen = [order[round(step * (len(order) - 1) / 4)] for step in range(5)]
         rows = [(*dataset[i], engine.predict(model, dataset[i][0])) for i in chosen]
         notes = [f"{100 * metrics.pixel_accuracy(matrices[i]):.1f} % of pixels" for i in chosen]
-        picture = plots.prediction_grid(rows, LABELS[name], notes=notes)
+        picture = plots.prediction_grid(rows, labels, notes=notes)
         records.write_whole(figure, lambda partial: picture.savefig(partial, format="png", dpi=120))
     if json:
         return _print_json(result)
     for label, value in result["iou"].items():
-        print(f"{label:20} {'absent' if value is None else f'{100 * value:6.2f}'}")
-    print(f"{'mIoU':20} {100 * result['miou']:6.2f}\n{'pixel accuracy':20} {100 * result['pixel_accuracy']:6.2f}")
+        print(f"{label:24} {'absent' if value is None else f'{100 * value:6.2f}'}")
+    low, high = result["miou_interval"]
+    print(f"{'mIoU':24} {100 * result['miou']:6.2f}   95 % interval over images {100 * low:.2f} to {100 * high:.2f}")
+    for key in ("miou_absent_as_one", "frequency_weighted_iou", "pixel_accuracy", "boundary_f"):
+        if result[key] is not None:
+            print(f"{key.replace('_', ' '):24} {100 * result[key]:6.2f}")
 
 
 @app.command()

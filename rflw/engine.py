@@ -184,28 +184,59 @@ def _upsample(logits: Tensor, size) -> Tensor:
 
 
 @torch.inference_mode()
-def evaluate(model: RefineNet, dataset, precision: str = "auto", progress: bool = False) -> Tensor:
-    """Confusion matrices of whole images, single scale, logits resized to the labels: (N, K, K) int64, on the CPU."""
+def scores(model: RefineNet, image, size: tuple[int, int], precision: str = "auto", scales=(1.0,), flip: bool = False) -> Tensor:
+    """(H, W, 3) uint8 array -> (1, K, *size) scores whose best is the class; the device's and model's modes are left alone.
+
+    With one scale and no flip these are the logits. Else they are softmaxes, averaged over the image at each scale and,
+    with flip, its mirror image (multi-scale evaluation, `msc` in the paper's tables).
+    """
     device = next(model.parameters()).device
     precision = pick_precision(precision, device)
+    x, total = normalise(image, model, device), None
+    for scale in scales:
+        scaled = x if scale == 1 else F.interpolate(
+            x, size=[max(MIN_SIZE, round(n * scale)) for n in x.shape[-2:]], mode="bilinear", antialias=True)
+        for mirrored in (False, True)[: 1 + flip]:
+            with autocast(precision, device):
+                logits = model(scaled.flip(3) if mirrored else scaled)
+            logits = _upsample(logits.flip(3) if mirrored else logits, size)
+            if len(scales) == 1 and not flip:
+                return logits
+            total = logits.softmax(1) if total is None else total.add_(logits.softmax(1))
+    return total / (len(scales) * (1 + flip))
+
+
+@torch.inference_mode()
+def evaluate(model: RefineNet, dataset, precision: str = "auto", scales=(1.0,), flip: bool = False, each=None,
+             progress: bool = False) -> Tensor:
+    """Confusion matrices of whole images, scores resized to the labels: (N, K, K) int64, on the CPU.
+
+    scales, flip: as `scores`. each: called with (index, predicted classes (H, W), labels (H, W)) of every image.
+    """
+    device = next(model.parameters()).device
     training = model.training
     model.eval().to(memory_format=torch.channels_last)
     matrices = []
     for i in tqdm(range(len(dataset)), desc="evaluate", file=sys.stderr, disable=not progress or None):
         image, mask = dataset[i]
-        with autocast(precision, device):
-            logits = model(normalise(image, model, device))
         mask = torch.from_numpy(mask).to(device)
-        matrices.append(metrics.confusion_matrix(_upsample(logits, mask.shape).argmax(1)[0], mask, model.num_classes))
+        prediction = scores(model, image, mask.shape, precision, scales, flip).argmax(1)[0]
+        matrices.append(metrics.confusion_matrix(prediction, mask, model.num_classes))
+        if each:
+            each(i, prediction, mask)
     model.train(training)
     return torch.stack(matrices).cpu()
 
 
-def summary(matrix: Tensor, classes) -> dict:
-    """(K, K) -> {"miou", "pixel_accuracy", "iou": {class: value, None where absent}}, all in 0..1."""
+def summary(matrices: Tensor, classes) -> dict:
+    """(N, K, K) -> {"miou", "pixel_accuracy", "iou": {class: value, None where absent}, "miou_interval": [low, high],
+    "miou_absent_as_one", "frequency_weighted_iou"}, all in 0..1."""
+    matrix = matrices.sum(0)
     per_class = [None if math.isnan(v) else v for v in metrics.iou(matrix).tolist()]
     return {"miou": metrics.mean_iou(matrix), "pixel_accuracy": metrics.pixel_accuracy(matrix),
-            "iou": dict(zip(classes, per_class))}
+            "iou": dict(zip(classes, per_class)), "miou_interval": list(metrics.bootstrap_interval(matrices)),
+            "miou_absent_as_one": metrics.mean_iou(matrix, absent="one"),
+            "frequency_weighted_iou": metrics.frequency_weighted_iou(matrix)}
 
 
 # ---------------------------------------------------------------- training
@@ -327,7 +358,7 @@ def fit(recipe: Recipe, out: str | Path, seed: int = 0, root=None, device: str =
 
     def validate() -> dict:
         with _weights(model, averaged):
-            result = summary(evaluate(model, validation, precision).sum(0), labels.classes)
+            result = summary(evaluate(model, validation, precision), labels.classes)
         training_mode(model)
         return result
 
@@ -388,7 +419,7 @@ def fit(recipe: Recipe, out: str | Path, seed: int = 0, root=None, device: str =
             "commit": record["commit"], "short_side": CARD_SIDE.get(recipe.data)}
     save(model, out / "model.safetensors", card)
     model = load(out / "model.safetensors").to(where)  # what is kept is what is measured: float16 weights
-    record["metrics"] = summary(evaluate(model, validation, precision).sum(0), labels.classes)
+    record["metrics"] = summary(evaluate(model, validation, precision), labels.classes)
     record["metrics"]["images"] = len(validation)
     write_whole(out / "record.json", lambda partial: Path(partial).write_text(json.dumps(record)))
     return model, record

@@ -11,8 +11,10 @@ import pytest
 import torch
 
 from rflw import build, cli, engine
+from rflw.datasets import readers
 from rflw.datasets.labels import LABELS
 from rflw.datasets.synthetic import scene
+from rflw.metrics import confusion_matrix, mean_iou
 
 PHOTO = np.random.RandomState(0).randint(0, 256, (50, 71, 3)).astype(np.uint8)
 
@@ -136,7 +138,7 @@ def test_eval(rflw, checkpoint, monkeypatch):
     monkeypatch.setattr("rflw.datasets.readers.open_dataset", lambda *a: [scene("val", i) for i in range(2)])
     code, out, _ = rflw("eval", checkpoint, "--json", "--precision", "fp32")
     result = json.loads(out)
-    assert code == 0 and list(result) == ["data", "split", "images", "miou", "pixel_accuracy", "iou"]
+    assert code == 0 and list(result)[:6] == ["data", "split", "images", "miou", "pixel_accuracy", "iou"]
     assert (result["data"], result["split"], result["images"]) == ("embedded", "val", 2)
     assert list(result["iou"]) == list(LABELS["embedded"].classes) and 0 <= result["miou"] <= 1
     assert "mIoU" in rflw("eval", checkpoint)[1]
@@ -145,6 +147,18 @@ def test_eval(rflw, checkpoint, monkeypatch):
 def test_eval_on_other_classes_is_refused(rflw, checkpoint, monkeypatch):
     monkeypatch.setattr("rflw.datasets.readers.open_dataset", lambda *a: [])
     refused(rflw("eval", checkpoint, "--data", "camvid"), "6 classes", "11")
+    refused(rflw("eval", checkpoint, "--scales", 1, 0), "scales")
+    refused(rflw("eval", checkpoint, "--scales"), "--scales")
+
+
+def test_eval_at_several_scales_saves_what_it_scores(rflw, checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(readers, "open_dataset", lambda name, split, root: Scenes(split))
+    code, out, _ = rflw("eval", checkpoint, "--scales", 0.5, 1, "--flip", "--save", tmp_path / "saved", "--precision", "fp32", "--json")
+    result = json.loads(out)
+    assert code == 0 and result["scales"] == [0.5, 1.0] and result["flip"] and result["boundary_f"] is None
+    saved = [np.array(Image.open(tmp_path / "saved" / f"{i}.png")) for i in range(2)]
+    matrix = sum(confusion_matrix(torch.from_numpy(p), torch.from_numpy(scene("val", i)[1]), 6) for i, p in enumerate(saved))
+    assert result["miou"] == pytest.approx(mean_iou(matrix))
 
 
 def test_train_leaves_a_run_and_a_record(rflw, tmp_path, monkeypatch):

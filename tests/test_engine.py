@@ -102,11 +102,26 @@ class TestEvaluate:
                     for image, mask in data]
         assert torch.equal(matrices, torch.stack(expected))
 
+    def test_scales_and_flips_are_averaged_as_probabilities(self, model):
+        image, _ = scene("val", 0)
+        x, size = engine.normalise(image, model, torch.device("cpu")), (96, 128)
+        expected = 0
+        with torch.inference_mode():
+            for h, w in ((96, 128), (144, 192)):
+                scaled = F.interpolate(x, (h, w), mode="bilinear", antialias=True)
+                for dims in ((), (3,)):
+                    logits = model(scaled.flip(dims)).flip(dims)
+                    expected += F.interpolate(logits, size, mode="bilinear", align_corners=False).softmax(1) / 4
+        torch.testing.assert_close(engine.scores(model, image, size, "fp32", (1.0, 1.5), flip=True), expected)
+
     def test_summary(self):
-        matrix = torch.tensor([[3, 1, 0], [1, 5, 0], [0, 0, 0]])
-        assert engine.summary(matrix, ("a", "b", "c")) == {
+        matrices = torch.tensor([[[3, 1, 0], [1, 5, 0], [0, 0, 0]]])
+        assert engine.summary(matrices, ("a", "b", "c")) == {
             "miou": pytest.approx((3 / 5 + 5 / 7) / 2), "pixel_accuracy": 0.8,
-            "iou": {"a": pytest.approx(3 / 5), "b": pytest.approx(5 / 7), "c": None}}
+            "iou": {"a": pytest.approx(3 / 5), "b": pytest.approx(5 / 7), "c": None},
+            "miou_interval": pytest.approx(2 * [(3 / 5 + 5 / 7) / 2]),
+            "miou_absent_as_one": pytest.approx((3 / 5 + 5 / 7 + 1) / 3),
+            "frequency_weighted_iou": pytest.approx(0.4 * 3 / 5 + 0.6 * 5 / 7)}
 
 
 class Few(Embedded):
@@ -137,7 +152,7 @@ class TestFit:
         assert record["config_hash"] == tiny(6, batch=5).hash() and record["seed"] == 1
         assert {p.name for p in (tmp_path / "run").iterdir()} == {"log.csv", "last.pt", "model.safetensors", "record.json"}
         kept = rflw.load(tmp_path / "run" / "model.safetensors")
-        again = engine.summary(engine.evaluate(kept, Few("val"), "fp32").sum(0), LABELS["embedded"].classes)
+        again = engine.summary(engine.evaluate(kept, Few("val"), "fp32"), LABELS["embedded"].classes)
         assert again["miou"] == record["metrics"]["miou"]
         path = rflw.records.write(record, tmp_path / "results")
         assert rflw.records.read(path)["metrics"] == json.loads(json.dumps(record["metrics"]))
