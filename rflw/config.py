@@ -3,7 +3,7 @@
 A recipe says what to train on what and how; a seed makes a run of it. What differs from a default is written where the
 recipe is, so a recipe reads as its difference from the authors' practice.
 """
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 import hashlib
 import json
 from math import floor

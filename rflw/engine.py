@@ -6,10 +6,13 @@ import hashlib
 import json
 import logging
 import math
+import os
 from pathlib import Path
 import resource
 import shutil
+import signal
 import sys
+import threading
 import time
 
 import torch
@@ -208,24 +211,25 @@ def scores(model: RefineNet, image, size: tuple[int, int], precision: str = "aut
 
 @torch.inference_mode()
 def evaluate(model: RefineNet, dataset, precision: str = "auto", scales=(1.0,), flip: bool = False, each=None,
-             progress: bool = False) -> Tensor:
+             progress: bool = False, rank: int = 0, world: int = 1) -> Tensor:
     """Confusion matrices of whole images, scores resized to the labels: (N, K, K) int64, on the CPU.
 
     scales, flip: as `scores`. each: called with (index, predicted classes (H, W), labels (H, W)) of every image.
+    rank, world: of several processes, each takes its share of the images and leaves the others' matrices zero.
     """
     device = next(model.parameters()).device
     training = model.training
     model.eval().to(memory_format=torch.channels_last)
-    matrices = []
-    for i in tqdm(range(len(dataset)), desc="evaluate", file=sys.stderr, disable=not progress or None):
+    matrices = torch.zeros(len(dataset), model.num_classes, model.num_classes, dtype=torch.int64)
+    for i in tqdm(range(rank, len(dataset), world), desc="evaluate", file=sys.stderr, disable=not progress or None):
         image, mask = dataset[i]
         mask = torch.from_numpy(mask).to(device)
         prediction = scores(model, image, mask.shape, precision, scales, flip).argmax(1)[0]
-        matrices.append(metrics.confusion_matrix(prediction, mask, model.num_classes))
+        matrices[i] = metrics.confusion_matrix(prediction, mask, model.num_classes)
         if each:
             each(i, prediction, mask)
     model.train(training)
-    return torch.stack(matrices).cpu()
+    return matrices
 
 
 def summary(matrices: Tensor, classes) -> dict:
@@ -261,19 +265,28 @@ def make_optimiser(model: RefineNet, recipe: Recipe) -> torch.optim.SGD:
     return torch.optim.SGD(groups, lr=0.0, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
 
 
-def loss_of(logits: Tensor, masks: Tensor) -> Tensor:
-    """Cross-entropy on logits resized to the labels, mean over pixels that are not void. A batch of void gives 0."""
+def loss_of(logits: Tensor, masks: Tensor, pixels: Tensor | int) -> Tensor:
+    """Cross-entropy on logits resized to the labels, summed over pixels that are not void and divided by `pixels`.
+
+    pixels: how many are not void in the whole batch, of which this may be a part. Parts then add up to the mean over the
+    batch, however it was cut; a batch of void gives 0.
+    """
     total = F.cross_entropy(_upsample(logits, masks.shape[-2:]), masks.long(), ignore_index=VOID, reduction="sum")
-    return total / (masks != VOID).sum().clamp(min=1)
+    return total / pixels
 
 
 def make_fabric(device: torch.device, precision: str):
-    """Lightning Fabric for one device: it places the model and scales the loss where the precision needs it."""
+    """Lightning Fabric: places the model, scales the loss where the precision needs it, and joins the processes that
+    `torchrun` started (DDP: NCCL on CUDA, gloo on CPUs)."""
     from lightning.fabric import Fabric  # costs seconds: only training pays them
     logging.getLogger("lightning").setLevel(logging.WARNING)  # it announces the precision on stderr
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
-    return Fabric(accelerator=device.type, devices=1,
-                  precision={"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}[precision])
+    world, local = (int(os.environ.get(name, 1)) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+    fabric = Fabric(accelerator=device.type, devices=local, num_nodes=world // local, strategy="ddp" if world > 1 else "auto",
+                    precision={"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}[precision])
+    if world > 1:
+        fabric.launch()
+    return fabric
 
 
 def make_loader(dataset, recipe: Recipe, model: RefineNet, keys: list, workers: int = 0, pin: bool = False):
@@ -286,38 +299,49 @@ def make_loader(dataset, recipe: Recipe, model: RefineNet, keys: list, workers: 
     return DataLoader(Augmented(dataset, transform), batch_sampler=keys, num_workers=workers, pin_memory=pin)
 
 
-def train_step(fabric, model: nn.Module, optimiser, images: Tensor, masks: Tensor, clip: float) -> float:
-    """Forward, backward, clip, step -> the loss. Where the loss is not finite, weights stay as they are."""
-    loss = loss_of(model(images), masks)
+def train_step(fabric, model: nn.Module, optimiser, images: Tensor, masks: Tensor, clip: float, accumulate: int = 1) -> float:
+    """Forward, backward, clip, step -> the loss of the whole batch over all processes. Where it is not finite, weights stay
+    as they are. accumulate: parts that the batch is cut into, to save memory; the gradient is that of the whole."""
+    pixels = fabric.all_reduce((masks != VOID).sum(), reduce_op="sum").clamp(min=1)
     optimiser.zero_grad()
-    fabric.backward(loss)
+    value = torch.zeros((), device=images.device)
+    parts = list(zip(images.chunk(accumulate), masks.chunk(accumulate)))
+    for i, (x, y) in enumerate(parts):
+        with fabric.no_backward_sync(model, enabled=i + 1 < len(parts)):
+            loss = loss_of(model(x), y, pixels)
+            fabric.backward(loss * fabric.world_size)  # DDP takes the mean over processes; parts must add up
+        value += loss.detach()
+    value = fabric.all_reduce(value, reduce_op="sum").item()
     if clip:
         fabric.clip_gradients(model, optimiser, max_norm=clip, error_if_nonfinite=False)
-    value = loss.item()
     if math.isfinite(value):
         optimiser.step()
     return value
 
 
-def batches(dataset, recipe: Recipe, stage: int, seed: int, first_step: int, steps_per_epoch: int):
+def batches(dataset, recipe: Recipe, stage: int, seed: int, first_step: int, steps_per_epoch: int, rank: int = 0, world: int = 1):
     """Keys of every batch of a stage from `first_step` on: (augmentation seed, index) of its items.
 
     Every epoch is a permutation of its own, drawn from the seed and the epoch alone; what is left over at its end,
-    too little for a batch, is dropped.
+    too little for a batch, is dropped. Of `world` processes each takes its share of every batch.
     """
     for step in range(first_step, recipe.stages[stage].epochs * steps_per_epoch):
         epoch, position = divmod(step, steps_per_epoch)
         generator = torch.Generator().manual_seed(derive("order", seed, stage, epoch))
         order = torch.randperm(len(dataset), generator=generator)[position * recipe.batch:][:recipe.batch].tolist()
-        yield [(derive("augment", seed, stage, epoch, i), i) for i in order]
+        yield [(derive("augment", seed, stage, epoch, i), i) for i in order[rank::world]]
 
 
 def fit(recipe: Recipe, out: str | Path, seed: int = 0, root=None, device: str = "auto", resume: bool = False,
-        workers: int = 0, progress: bool = False, memory_format=torch.channels_last) -> tuple[RefineNet, dict]:
-    """Train a network by a recipe -> (network in evaluation mode, record). Files go to the folder `out`:
-    `log.csv`, `last.pt` (to resume from), `model.safetensors` and `record.json` at the end.
+        workers: int = 0, progress: bool = False, memory_format=torch.channels_last, accumulate: int = 1,
+        compiled: bool = False, save_every: float = 300.0) -> tuple[RefineNet, dict]:
+    """Train a network by a recipe -> (network in evaluation mode, record). Files go to the folder `out`: `log.csv`,
+    `last.pt` (to resume from), `best.safetensors`, and at the end `model.safetensors` and `record.json`.
 
-    Raises InputError for missing data, a folder that holds another run, or a loss that is not finite.
+    accumulate: parts that a batch is cut into, to save memory. compiled: let torch.compile speed the network up.
+    save_every: seconds between writes of `last.pt`, which is also written after each epoch and when the process is asked
+    to stop. Under `torchrun` the processes share every batch, and the first of them writes.
+    Raises InputError for missing data, a folder that holds another run, a loss that is not finite or too little memory.
     """
     out, started, clock = Path(out), records.now(), time.perf_counter()
     where = pick_device(device)
@@ -333,81 +357,111 @@ def fit(recipe: Recipe, out: str | Path, seed: int = 0, root=None, device: str =
     if last.exists():
         if not resume:
             raise InputError(f"{out}: holds a run already; --resume goes on with it")
-        saved = torch.load(last, map_location=where, weights_only=True)
+        saved = torch.load(last, map_location="cpu", weights_only=True)
         if saved["identity"] != identity:
             raise InputError(f"{out}: holds another run ({saved['identity']}), this is {identity}")
 
     fabric = make_fabric(where, precision)
+    rank, world, where = fabric.global_rank, fabric.world_size, fabric.device
+    if recipe.batch % (world * accumulate):
+        raise InputError(f"{recipe.name}: a batch of {recipe.batch} is not shared evenly by {world} processes x {accumulate} parts")
+    progress = progress and rank == 0
     torch.manual_seed(derive("init", seed))
     model = build(recipe.model, len(labels.classes), recipe.weights)
     init_decoder(model.decoder, recipe.decoder_init)
     model = model.to(where, memory_format=memory_format)
     averaged = {k: v.detach().clone() for k, v in model.state_dict().items()} if recipe.ema else None
-    wrapped, optimiser = fabric.setup(model, make_optimiser(model, recipe))
-    place = {"stage": 0, "step": 0, "curve": [], "wall_s": 0.0}
+    wrapped, optimiser = fabric.setup(torch.compile(model) if compiled else model, make_optimiser(model, recipe))
+    place = {"stage": 0, "step": 0, "curve": [], "wall_s": 0.0, "losses": [], "best": 0.0}
     if saved:
         model.load_state_dict(saved["model"])
         optimiser.load_state_dict(saved["optimiser"])
-        averaged, place = saved["averaged"], saved["place"]
-    out.mkdir(parents=True, exist_ok=True)
+        averaged, place = saved["averaged"] and {k: v.to(where) for k, v in saved["averaged"].items()}, saved["place"]
+    card = {"classes": labels.classes, "data": recipe.data, "recipe": recipe.name, "seed": seed,
+            "commit": records.provenance()["commit"], "short_side": CARD_SIDE.get(recipe.data)}
 
     def checkpoint():
         state = {"identity": identity, "model": model.state_dict(), "optimiser": optimiser.state_dict(),
                  "averaged": averaged, "place": place | {"wall_s": place["wall_s"] + time.perf_counter() - clock}}
-        write_whole(last, lambda partial: torch.save(state, partial))
+        if rank == 0:
+            write_whole(last, lambda partial: torch.save(state, partial))
+        fabric.barrier()
 
     def validate() -> dict:
         with _weights(model, averaged):
-            result = summary(evaluate(model, validation, precision), labels.classes)
+            matrices = evaluate(model, validation, precision, rank=rank, world=world)
+            result = summary(fabric.all_reduce(matrices, reduce_op="sum").cpu(), labels.classes)
+            if result["miou"] > place["best"] and rank == 0:
+                save(model, out / "best.safetensors", card)
+        place["best"] = max(place["best"], result["miou"])
         training_mode(model)
         return result
 
     training_mode(model)
-    for number in range(place["stage"], len(recipe.stages)):
-        stage, data = recipe.stages[number], sets[number]
-        per_epoch = len(data) // recipe.batch
-        keys = list(batches(data, recipe, number, seed, place["step"], per_epoch))
-        loader = make_loader(data, recipe, model, keys, workers, pin=where.type == "cuda")
-        bar = tqdm(total=stage.epochs * per_epoch, initial=place["step"], desc=f"{recipe.name} s{seed}", unit="step",
-                   file=sys.stderr, disable=not progress or None)
-        losses, since, seen = [], time.perf_counter(), 0
-        for images, masks in loader:
-            step = place["step"]
-            factor = stage.lr_factor(step, per_epoch)
-            for group, rate in zip(optimiser.param_groups, (stage.encoder_lr, stage.decoder_lr)):
-                group["lr"] = rate * factor
-            torch.manual_seed(derive("dropout", seed, number, step))  # so that resuming changes nothing
-            images = images.to(where, memory_format=memory_format, non_blocking=True)
-            masks = masks.to(where, non_blocking=True)
-            value = train_step(fabric, wrapped, optimiser, images, masks, recipe.clip)
-            if not math.isfinite(value):
-                raise InputError(f"{recipe.name}: the loss is {value} at epoch {step // per_epoch + 1}, step {step} of "
-                                 f"stage {number + 1}; the last good checkpoint is {last}; lower the learning rates")
-            if averaged is not None:
-                _average(averaged, model, min(recipe.ema, (1 + step) / (10 + step)))
-            losses.append(value)
-            place["step"], seen = step + 1, seen + len(images)
-            bar.update()
-            if place["step"] % per_epoch == 0:
-                epoch = place["step"] // per_epoch
-                row = {"stage": number, "epoch": epoch, "loss": sum(losses) / len(losses),
-                       "images_per_s": seen / (time.perf_counter() - since)}
-                if epoch % recipe.val_every == 0 or epoch == stage.epochs:
-                    row["miou"] = validate()["miou"]
-                bar.set_postfix({k: f"{row[k]:.3f}" for k in ("loss", "miou", "images_per_s") if k in row})
-                place["curve"].append(row)
-                _write_log(out / "log.csv", place["curve"])
-                checkpoint()
-                losses, since, seen = [], time.perf_counter(), 0
-        bar.close()
-        place |= {"stage": number + 1, "step": 0}
+    with _Running(out if rank == 0 else None) as running:
+        tensorboard = _tensorboard(out) if rank == 0 else None
+        for number in range(place["stage"], len(recipe.stages)):
+            stage, data = recipe.stages[number], sets[number]
+            per_epoch = len(data) // recipe.batch
+            if recipe.restart and place["step"] == 0:
+                optimiser.state.clear()
+            keys = list(batches(data, recipe, number, seed, place["step"], per_epoch, rank, world))
+            loader = make_loader(data, recipe, model, keys, workers, pin=where.type == "cuda")
+            bar = tqdm(total=stage.epochs * per_epoch, initial=place["step"], desc=f"{recipe.name} s{seed}", unit="step",
+                       file=sys.stderr, disable=not progress or None)
+            since, seen, written = time.perf_counter(), 0, time.perf_counter()
+            for images, masks in loader:
+                step = place["step"]
+                factor = stage.lr_factor(step, per_epoch)
+                for group, rate in zip(optimiser.param_groups, (stage.encoder_lr, stage.decoder_lr)):
+                    group["lr"] = rate * factor
+                torch.manual_seed(derive("dropout", seed, number, step, rank))  # so that resuming changes nothing
+                images = images.to(where, memory_format=memory_format, non_blocking=True)
+                masks = masks.to(where, non_blocking=True)
+                try:
+                    value = train_step(fabric, wrapped, optimiser, images, masks, recipe.clip, accumulate)
+                except torch.OutOfMemoryError as e:
+                    raise InputError(f"{recipe.name}: out of memory at a batch of {recipe.batch}; --accumulate "
+                                     f"{2 * accumulate} computes the same in smaller parts") from e
+                if not math.isfinite(value):
+                    raise InputError(f"{recipe.name}: the loss is {value} at epoch {step // per_epoch + 1}, step {step} of "
+                                     f"stage {number + 1}; the last good checkpoint is {last}; lower the learning rates")
+                if averaged is not None:
+                    _average(averaged, model, min(recipe.ema, (1 + step) / (10 + step)))
+                place["losses"].append(value)
+                place["step"], seen = step + 1, seen + recipe.batch
+                bar.update()
+                if progress and step % 10 == 0:
+                    bar.set_postfix({"loss": f"{value:.3f}", "mIoU": f"{_last_miou(place['curve']):.3f}",
+                                     "images/s": f"{seen / (time.perf_counter() - since):.1f}"})
+                if place["step"] % per_epoch == 0:
+                    epoch = place["step"] // per_epoch
+                    row = {"stage": number, "epoch": epoch, "loss": sum(place["losses"]) / len(place["losses"]),
+                           "images_per_s": seen / (time.perf_counter() - since)}
+                    if epoch % recipe.val_every == 0 or epoch == stage.epochs:
+                        row["miou"] = validate()["miou"]
+                    place["curve"].append(row)
+                    place["losses"] = []
+                    if rank == 0:
+                        _write_log(out / "log.csv", place["curve"])
+                        if tensorboard:
+                            tensorboard.log_metrics({k: v for k, v in row.items() if k not in ("stage", "epoch")}, len(place["curve"]))
+                    since, seen = time.perf_counter(), 0
+                if place["step"] % per_epoch == 0 or time.perf_counter() - written > save_every or running.asked_to_stop:
+                    checkpoint()
+                    written = time.perf_counter()
+                if running.asked_to_stop:
+                    raise KeyboardInterrupt
+            bar.close()
+            place |= {"stage": number + 1, "step": 0}
     if averaged is not None:
         model.load_state_dict(averaged)
+    if tensorboard:
+        tensorboard.finalize("success")
 
-    config = asdict(recipe)
     record = {
         "name": f"{recipe.name}-s{seed}", "kind": "train", "command": _command(recipe, seed),
-        "config": config, "config_hash": recipe.hash(), "seed": seed, **records.provenance(), "started": started,
+        "config": asdict(recipe), "config_hash": recipe.hash(), "seed": seed, **records.provenance(), "started": started,
         "wall_s": round(place["wall_s"] + time.perf_counter() - clock, 1), "status": "done", "precision": precision,
         "peak_memory_mb": peak_memory_mb(where), "data": {data.name + "/" + data.split: manifest_hash(data)
                                                           for data in [*sets, validation]},
@@ -415,14 +469,63 @@ def fit(recipe: Recipe, out: str | Path, seed: int = 0, root=None, device: str =
     }
     if where.type == "cuda":
         record["hardware"]["gpu"] = torch.cuda.get_device_name(where)
-    card = {"classes": labels.classes, "data": recipe.data, "recipe": recipe.name, "seed": seed,
-            "commit": record["commit"], "short_side": CARD_SIDE.get(recipe.data)}
-    save(model, out / "model.safetensors", card)
+    if rank == 0:
+        save(model, out / "model.safetensors", card)
+    fabric.barrier()
     model = load(out / "model.safetensors").to(where)  # what is kept is what is measured: float16 weights
     record["metrics"] = summary(evaluate(model, validation, precision), labels.classes)
     record["metrics"]["images"] = len(validation)
-    write_whole(out / "record.json", lambda partial: Path(partial).write_text(json.dumps(record)))
+    if rank == 0:
+        write_whole(out / "record.json", lambda partial: Path(partial).write_text(json.dumps(record)))
     return model, record
+
+
+class _Running:
+    """Within it, no other process can train in the folder `out`, which is made, and SIGTERM and Ctrl-C only raise a flag,
+    so that a step and its checkpoint are finished first. Raises InputError if the folder is taken."""
+
+    def __init__(self, out: Path | None):
+        self.out, self.claim, self.before, self.asked_to_stop = out, None, {}, False
+
+    def __enter__(self):
+        if self.out is not None:
+            import fcntl
+            try:
+                self.out.mkdir(parents=True, exist_ok=True)
+                self.claim = open(self.out / ".lock", "w")  # noqa: SIM115: held until the end, however it comes
+            except OSError as e:
+                raise InputError(f"{self.out}: cannot be written ({e.strerror})") from e
+            try:
+                fcntl.flock(self.claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as e:
+                self.claim.close()
+                raise InputError(f"{self.out}: another process is training in this folder") from e
+        if threading.current_thread() is threading.main_thread():
+            self.before = {number: signal.signal(number, self.ask) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def ask(self, *_):
+        self.asked_to_stop = True
+
+    def __exit__(self, *exception):
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+        if self.claim:
+            self.claim.close()
+
+
+def _tensorboard(out: Path):
+    """A logger for TensorBoard, or None where it is not installed."""
+    from lightning.fabric.loggers import TensorBoardLogger
+    try:
+        return TensorBoardLogger(out, name="tensorboard", version="")
+    except ModuleNotFoundError:
+        return None
+
+
+def _last_miou(curve: list[dict]) -> float:
+    """The newest validation mIoU, nan before the first."""
+    return next((row["miou"] for row in reversed(curve) if "miou" in row), math.nan)
 
 
 def publish(run: str | Path, name: str, shipped: Path = SHIPPED, results: Path = records.FOLDER) -> list[Path]:

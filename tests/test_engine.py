@@ -1,6 +1,13 @@
 """Checkpoints, prediction, evaluation, training."""
+from dataclasses import replace
+import importlib.util
 import json
 import math
+import os
+from pathlib import Path
+import signal
+import subprocess
+import sys
 
 import numpy as np
 from PIL import Image
@@ -124,6 +131,9 @@ class TestEvaluate:
             "frequency_weighted_iou": pytest.approx(0.4 * 3 / 5 + 0.6 * 5 / 7)}
 
 
+TENSORBOARD = {"tensorboard"} if importlib.util.find_spec("tensorboard") else set()
+
+
 class Few(Embedded):
     """The embedded set's first scenes only."""
 
@@ -135,6 +145,11 @@ def tiny(epochs=3, **changes) -> Recipe:
     stage = Stage("embedded", epochs, 1e-3, 5e-3, schedule="poly")
     return Recipe("tiny", "refinenet-lw-mobilenet_v2", (stage,), **({"crop": (48, 48), "weights": None, "batch": 4,
                   "precision": "fp32", "val_every": 2, "ema": 0.9, "jitter": 0.1} | changes))
+
+
+def assert_equal(a, b, tolerance=0.0):
+    for (key, x), y in zip(a.state_dict().items(), b.state_dict().values(), strict=True):
+        torch.testing.assert_close(x, y, rtol=tolerance, atol=tolerance, msg=key)
 
 
 @pytest.fixture
@@ -150,30 +165,84 @@ class TestFit:
         assert [("miou" in row) for row in record["curve"]] == [False, True, False, True, False, True]
         assert record["metrics"]["images"] == 2 and 0 <= record["metrics"]["miou"] <= 1
         assert record["config_hash"] == tiny(6, batch=5).hash() and record["seed"] == 1
-        assert {p.name for p in (tmp_path / "run").iterdir()} == {"log.csv", "last.pt", "model.safetensors", "record.json"}
+        assert {p.name for p in (tmp_path / "run").iterdir()} == {
+            ".lock", "log.csv", "last.pt", "best.safetensors", "model.safetensors", "record.json", *TENSORBOARD}
         kept = rflw.load(tmp_path / "run" / "model.safetensors")
         again = engine.summary(engine.evaluate(kept, Few("val"), "fp32"), LABELS["embedded"].classes)
         assert again["miou"] == record["metrics"]["miou"]
         path = rflw.records.write(record, tmp_path / "results")
         assert rflw.records.read(path)["metrics"] == json.loads(json.dumps(record["metrics"]))
 
-    def test_resumed_run_equals_an_unbroken_one_bit_for_bit(self, few, tmp_path, monkeypatch):
+    def test_killed_and_resumed_equals_an_unbroken_run_bit_for_bit(self, few, tmp_path, monkeypatch):
         whole, _ = engine.fit(tiny(), tmp_path / "whole")
-        real, calls = engine.loss_of, []
+        real, calls = engine.train_step, []
 
-        def stop_at_fifth_step(*args):
+        def die_at_fifth_step(*args):
             calls.append(1)
             if len(calls) == 5:
-                raise KeyboardInterrupt
+                raise MemoryError
             return real(*args)
-        monkeypatch.setattr(engine, "loss_of", stop_at_fifth_step)
+        monkeypatch.setattr(engine, "train_step", die_at_fifth_step)
+        with pytest.raises(MemoryError):
+            engine.fit(tiny(), tmp_path / "broken")
+        monkeypatch.setattr(engine, "train_step", real)
+        resumed, record = engine.fit(tiny(), tmp_path / "broken", resume=True)
+        assert_equal(whole, resumed)
+        assert len(record["curve"]) == 3
+
+    @pytest.mark.parametrize("step", [1, 2, 5])  # in the middle and at the end of an epoch of two steps
+    def test_asked_to_stop_it_saves_the_step_and_resumes_exactly(self, few, tmp_path, monkeypatch, step):
+        whole, expected = engine.fit(tiny(), tmp_path / "whole")
+        real, calls = engine.train_step, []
+
+        def terminated(*args):
+            calls.append(1)
+            if len(calls) == step:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return real(*args)
+        monkeypatch.setattr(engine, "train_step", terminated)
         with pytest.raises(KeyboardInterrupt):
             engine.fit(tiny(), tmp_path / "broken")
-        monkeypatch.setattr(engine, "loss_of", real)
+        assert len(calls) == step
         resumed, record = engine.fit(tiny(), tmp_path / "broken", resume=True)
-        for (key, a), b in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
-            assert torch.equal(a, b), key
-        assert len(record["curve"]) == 3
+        assert len(calls) == 6  # no step was made twice
+        assert_equal(whole, resumed)
+        assert [row["loss"] for row in record["curve"]] == [row["loss"] for row in expected["curve"]]
+
+    def test_parts_of_a_batch_add_up_to_it(self, few, tmp_path):
+        a, b = (engine.fit(tiny(2), tmp_path / str(n), accumulate=n)[0] for n in (1, 4))
+        assert_equal(a, b, 1e-5)
+        with pytest.raises(InputError, match="not shared evenly"):
+            engine.fit(tiny(2), tmp_path / "3", accumulate=3)
+
+    def test_two_processes_equal_one(self, few, tmp_path):
+        """torchrun with two gloo processes: the same weights and metrics as one process with the whole batch."""
+        alone, record = engine.fit(tiny(2), tmp_path / "alone")
+        script = tmp_path / "two.py"
+        script.write_text("from rflw import engine\nfrom test_engine import Few, tiny\n"
+                          "engine.open_dataset = lambda name, split, root: Few(split)\n"
+                          f"engine.fit(tiny(2), {str(tmp_path / 'both')!r})\n")
+        paths = os.pathsep.join((str(Path(__file__).parent), str(rflw.records.REPOSITORY)))
+        run = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", script],
+                             env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+        assert run.returncode == 0, run.stderr
+        both = torch.load(tmp_path / "both" / "last.pt", weights_only=True)
+        one = torch.load(tmp_path / "alone" / "last.pt", weights_only=True)
+        for key, tensor in one["averaged"].items():
+            torch.testing.assert_close(both["averaged"][key], tensor, rtol=1e-5, atol=1e-5)
+        shared = json.loads((tmp_path / "both" / "record.json").read_text())
+        assert shared["metrics"]["miou"] == pytest.approx(record["metrics"]["miou"], abs=1e-3)
+        assert [row["loss"] for row in shared["curve"]] == pytest.approx([row["loss"] for row in record["curve"]], rel=1e-5)
+
+    def test_a_folder_in_use_is_left_alone(self, few, tmp_path):
+        with engine._Running(tmp_path), pytest.raises(InputError, match="another process"):
+            engine.fit(tiny(1), tmp_path)
+
+    def test_the_optimiser_may_start_anew_with_each_stage(self, few, tmp_path):
+        once = tiny(1, ema=0.0)
+        runs = [replace(once, stages=once.stages * 2, restart=restart) for restart in (False, True)]
+        kept, anew = (engine.fit(run, tmp_path / str(run.restart))[0] for run in runs)
+        assert not torch.equal(kept.decoder.classifier.weight, anew.decoder.classifier.weight)
 
     def test_seeds_differ(self, few, tmp_path):
         a, b = (engine.fit(tiny(1, ema=0.0), tmp_path / str(seed), seed=seed)[0] for seed in (0, 1))
@@ -191,7 +260,7 @@ class TestFit:
         assert (tmp_path / "run" / "last.pt").read_bytes() == before
 
     def test_a_loss_that_is_not_finite_stops_the_run(self, few, tmp_path, monkeypatch):
-        monkeypatch.setattr(engine, "loss_of", lambda logits, masks: logits.sum() * math.nan)
+        monkeypatch.setattr(engine, "loss_of", lambda logits, masks, pixels: logits.sum() * math.nan)
         with pytest.raises(InputError, match="loss is nan at epoch 1"):
             engine.fit(tiny(1), tmp_path / "run")
 
@@ -231,19 +300,26 @@ class TestBatches:
         whole = list(engine.batches(range(10), recipe, 0, 0, 0, 2))
         assert list(engine.batches(range(10), recipe, 0, 0, 3, 2)) == whole[3:]
 
+    def test_processes_share_every_batch(self):
+        recipe = tiny(3, batch=5)
+        whole = list(engine.batches(range(10), recipe, 0, 0, 0, 2))
+        shares = zip(*(engine.batches(range(10), recipe, 0, 0, 0, 2, rank, 2) for rank in (0, 1)))
+        assert all(sorted(a + b) == sorted(batch) for (a, b), batch in zip(shares, whole, strict=True))
+
 
 class TestLoss:
     def test_void_does_not_count(self):
         logits, masks = torch.randn(1, 3, 4, 4), torch.full((1, 4, 4), 255)
-        assert engine.loss_of(logits, masks) == 0
+        assert engine.loss_of(logits, masks, 1) == 0
         masks[0, 1, 2] = 2
         expected = -torch.log_softmax(logits[0, :, 1, 2], 0)[2]
-        torch.testing.assert_close(engine.loss_of(logits, masks), expected)
+        torch.testing.assert_close(engine.loss_of(logits, masks, 1), expected)
+        torch.testing.assert_close(engine.loss_of(logits, masks, 4), expected / 4)
 
     def test_logits_are_resized_to_the_labels(self):
         logits, masks = torch.randn(1, 3, 2, 2), torch.zeros(1, 8, 8, dtype=torch.uint8)
         expected = F.cross_entropy(F.interpolate(logits, (8, 8), mode="bilinear"), masks.long())
-        torch.testing.assert_close(engine.loss_of(logits, masks), expected)
+        torch.testing.assert_close(engine.loss_of(logits, masks, 64), expected)
 
 
 class TestPlaces:
