@@ -13,6 +13,7 @@ import shutil
 import sys
 import time
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 import torch.nn.functional as F
@@ -90,9 +91,8 @@ def load_official(path: str | Path, num_classes: int) -> RefineNet:
 
 def _numbers() -> list:
     """What NumPy's numbers are unpickled with: the authors' script keeps its best score as one, beside the weights."""
-    import numpy
-    scalar, dtype = numpy.float64(0).__reduce__()[0], type(numpy.dtype("float64"))
-    return [scalar, (scalar, "numpy.core.multiarray.scalar"), (scalar, "numpy._core.multiarray.scalar"), numpy.dtype, dtype]
+    scalar, dtype = np.float64(0).__reduce__()[0], type(np.dtype("float64"))
+    return [scalar, (scalar, "numpy.core.multiarray.scalar"), (scalar, "numpy._core.multiarray.scalar"), np.dtype, dtype]
 
 
 def _unreadable(path, error: Exception) -> str:
@@ -157,7 +157,7 @@ def load(path: str | Path) -> RefineNet:
 
 def normalise(image, model: RefineNet, device: torch.device) -> Tensor:
     """(H, W, 3) uint8 array -> (1, 3, H, W) float32 as the network wants it, channels last."""
-    x = torch.from_numpy(image.copy() if any(step < 0 for step in image.strides) else image).to(device).permute(2, 0, 1)[None].float() / 255
+    x = torch.from_numpy(np.ascontiguousarray(image)).to(device).permute(2, 0, 1)[None].float() / 255
     mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (model.mean, model.std))
     return ((x - mean) / std).contiguous(memory_format=torch.channels_last)
 
@@ -333,10 +333,7 @@ def fit(recipe: Recipe, out: str | Path, seed: int = 0, root=None, device: str =
             raise InputError(f"{out}: holds another run ({theirs}), this is {identity}")
     # read before anything is trained or written, so that a damaged file or a wrong label shows now
     hashes = {f"{data.name}/{data.split}": manifest_hash(data) for data in [*sets, validation]}
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise InputError(f"{out}: cannot be written ({e.strerror})") from e
+    records.make_folder(out)
 
     fabric = make_fabric(where, precision)
     torch.manual_seed(derive("init", seed))

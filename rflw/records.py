@@ -77,6 +77,14 @@ def digest(record: dict) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
+def make_folder(path: Path) -> None:
+    """A folder and those above it, where they are not there yet. Raises InputError if it cannot be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise InputError(f"{path}: cannot be written ({e.strerror})") from e
+
+
 def write_whole(path: Path, write) -> None:
     """Let `write` fill a file beside `path`, then move it there: whole or not at all.
 

@@ -66,9 +66,8 @@ HANDLERS = {
     "aten::upsample_bilinear2d": ("resize", _bilinear),
     "aten::upsample_nearest2d": ("resize", _nothing),
 }
-# fvcore's own names for what it counts by itself
-FVCORE_KINDS = {"conv": "conv", "linear": "conv", "addmm": "conv", "matmul": "conv", "bmm": "conv", "einsum": "conv",
-                "mv": "conv", "grid_sampler": "resize", "layer_norm": "norm", "group_norm": "norm", "instance_norm": "norm"}
+# fvcore's own names for what it counts by itself; all else that it counts are products, which go with the convolutions
+FVCORE_KINDS = {"layer_norm": "norm", "group_norm": "norm", "instance_norm": "norm", "grid_sampler": "resize"}
 
 
 @torch.no_grad()
@@ -79,12 +78,12 @@ def analyse(model: nn.Module, size: tuple[int, int]):
     """
     if len(size) != 2 or min(size) < 1:
         raise InputError(f"size {tuple(size)}: rows and columns, both above 0")
+    if prod(size) > MAX_PIXELS:
+        raise InputError(f"size {size[0]}x{size[1]}: more than {MAX_PIXELS} pixels; counts of sizes that 32 divides grow with the area")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.jit, which fvcore traces with, is deprecated
         from fvcore.nn import FlopCountAnalysis
         training = model.training
-        if prod(size) > MAX_PIXELS:
-            raise InputError(f"size {size[0]}x{size[1]}: more than {MAX_PIXELS} pixels; counts of sizes that 32 divides grow with the area")
         analysis = FlopCountAnalysis(model.eval(), torch.zeros(1, 3, *size))
         analysis.set_op_handle(**{op: handler for op, (_, handler) in HANDLERS.items()})
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
@@ -101,7 +100,7 @@ def split(by_operator: Counter) -> dict[str, int]:
     kinds = {op.removeprefix("aten::"): kind for op, (kind, _) in HANDLERS.items()} | FVCORE_KINDS
     macs = dict.fromkeys(KINDS, 0)
     for operator, number in by_operator.items():
-        macs[kinds.get(operator, "conv")] += int(number)  # what else fvcore counts are products
+        macs[kinds.get(operator, "conv")] += int(number)
     return macs | {"total": sum(macs.values())}
 
 

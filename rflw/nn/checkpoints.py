@@ -1,4 +1,4 @@
-"""Keys of the authors' published checkpoints, mapped to ours: pure functions on dicts, no file is read here."""
+"""Keys of the authors' published checkpoints, mapped to ours: pure functions on dicts, and on the bytes of files that are cut off."""
 from collections import OrderedDict
 import io
 import pickle
