@@ -3,6 +3,7 @@
 Bad input ends with one line on stderr and exit code 2.
 """
 import json
+from math import isnan
 import os
 from pathlib import Path
 import sys
@@ -15,6 +16,7 @@ from rflw.errors import InputError
 app = typer.Typer(help="Light-Weight RefineNet: count, train, evaluate, predict.", add_completion=False,
                   pretty_exceptions_enable=False, rich_markup_mode=None)
 
+Data = Annotated[str, typer.Argument(help="A data set, see `rflw data list`, or a folder of one's own.")]
 Json = Annotated[bool, typer.Option("--json", help="Print figures as JSON.")]
 Root = Annotated[Path | None, typer.Option(help="Folder that holds the data sets' folders; else RFLW_DATA, else data/datasets.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
@@ -41,7 +43,7 @@ def run() -> None:
 def main() -> None:
     """The command line; usage errors and InputError become one line and exit code 2."""
     try:
-        code = app(args=sys.argv[1:] or ["--help"], standalone_mode=False)
+        code = app(args=_spread(sys.argv[1:], "--scales") or ["--help"], standalone_mode=False)
     except InputError as e:
         _fail(str(e))
     except ClickException as e:
@@ -51,7 +53,19 @@ def main() -> None:
     except BrokenPipeError:  # the reader of our output has gone
         sys.stderr.close()
         raise SystemExit(1) from None
+    if code == 130:  # Typer's own way to end after Ctrl-C says nothing
+        _fail("interrupted", 130)
     raise SystemExit(code if isinstance(code, int) else 0)
+
+
+def _spread(words: list[str], option: str) -> list[str]:
+    """`--scales 1 2` as `--scales 1 --scales 2`: the form that the parser takes."""
+    spread = []
+    for word in words:
+        if len(spread) > 1 and spread[-2] == option and not word.startswith("-"):
+            spread.append(option)  # a second value
+        spread.append(word)
+    return spread
 
 
 def _fail(message: str, code: int = 2):
@@ -111,8 +125,8 @@ def predict(images: Annotated[list[Path], typer.Argument(help="Photos.")],
     from PIL.PngImagePlugin import PngInfo
 
     from rflw import engine, plots, records
+    from rflw.datasets.images import read_image
     from rflw.datasets.labels import LABELS, labels_for
-    from rflw.datasets.readers import read_image
     gc.enable()
     stems = [path.stem for path in images]
     twice = next((stem for stem in stems if stems.count(stem) > 1), None)
@@ -124,7 +138,7 @@ def predict(images: Annotated[list[Path], typer.Argument(help="Photos.")],
         if len(images) > 1:
             read_image(path)
     model = engine.load(checkpoint).to(engine.pick_device(device))
-    labels = LABELS.get(model.card["data"], labels_for(model.num_classes))
+    labels = LABELS.get(model.card["data"], labels_for(model.card["classes"]))
     side = model.card.get("short_side") if short_side is None else short_side
     mark = PngInfo()
     mark.add_text("Software", "rflw")
@@ -162,23 +176,68 @@ def train(recipe: Annotated[str, typer.Argument(help="A recipe's name; `rflw rec
           seed: Annotated[int, typer.Option(help="Seed of initial weights, order and augmentation.")] = 0,
           out: Annotated[Path | None, typer.Option(help="Run folder; default runs/RECIPE-sSEED.")] = None,
           epochs: Annotated[int | None, typer.Option(help="Other length than the recipe's; milestones scale along.")] = None,
+          data: Annotated[str | None, typer.Option(
+              help="Train on another data set, or one's own: a folder with images/, masks/ and classes.txt.")] = None,
+          init: Annotated[str | None, typer.Option(
+              help="Checkpoint to begin with, ours or the authors'; a classifier for other classes is made anew.")] = None,
           resume: Annotated[bool, typer.Option(help="Go on with the run in the folder.")] = False,
           workers: Annotated[int, typer.Option(help="Processes that augment images; 0: the training process.")] = 0,
-          results: Annotated[Path | None, typer.Option(help="Also file the record here, e.g. data/results.")] = None,
+          accumulate: Annotated[int, typer.Option(help="Parts that a batch is cut into, to save memory.")] = 1,
+          compiled: Annotated[bool | None, typer.Option(
+              "--compile/--no-compile", help="Let torch.compile speed the network up; default: on CPUs, for long runs.")] = None,
+          resident: Annotated[bool | None, typer.Option(
+              help="Hold the images on the device and augment them there; default: on CUDA, for small data sets.")] = None,
+          dry_run: Annotated[bool, typer.Option("--dry-run", help="Only check the recipe: one step on no data.")] = False,
+          results: Annotated[Path | None, typer.Option(
+              help="Folder for a copy of the record; default data/results, none for a changed recipe. One that is there stays.")] = None,
           root: Root = None, device: Device = "auto", json: Json = False):
-    """Train by a recipe; leaves log.csv, last.pt, model.safetensors and record.json in the run folder.
+    """Train by a recipe; leaves log.csv, last.pt, best.safetensors, model.safetensors and record.json in the run folder.
+
+    Several devices: torchrun --nproc-per-node 8 -m rflw train RECIPE.
 
     Example: rflw train camvid-lw-efficientnet_lite0 --root ~/datasets
     """
-    from rflw import engine, records
+    from dataclasses import replace
+
+    from rflw import engine, records, training
     from rflw.config import recipe as find
     plan = find(recipe)
+    if plan.name == "own" and data is None:
+        raise InputError("own: --data must name the folder with images/, masks/ and classes.txt")
+    if data is not None:
+        plan = plan.on(data)
+    if init is not None:  # one's own data are trained on with the checkpoint's network
+        plan = replace(plan, init=init, **({"model": engine.weights_of(init)[0]} if plan.name == "own" else {}))
     if epochs is not None:
         plan = plan.with_epochs(epochs)
+    if dry_run:
+        facts = training.rehearse(plan)
+        if json:
+            return _print_json(facts)
+        print(f"{plan.name}: {plan.model}, {facts['params'] / 1e6:.2f} M parameters, batch {plan.batch} of {plan.crop[0]}x{plan.crop[1]}")
+        for stage in facts["stages"]:
+            rates = ", ".join(f"{part} {stage[f'{part}_lr'][0]:.2g} to {stage[f'{part}_lr'][1]:.2g}" for part in ("encoder", "decoder"))
+            print(f"{stage['data']:12} {stage['epochs']:4} epochs, rates: {rates}")
+        return
     out = out or Path("runs") / f"{plan.name}-s{seed}"
-    _, record = engine.fit(plan, out, seed, root, device, resume, workers, progress=True)
-    if results:
-        records.write(record, results)
+    results = results or (records.FOLDER if plan == find(recipe) and recipe != "own" else None)
+
+    def keep(record):
+        if results and not records.keep(record, results):
+            there = results / f"{record['name']}.json"
+            print(f"rflw: {there} is there already and stays; the new one is {out / 'record.json'}", file=sys.stderr)
+
+    try:
+        _, record = training.fit(plan, out, seed, root, device, resume, workers, progress=True, accumulate=accumulate,
+                                 compiled=compiled, resident=resident)
+    except training.Failed:
+        keep(records.read(out / "record.json"))
+        raise
+    except KeyboardInterrupt:
+        _fail(f"interrupted; --resume goes on with {out}", 130)
+    if os.environ.get("RANK", "0") != "0":  # of several processes, one speaks
+        return
+    keep(record)
     if json:
         return _print_json(record)
     print(f"{record['name']}: mIoU {100 * record['metrics']['miou']:.1f} % on {record['metrics']['images']} validation "
@@ -192,9 +251,101 @@ def publish(run: Annotated[Path, typer.Argument(help="Folder of a finished run."
 
     Example: rflw publish runs/camvid-lw-efficientnet_lite0-s0 camvid
     """
-    from rflw import engine
-    for path in engine.publish(run, name):
+    from rflw import training
+    for path in training.publish(run, name):
         print(path)
+
+
+@app.command(name="records")
+def records_(names: Annotated[list[str] | None, typer.Argument(help="Two to compare, else any to list; default: all.")] = None,
+             folder: Annotated[Path | None, typer.Option(help="Where they are; default data/results.")] = None, json: Json = False):
+    """List the records of measurements, or compare two of them.
+
+    Example: rflw records camvid-lw-efficientnet_lite0-s0 camvid-lw-rcu-efficientnet_lite0-s0
+    """
+    from rflw import records
+    folder = folder or records.FOLDER
+    found = [records.read(name, folder) for name in names] if names else records.read_all(folder)
+    if len(found) == 2 and names:
+        changes = records.differences(*found)
+        if json:
+            return _print_json(changes)
+        for key, (a, b) in changes.items():
+            gap = f"{b - a:+.4g}" if all(isinstance(v, int | float) and not isinstance(v, bool) for v in (a, b)) else ""
+            print(f"{key:36} {a!s:>28} {b!s:>28}  {gap}")
+        return
+    if json:
+        return _print_json([{k: v for k, v in record.items() if k != "curve"} for record in found])
+    print(f"{'name':44} {'status':8} {'mIoU %':>7} {'95 % of images':>15} {'minutes':>8} {'commit':8}  device")
+    for record in found:
+        measured = record["metrics"]
+        miou = f"{100 * measured['miou']:.1f}" if measured.get("miou") is not None else ""
+        interval = "{:.1f} to {:.1f}".format(*(100 * v for v in measured["miou_interval"])) if measured.get("miou_interval") else ""
+        device = record["hardware"].get("gpu") or f"{record['hardware']['cores']} x {record['hardware']['cpu']}"
+        print(f"{record['name']:44} {record['status']:8} {miou:>7} {interval:>15} {record['wall_s'] / 60:8.1f} "
+              f"{(record['commit'] or 'none')[:7]}{'*' if record['dirty'] else ' '} {device}")
+
+
+campaign = typer.Typer(help="The study's experiments: what they are, how far they are, running what is missing.")
+app.add_typer(campaign, name="campaign")
+Tier = Annotated[str, typer.Option(help="cpu: what CPUs can do in days; gpu: all.")]
+Runs = Annotated[Path, typer.Option("--runs", help="Folder of the run folders.")]
+Results = Annotated[Path | None, typer.Option(help="Folder of the records; default data/results.")]
+
+
+@campaign.command(name="list")
+def campaign_list(tier: Tier = "cpu", runs: Runs = Path("runs"), results: Results = None, json: Json = False):
+    """Every experiment, in order of worth: what it tests, its seeds, and what a run costs on such a device.
+
+    Example: rflw campaign list --tier gpu
+    """
+    from rflw import campaign, records
+    rows = {}
+    for run in campaign.runs(tier, results or records.FOLDER, runs):
+        row = rows.setdefault(run.experiment.recipe, {"recipe": run.experiment.recipe, "tests": run.experiment.why,
+                                                      "seeds": run.experiment.seeds, "minutes": []})
+        row["minutes"] += [] if run.minutes is None else [run.minutes]
+    rows = [row | {"minutes": sum(row["minutes"]) / len(row["minutes"]) if row["minutes"] else None} for row in rows.values()]
+    if json:
+        return _print_json(rows)
+    print(f"{'recipe':42} {'seeds':>5} {'minutes each':>12}  tests")
+    for row in rows:
+        print(f"{row['recipe']:42} {row['seeds']:5} {'?' if row['minutes'] is None else round(row['minutes']):>12}  {row['tests']}")
+
+
+@campaign.command(name="status")
+def campaign_status(tier: Tier = "cpu", runs: Runs = Path("runs"), results: Results = None, json: Json = False):
+    """Every run of a tier: done, failed, begun or missing, and the minutes that it took or will take.
+
+    Example: rflw campaign status
+    """
+    from rflw import campaign, records
+    listed = campaign.runs(tier, results or records.FOLDER, runs)
+    if json:
+        return _print_json([{"run": run.name, "status": run.status, "minutes": run.minutes} for run in listed])
+    for run in listed:
+        print(f"{run.name:46} {run.status:8} {'?' if run.minutes is None else round(run.minutes):>6} min")
+    left = [run.minutes for run in listed if run.status in ("begun", "missing")]
+    unknown = left.count(None)
+    print(f"{sum(run.status == 'done' for run in listed)} of {len(listed)} done, {sum(run.status == 'failed' for run in listed)} failed; "
+          f"about {sum(m for m in left if m) / 60:.1f} hours left{f' and {unknown} runs of unknown length' if unknown else ''}")
+
+
+@campaign.command(name="run")
+def campaign_run(tier: Tier = "cpu", budget_minutes: Annotated[float, typer.Option(help="When to stop; runs go on next time.")] = 60,
+                 runs: Runs = Path("runs"), results: Results = None, root: Root = None,
+                 workers: Annotated[int, typer.Option(help="Processes that augment images; 0: the training process.")] = 0,
+                 only: Annotated[str, typer.Option(help="What a run's name must hold, e.g. embedded-lw.")] = "",
+                 retry: Annotated[bool, typer.Option("--retry", help="Run those that failed again, too.")] = False):
+    """Train what is missing, in order of worth. May be killed at any moment, and may run several times side by side.
+
+    Example: rflw campaign run --tier cpu --budget-minutes 120 --root ~/datasets
+    """
+    from rflw import campaign, records
+    if budget_minutes <= 0:
+        raise InputError(f"--budget-minutes {budget_minutes:g}: above 0")
+    for run, end in campaign.run_missing(tier, budget_minutes, results or records.FOLDER, runs, root, workers, retry, only, progress=True):
+        print(f"{run.name}: {end}", flush=True)
 
 
 @app.command()
@@ -211,66 +362,220 @@ def recipes(json: Json = False):
         print(f"{r.name:40} {r.model:42} {' + '.join(f'{s.data} {s.epochs} epochs' for s in r.stages)}")
 
 
+data = typer.Typer(help="Data sets: from raw downloads to folders that training reads.")
+app.add_typer(data, name="data")
+
+
+@data.command(name="prepare")
+def data_prepare(name: Annotated[str, typer.Argument(help="voc, sbd, coco, nyu, person, context or cityscapes.")],
+                 raw: Annotated[Path, typer.Option(help="Folder with the official files, unpacked or not.")],
+                 out: Annotated[Path | None, typer.Option(help="Data root to write NAME/ in; else RFLW_DATA, else data/datasets.")] = None,
+                 workers: Annotated[int, typer.Option(help="Processes; 0: this one.")] = 0, json: Json = False):
+    """Turn the official raw files of a data set into images, index masks, split lists and a manifest. May be interrupted and
+    run again.
+
+    Example: rflw data prepare voc --raw ~/downloads --out ~/datasets
+    """
+    from rflw.datasets.prepare import prepare
+    from rflw.datasets.readers import ROOT
+    out = out or Path(os.environ.get("RFLW_DATA") or ROOT)
+    manifest = prepare(name, raw, out, workers, progress=True)
+    if json:
+        return _print_json(manifest)
+    print(f"{out / name}: {', '.join(f'{count} {split}' for split, count in manifest['splits'].items())}")
+    for statement in manifest["statements"]:
+        print(statement)
+    for split, counts in manifest["unexpected"].items():
+        print(f"unexpected: {counts['found']} in {split}, officially {counts['official']}")
+
+
+@data.command(name="list")
+def data_list(root: Root = None, json: Json = False):
+    """Every data set: classes, whether it is there, licence, where it comes from, and how large its official files are.
+
+    Example: rflw data list
+    """
+    from rflw.datasets.labels import LABELS
+    from rflw.datasets.readers import open_dataset
+    rows = []
+    for name, labels in LABELS.items():
+        try:
+            there = len(open_dataset(name, "train", root))
+        except InputError:
+            there = None
+        rows.append({"data": name, "classes": len(labels.classes), "training_images": there, "licence": labels.licence,
+                     "source": labels.source or None, "size": labels.size})
+    if json:
+        return _print_json(rows)
+    for row in rows:
+        there = "not here" if row["training_images"] is None else f"{row['training_images']} training images"
+        print(f"{row['data']:11} {row['classes']:3} classes  {there:22} {row['size']:32} {row['source'] or ''}\n{'':12}{row['licence']}")
+
+
+@data.command(name="check")
+def data_check(name: Data, root: Root = None, json: Json = False):
+    """Read all of a data set: counts against the official ones, faults by name, labels, images that two splits share.
+
+    Example: rflw data check camvid --root ~/datasets
+    """
+    from rflw.datasets.check import check
+    result = check(name, root, progress=True)
+    if json:
+        _print_json(result)
+    else:
+        for split, found in result["splits"].items():
+            official = "" if found["official"] is None else f" of {found['official']}"
+            print(f"{split}: {found['images']}{official} images, {len(found['faults'])} faults, SHA-256 {found['sha256']}")
+            for fault in found["faults"]:
+                print(f"  {fault}")
+            total = max(sum(found["pixels"].values()) + found["void"], 1)
+            for label, count in (*found["pixels"].items(), ("void", found["void"])):
+                print(f"  {label:20} {100 * count / total:7.3f} % of the pixels")
+        for a, one, b, other in result["shared"]:
+            print(f"{a}/{one} and {b}/{other} are the same image")
+        print("clean" if result["clean"] else "not clean")
+    raise typer.Exit(0 if result["clean"] else 1)
+
+
+@data.command(name="show")
+def data_show(name: Data,
+              output: Annotated[Path, typer.Option("-o", "--output", help="PNG to write.")] = Path("grid.png"),
+              split: Annotated[str, typer.Option(help="Which part of it.")] = "val",
+              number: Annotated[int, typer.Option(help="How many images, evenly spread over the split.")] = 4, root: Root = None):
+    """Draw images beside their masks.
+
+    Example: rflw data show embedded -o grid.png
+    """
+    from rflw import plots, records
+    from rflw.datasets.readers import open_dataset
+    dataset = open_dataset(name, split, root)
+    if not 1 <= number <= len(dataset):
+        raise InputError(f"--number {number}: {name}/{split} has {len(dataset)} images")
+    chosen = [round(i * (len(dataset) - 1) / max(number - 1, 1)) for i in range(number)]
+    notes = [dataset.ids[i] for i in chosen]
+    picture = plots.prediction_grid([dataset[i] for i in chosen], dataset.labels, ("image", "labels"), notes, 6.0)
+    records.write_whole(output, lambda partial: picture.savefig(partial, format="png", dpi=120))
+    print(output)
+
+
 @app.command(name="eval")
 def evaluate(checkpoint: Annotated[str, typer.Argument(help="A shipped checkpoint's name, or a .safetensors file.")],
              data: Annotated[str | None, typer.Option(help="Data set; default: the checkpoint's.")] = None,
              split: Annotated[str, typer.Option(help="Which part of it.")] = "val",
+             scales: Annotated[list[float], typer.Option(help="Scales of the image, averaged: --scales 0.5 0.75 1 1.25 1.5.")] = (1.0,),
+             flip: Annotated[bool, typer.Option("--flip", help="Average with the mirror image, too.")] = False,
              precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
+             save: Annotated[Path | None, typer.Option(
+                 help="Folder for the predictions, in the form that the benchmark takes: VOC palette, Cityscapes labelIds.")] = None,
              figure: Annotated[Path | None, typer.Option(
                  help="Also draw five frames, from the worst to the best in equal steps, into this PNG.")] = None,
+             results: Annotated[Path | None, typer.Option(help="Also file a record here, e.g. data/results.")] = None,
              root: Root = None, device: Device = "auto", json: Json = False):
-    """Measure mIoU on a data set: whole images, single scale.
+    """Measure whole images: IoU, accuracy, boundary F-score, and the interval of mIoU over images.
 
-    Example: rflw eval camvid --root ~/datasets --json
+    Example: rflw eval camvid --root ~/datasets --scales 0.75 1 1.25 --flip --json
     """
-    from rflw import engine, metrics, records
-    from rflw.datasets.labels import LABELS
+    from rflw import engine, metrics, plots, records
     from rflw.datasets.readers import open_dataset
+    if min(scales) <= 0 or max(scales) > 4:
+        raise InputError(f"--scales {' '.join(map(str, scales))}: above 0, at most 4")
     model = engine.load(checkpoint).to(engine.pick_device(device))
     name = data or model.card["data"]
     dataset = open_dataset(name, split, root)
-    classes = LABELS[name].classes
-    if len(classes) != model.num_classes:
-        raise InputError(f"{checkpoint} has {model.num_classes} classes, {name} has {len(classes)}")
-    matrices = engine.evaluate(model, dataset, precision, progress=True)
-    result = {"data": name, "split": split, "images": len(dataset), **engine.summary(matrices.sum(0), classes)}
+    labels = dataset.labels
+    if len(labels.classes) != model.num_classes:
+        raise InputError(f"{checkpoint} has {model.num_classes} classes, {name} has {len(labels.classes)}")
+    boundaries = []  # mean over classes, of every image that has any
+
+    def each(index, prediction, mask):
+        boundary = metrics.boundary_f(prediction, mask, model.num_classes).nanmean().item()
+        boundaries.extend([] if isnan(boundary) else [boundary])
+        if save:
+            picture = plots.submission(prediction.byte().cpu().numpy(), labels)
+            records.write_whole(save / f"{dataset.ids[index]}.png", lambda partial: picture.save(partial, "PNG"))
+
+    way = f"{'' if tuple(scales) == (1.0,) else '-'.join(['', 'scales', *(f'{s:g}' for s in scales)])}{'-flip' * flip}"
+    command = f"rflw eval {checkpoint} --data {name} --split {split} --scales {' '.join(f'{s:g}' for s in scales)}{' --flip' * flip}"
+    config = {"checkpoint": checkpoint, "model": model.name, "data": name, "split": split, "scales": list(scales), "flip": flip}
+    with records.timed(f"eval-{Path(checkpoint).stem}-{Path(name).name}-{split}{way}", command, "eval", config) as record:
+        matrices = engine.evaluate(model, dataset, precision, scales, flip, each, progress=True)
+    result = {"data": name, "split": split, "images": len(dataset), **engine.summary(matrices, labels.classes),
+              "boundary_f": sum(boundaries) / len(boundaries) if boundaries else None, "scales": list(scales), "flip": flip}
+    if results:
+        records.write(record | {"metrics": result}, results)
     if figure:
-        from rflw import plots
         order = sorted((i for i, matrix in enumerate(matrices) if matrix.any()), key=lambda i: metrics.pixel_accuracy(matrices[i]))
         if not order:
             raise InputError(f"{name}/{split}: all pixels are void, there is nothing to draw")
         chosen = [order[round(step * (len(order) - 1) / 4)] for step in range(5)]
         rows = [(*dataset[i], engine.predict(model, dataset[i][0])) for i in chosen]
         notes = [f"{100 * metrics.pixel_accuracy(matrices[i]):.1f} % of pixels" for i in chosen]
-        picture = plots.prediction_grid(rows, LABELS[name], notes=notes)
+        picture = plots.prediction_grid(rows, labels, notes=notes)
         records.write_whole(figure, lambda partial: picture.savefig(partial, format="png", dpi=120))
     if json:
         return _print_json(result)
     for label, value in result["iou"].items():
-        print(f"{label:20} {'absent' if value is None else f'{100 * value:6.2f}'}")
+        print(f"{label:24} {'absent' if value is None else f'{100 * value:6.2f}'}")
     if result["miou"] is None:
         raise InputError(f"{name}/{split}: all pixels are void")
-    print(f"{'mIoU':20} {100 * result['miou']:6.2f}\n{'pixel accuracy':20} {100 * result['pixel_accuracy']:6.2f}")
+    low, high = result["miou_interval"]
+    print(f"{'mIoU':24} {100 * result['miou']:6.2f}   95 % interval over images {100 * low:.2f} to {100 * high:.2f}")
+    for key, words in (("miou_absent_as_one", "mIoU, absent as one"), ("frequency_weighted_iou", "frequency-weighted IoU"),
+                       ("pixel_accuracy", "pixel accuracy"), ("boundary_f", "boundary F-score")):
+        if result[key] is not None:
+            print(f"{words:24} {100 * result[key]:6.2f}")
 
 
-@app.command()
-def bench(recipe: Annotated[str, typer.Argument(help="A recipe; its model, crop and batch are timed.")],
-          rounds: Annotated[int, typer.Option(help="Rounds that count; the median is printed.")] = 3,
-          results: Annotated[Path | None, typer.Option(help="Also file a record here, e.g. data/results.")] = None,
-          root: Root = None, device: Device = "auto", json: Json = False):
-    """Time the training loop: plain fp32 in NCHW against the recipe's precision with channels last, in one run.
+bench = typer.Typer(help="Speed: modes take turns in one run, so that ratios hold on a busy machine.")
+app.add_typer(bench, name="bench")
+Rounds = Annotated[int, typer.Option(help="Rounds that count; the median is printed.")]
+Record = Annotated[Path | None, typer.Option(help="Also file a record here, e.g. data/results.")]
 
-    Example: rflw bench camvid-lw-efficientnet_lite0 --root ~/datasets
+
+@bench.command(name="train")
+def bench_train(recipe: Annotated[str, typer.Argument(help="A recipe; its model, crop and batch are timed.")], rounds: Rounds = 3,
+                results: Record = None, root: Root = None, device: Device = "auto", json: Json = False):
+    """Time the training loop: plain fp32 in NCHW, the recipe's precision with channels last, that compiled, and that with the
+    images on the device.
+
+    Example: rflw bench train camvid-lw-efficientnet_lite0 --root ~/datasets
     """
-    from rflw import engine, records
+    from rflw import bench
     from rflw.config import recipe as find
     plan = find(recipe)
-    with records.timed(f"bench-train-{plan.name}", f"rflw bench {plan.name} --rounds {rounds}", plan) as record:
-        rows = engine.training_speed(plan, root, device, rounds=rounds)
+    _timed(f"bench-train-{plan.name}", f"rflw bench train {plan.name} --rounds {rounds}", plan, results, json,
+           lambda: bench.training_speed(plan, root, device, rounds=rounds))
+
+
+@bench.command(name="data")
+def bench_data(name: Data,
+               recipe: Annotated[str | None, typer.Option(help="Recipe whose crops are made; default: the first of the data set.")] = None,
+               workers: Annotated[int, typer.Option(help="Worker processes of the loader.")] = 2, rounds: Rounds = 3,
+               results: Record = None, root: Root = None, device: Device = "auto", json: Json = False):
+    """Time what training loads: decoding, augmenting, the whole loader without and with workers, and images on the device.
+
+    Example: rflw bench data camvid --root ~/datasets
+    """
+    from rflw import bench
+    from rflw.config import OWN, RECIPES
+    from rflw.config import recipe as find
+    plan = find(recipe) if recipe else next((plan for plan in RECIPES.values() if plan.data == name), OWN)
+    plan = plan.on(name)
+    _timed(f"bench-data-{Path(name).name}", f"rflw bench data {name} --recipe {plan.name} --workers {workers} --rounds {rounds}",
+           plan, results, json, lambda: bench.loading_speed(plan, root, device, workers, rounds=rounds))
+
+
+def _timed(name: str, command: str, plan, results: Path | None, as_json: bool, measure) -> None:
+    """Take rows of images a second, record them and print them."""
+    from dataclasses import asdict
+
+    from rflw import records
+    with records.timed(name, command, config=asdict(plan), config_hash=plan.hash()) as record:
+        rows = measure()
         record["metrics"] = {"rows": rows}
     if results:
         records.write(record, results)
-    if json:
+    if as_json:
         return _print_json(rows)
     for row in rows:
-        print(f"{row['mode']:28} {row['images_per_s']:8.2f} images/s   {row['images_per_s'] / rows[0]['images_per_s']:.2f}x")
+        print(f"{row['mode']:38} {row['images_per_s']:8.2f} images/s   {row['images_per_s'] / rows[0]['images_per_s']:.2f}x")

@@ -5,6 +5,7 @@ images; void pixels (255) count nowhere. mIoU is the mean over classes of TP / (
 """
 import torch
 from torch import Tensor
+import torch.nn.functional as F
 
 from rflw.datasets.labels import VOID
 from rflw.errors import InputError
@@ -45,3 +46,63 @@ def mean_iou(matrix: Tensor, absent: str = "skip") -> float:
 def pixel_accuracy(matrix: Tensor) -> float:
     """Share of the pixels that are not void that is predicted right; nan where all is void."""
     return (matrix.diagonal().sum().double() / matrix.sum()).item()
+
+
+def frequency_weighted_iou(matrix: Tensor) -> float:
+    """IoU of each class weighted by its share of the labelled pixels (Long et al., 2015)."""
+    share = matrix.double().sum(1) / matrix.sum()
+    return (share * iou(matrix).nan_to_num()).sum().item()
+
+
+def bootstrap_interval(matrices: Tensor, level: float = 0.95, draws: int = 2000, seed: int = 0) -> tuple[float, float]:
+    """Matrices of single images, (N, K, K) -> the interval of mIoU over images drawn anew with replacement.
+
+    The percentile interval of Efron (1979). It tells how much another sample of images from the same scenes would
+    change the figure; it knows nothing of other training runs.
+    """
+    images = len(matrices)
+    picks = torch.randint(images, (draws, images), generator=torch.Generator().manual_seed(seed))
+    times = torch.zeros(draws, images, dtype=torch.float64).scatter_add_(1, picks, torch.ones(draws, images, dtype=torch.float64))
+    drawn = (times @ matrices.double().flatten(1)).unflatten(1, matrices.shape[1:])  # (draws, K, K)
+    hit = drawn.diagonal(dim1=1, dim2=2)
+    values = (hit / (drawn.sum(1) + drawn.sum(2) - hit)).nanmean(1)
+    low, high = torch.quantile(values, torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)).tolist()
+    return low, high
+
+
+def boundary_f(prediction: Tensor, target: Tensor, num_classes: int, tolerance: float = 0.0075) -> Tensor:
+    """Class maps (H, W), target with 255 as void -> (K,) boundary F-score of each class, nan where the labels have
+    no boundary of the class.
+
+    As Csurka et al., "What is a good evaluation measure for semantic segmentation?" (2013): precision is the share of the
+    predicted boundary that lies within `tolerance` (a share of the image's diagonal) of the true boundary of its class,
+    recall the same the other way round. Pixels next to void are no boundary, so labels with a void rim around every object
+    (PASCAL VOC's, the embedded set's) have none.
+    """
+    h, w = target.shape
+    valid = target != VOID
+    radius = tolerance * (h**2 + w**2) ** 0.5
+    reach = int(radius)
+    offsets = torch.arange(-reach, reach + 1, device=target.device, dtype=torch.float32)
+    disc = (offsets[:, None] ** 2 + offsets**2 <= radius**2).float()
+    classes = torch.arange(num_classes, device=target.device).view(-1, 1, 1)
+
+    def boundaries(labels: Tensor) -> Tensor:  # (K, H, W): pixels of a class with a valid neighbour of another class
+        labels = torch.where(valid, labels.long(), -1)
+        edge = torch.zeros_like(valid)
+        for a, b in ((edge[1:], (labels[1:], labels[:-1])), (edge[:-1], (labels[:-1], labels[1:])),
+                     (edge[:, 1:], (labels[:, 1:], labels[:, :-1])), (edge[:, :-1], (labels[:, :-1], labels[:, 1:]))):
+            a |= (b[0] != b[1]) & (b[0] >= 0) & (b[1] >= 0)
+        return (labels == classes) & edge
+
+    def near(edges: Tensor) -> Tensor:
+        return F.conv2d(edges.float()[:, None], disc[None, None], padding=reach)[:, 0] > 0
+
+    own, true = boundaries(prediction), boundaries(target)
+
+    def share(edges: Tensor, others: Tensor) -> Tensor:
+        return (edges & near(others)).sum((1, 2)).double() / edges.sum((1, 2))
+
+    precision, recall = share(own, true).nan_to_num(), share(true, own).nan_to_num()
+    score = 2 * precision * recall / (precision + recall).clamp(min=1e-12)
+    return torch.where(true.any(2).any(1), score, torch.nan)

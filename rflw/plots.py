@@ -18,6 +18,14 @@ def index_image(mask: np.ndarray, labels: Labels) -> Image.Image:
     return image
 
 
+def submission(mask: np.ndarray, labels: Labels) -> Image.Image:
+    """(H, W) class indices -> the image that the data set's server takes: grey with its own class numbers if it has any
+    (Cityscapes' labelIds), else with VOC's palette form."""
+    if labels.ids:
+        return Image.fromarray(np.array(labels.ids, dtype=np.uint8)[mask])
+    return index_image(mask, labels)
+
+
 def overlay(image: np.ndarray, mask: np.ndarray, labels: Labels, opacity: float = 0.55) -> Image.Image:
     """(H, W, 3) uint8 and (H, W) class indices -> the image tinted by class, with a legend of the classes in it, most
     frequent first, in the lower left corner. Same size as the image."""
@@ -116,9 +124,56 @@ def class_bars(iou: dict, labels: Labels):
     return figure
 
 
-# ---------------------------------------------------------------- graphs of networks
+# ---------------------------------------------------------------- seeds and intervals
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+
+
+def seed_points(groups: dict[str, list[float]], intervals: dict, axis, label: str) -> None:
+    """A row for each group on an axis: its values as points, their mean as a bar, its interval as a line where there is one."""
+    for row, (name, values) in enumerate(groups.items()):
+        colour, interval = COLOURS[row % len(COLOURS)], intervals[name]
+        if interval.n > 1:
+            axis.plot([interval.low, interval.high], [row, row], color=colour, linewidth=5, alpha=0.3, solid_capstyle="butt")
+        axis.plot([interval.mean, interval.mean], [row - 0.24, row + 0.24], color=colour, linewidth=2)
+        axis.scatter(values, [row] * len(values), s=22, color=colour, edgecolor="white", linewidth=0.6, zorder=3)
+    _rows(axis, groups, label)
+
+
+def differences(intervals: dict, axis, label: str) -> None:
+    """A row for each difference: its mean as a point, its interval as a line, against nought."""
+    axis.axvline(0, color="0.5", linewidth=1)
+    for row, interval in enumerate(intervals.values()):
+        colour = COLOURS[row % len(COLOURS)]
+        if interval.n > 1:
+            axis.plot([interval.low, interval.high], [row, row], color=colour, linewidth=2)
+        axis.scatter([interval.mean], [row], s=36, color=colour, zorder=3)
+    _rows(axis, intervals, label)
+
+
+def _rows(axis, names, label: str) -> None:
+    axis.set_yticks(range(len(names)), names)
+    axis.set(xlabel=label, ylim=(len(names) - 0.5, -0.5))
+    axis.grid(axis="x", alpha=0.3)
+    axis.spines[["top", "right", "left"]].set_visible(False)
+    axis.tick_params(axis="y", length=0)
+
+
+def curves(runs: dict[str, list[dict]], axis, key: str = "miou", factor: float = 100.0, label: str = "validation mIoU, %") -> None:
+    """{group: training records} -> a thin line for each run over its epochs, in its group's colour."""
+    for (name, records), colour in zip(runs.items(), COLOURS):
+        for number, record in enumerate(records):
+            points = [(i, factor * row[key]) for i, row in enumerate(record["curve"], 1) if row.get(key) is not None]
+            axis.plot(*zip(*points), color=colour, linewidth=1.1, alpha=0.8, label=None if number else name)
+    axis.set(xlabel="epoch", ylabel=label)
+    axis.legend(fontsize=8, frameon=False)
+    axis.grid(alpha=0.3)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+# ---------------------------------------------------------------- graphs of networks
+
 OP_COLOURS = {"conv 3×3": "#E69F00", "conv 1×1": "#56B4E9", "max-pool 5×5": "#5DC3A2", "upsample": "#DBA0C1"}
 OP_NAMES = {"add": "+", "relu": "ReLU", "hardtanh": "ReLU6", "interpolate": "upsample", "conv2d": "conv",
             "max_pool2d": "max-pool"}

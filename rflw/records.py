@@ -4,7 +4,6 @@ A record holds the command, the configuration and its hash, the seed, the commit
 times and results, and last a hash over all of it, so that an edited number is noticed.
 """
 from contextlib import contextmanager
-from dataclasses import asdict
 from datetime import UTC, datetime
 import hashlib
 from importlib import metadata
@@ -119,10 +118,10 @@ def write(record: dict, folder: Path = FOLDER, stem: str | None = None) -> Path:
 
 
 @contextmanager
-def timed(name: str, command: str, recipe=None, seed: int = 0):
+def timed(name: str, command: str, kind: str = "bench", config: dict | None = None, config_hash: str = "", seed: int = 0):
     """Within it, a record of a measurement without training; whoever measures puts `metrics` into it."""
-    record = {"name": name, "kind": "bench", "command": command, "config": asdict(recipe) if recipe else {},
-              "config_hash": recipe.hash() if recipe else "", "seed": seed, **provenance(), "started": now()}
+    record = {"name": name, "kind": kind, "command": command, "config": config or {}, "config_hash": config_hash, "seed": seed,
+              **provenance(), "started": now()}
     start = time.perf_counter()
     yield record
     record |= {"wall_s": round(time.perf_counter() - start, 1), "status": "done"}
@@ -143,6 +142,30 @@ def read(name: str | Path, folder: Path = FOLDER) -> dict:
     if record.get("sha256") != digest(record):
         raise InputError(f"{path}: its hash does not fit its contents: it was edited by hand")
     return record
+
+
+def read_all(folder: Path = FOLDER) -> list[dict]:
+    """All records of a folder, by name. Raises InputError for the first that is malformed or was edited."""
+    return [read(path) for path in sorted(Path(folder).glob("*.json"))]
+
+
+def keep(record: dict, folder: Path = FOLDER) -> Path | None:
+    """Write a record unless one of its name is there already: then None, and the old one stays."""
+    return None if (Path(folder) / f"{record['name']}.json").exists() else write(record, folder)
+
+
+def differences(first: dict, second: dict) -> dict:
+    """What two records do not share: {"config.batch": (8, 16), "metrics.miou": ..., "commit": ...}; None where one has no such
+    entry. Curves and hashes are left out."""
+    def flat(value, path=()):
+        if isinstance(value, dict):
+            return {k: v for key, item in value.items() for k, v in flat(item, (*path, key)).items()}
+        if isinstance(value, list) and any(isinstance(item, dict) for item in value):
+            return {k: v for i, item in enumerate(value) for k, v in flat(item, (*path, str(i))).items()}
+        return {".".join(path): value}
+
+    a, b = (flat({k: v for k, v in record.items() if k not in ("curve", "sha256")}) for record in (first, second))
+    return {key: (a.get(key), b.get(key)) for key in {**a, **b} if a.get(key) != b.get(key)}
 
 
 def card(record: dict, file: Path, name: str, licence: str) -> str:

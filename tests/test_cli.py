@@ -2,6 +2,7 @@
 import hashlib
 import json
 import os
+from pathlib import Path
 import subprocess
 import sys
 
@@ -10,9 +11,11 @@ from PIL import Image
 import pytest
 import torch
 
-from rflw import InputError, build, cli, engine
+from rflw import InputError, build, cli, engine, training
+from rflw.datasets import readers
 from rflw.datasets.labels import LABELS
 from rflw.datasets.synthetic import scene
+from rflw.metrics import confusion_matrix, mean_iou
 
 PHOTO = np.random.RandomState(0).randint(0, 256, (50, 71, 3)).astype(np.uint8)
 
@@ -160,7 +163,7 @@ def test_eval(rflw, checkpoint, monkeypatch):
     monkeypatch.setattr("rflw.datasets.readers.open_dataset", lambda *a: [scene("val", i) for i in range(2)])
     code, out, _ = rflw("eval", checkpoint, "--json", "--precision", "fp32")
     result = json.loads(out)
-    assert code == 0 and list(result) == ["data", "split", "images", "miou", "pixel_accuracy", "iou"]
+    assert code == 0 and list(result)[:6] == ["data", "split", "images", "miou", "pixel_accuracy", "iou"]
     assert (result["data"], result["split"], result["images"]) == ("embedded", "val", 2)
     assert list(result["iou"]) == list(LABELS["embedded"].classes) and 0 <= result["miou"] <= 1
     assert "mIoU" in rflw("eval", checkpoint)[1]
@@ -169,10 +172,25 @@ def test_eval(rflw, checkpoint, monkeypatch):
 def test_eval_on_other_classes_is_refused(rflw, checkpoint, monkeypatch):
     monkeypatch.setattr("rflw.datasets.readers.open_dataset", lambda *a: [])
     refused(rflw("eval", checkpoint, "--data", "camvid"), "6 classes", "11")
+    refused(rflw("eval", checkpoint, "--scales", 1, 0), "--scales 1.0 0.0")
+    refused(rflw("eval", checkpoint, "--scales"), "--scales")
+
+
+def test_eval_at_several_scales_saves_what_it_scores(rflw, checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr("rflw.datasets.readers.open_dataset", lambda name, split, root: Scenes(split))
+    code, out, _ = rflw("eval", checkpoint, "--scales", 0.5, 1, "--flip", "--precision", "fp32", "--json",
+                        "--save", tmp_path / "saved", "--results", tmp_path)
+    result = json.loads(out)
+    assert code == 0 and result["scales"] == [0.5, 1.0] and result["flip"] and result["boundary_f"] is None
+    saved = [np.array(Image.open(tmp_path / "saved" / f"{i}.png")) for i in range(2)]
+    matrix = sum(confusion_matrix(torch.from_numpy(p), torch.from_numpy(scene("val", i)[1]), 6) for i, p in enumerate(saved))
+    assert result["miou"] == pytest.approx(mean_iou(matrix))
+    record = engine.records.read(f"eval-{Path(checkpoint).stem}-embedded-val-scales-0.5-1-flip", tmp_path)
+    assert record["metrics"] == result and record["kind"] == "eval" and record["command"].endswith("--scales 0.5 1 --flip")
 
 
 def test_train_leaves_a_run_and_a_record(rflw, tmp_path, monkeypatch):
-    monkeypatch.setattr(engine, "open_dataset", lambda name, split, root: Scenes(split))
+    monkeypatch.setattr(training, "open_dataset", lambda name, split, root: Scenes(split))
     words = ("train", "embedded-lw-efficientnet_lite0", "--epochs", 1, "--out", tmp_path / "run", "--results", tmp_path / "results")
     code, out, _ = rflw(*words)
     assert code == 0 and "mIoU" in out
@@ -181,7 +199,7 @@ def test_train_leaves_a_run_and_a_record(rflw, tmp_path, monkeypatch):
     refused(rflw(*words), "--resume")
     assert rflw(*words, "--resume")[0] == 0
 
-    file, card, kept = engine.publish(tmp_path / "run", "scenes", tmp_path / "shipped", tmp_path / "kept")
+    file, card, kept = training.publish(tmp_path / "run", "scenes", tmp_path / "shipped", tmp_path / "kept")
     assert engine.load(file).card["recipe"] == "embedded-lw-efficientnet_lite0" and engine.records.read(kept)["seed"] == 0
     words = card.read_text()
     for fact in (record["config_hash"], record["commit"], "efficientnet_lite0", "MIT", f"{100 * record['metrics']['miou']:.1f} %",
@@ -191,12 +209,24 @@ def test_train_leaves_a_run_and_a_record(rflw, tmp_path, monkeypatch):
     edited = tmp_path / "run" / "record.json"
     edited.write_text(edited.read_text().replace('"seed": 0', '"seed": 1'))
     with pytest.raises(InputError, match="edited by hand"):
-        engine.publish(tmp_path / "run", "edited", tmp_path / "shipped", tmp_path / "kept")
+        training.publish(tmp_path / "run", "edited", tmp_path / "shipped", tmp_path / "kept")
     assert not (tmp_path / "shipped" / "edited.safetensors").exists()
 
 
+def test_ctrl_c_says_how_to_go_on(rflw, tmp_path, monkeypatch):
+    def interrupted(*args, **settings):
+        raise KeyboardInterrupt
+    monkeypatch.setattr(training, "open_dataset", lambda name, split, root: Scenes(split))
+    monkeypatch.setattr(training, "train_step", interrupted)
+    code, out, err = rflw("train", "embedded-lw-efficientnet_lite0", "--out", tmp_path / "run")
+    assert (code, out, err) == (130, "", f"rflw: interrupted; --resume goes on with {tmp_path / 'run'}\n")
+    monkeypatch.setattr("rflw.campaign.run_missing", interrupted)
+    code, out, err = rflw("campaign", "run")
+    assert (code, out, err) == (130, "", "rflw: interrupted\n")
+
+
 def test_train_refuses_folders_that_it_cannot_use(rflw, tmp_path, monkeypatch):
-    monkeypatch.setattr(engine, "open_dataset", lambda name, split, root: Scenes(split))
+    monkeypatch.setattr(training, "open_dataset", lambda name, split, root: Scenes(split))
     (tmp_path / "file").write_text("")
     (tmp_path / "damaged").mkdir()
     (tmp_path / "damaged" / "last.pt").write_bytes(b"not a checkpoint")
@@ -227,22 +257,101 @@ class Scenes:
         return scene(self.split, index)
 
 
+def test_from_raw_files_to_a_data_set_that_can_be_read(rflw, tmp_path):
+    voc = tmp_path / "raw" / "VOCdevkit" / "VOC2012"
+    truth = np.full((40, 50), 15, np.uint8)
+    truth[0], truth[1, 3] = 255, 7
+    for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (voc / folder).mkdir(parents=True)
+    for i, split in enumerate(("train", "val")):
+        Image.fromarray(PHOTO[:40, :50]).save(voc / "JPEGImages" / f"2007_00000{i}.jpg")
+        picture = Image.fromarray(truth).convert("P")
+        picture.putpalette(LABELS["voc"].palette())
+        picture.frombytes(truth.tobytes())
+        picture.save(voc / "SegmentationClass" / f"2007_00000{i}.png")
+        (voc / "ImageSets/Segmentation" / f"{split}.txt").write_text(f"2007_00000{i}\n")
+    code, out, _ = rflw("data", "prepare", "voc", "--raw", tmp_path / "raw", "--out", tmp_path / "root")
+    assert code == 0 and "1 train, 1 val" in out and "officially 1464" in out
+    dataset = readers.open_dataset("voc", "val", tmp_path / "root")
+    image, mask = dataset[0]
+    assert dataset.ids == ["2007_000001"] and image.shape == (40, 50, 3) and np.array_equal(mask, truth)
+    assert readers.manifest_hash(readers.Resident(dataset)) == dataset.digest and len(dataset.digest) == 64
+    with pytest.raises(InputError, match="no split 'test', only train, val"):
+        readers.open_dataset("voc", "test", tmp_path / "root")
+    with pytest.raises(InputError, match="rflw data prepare coco"):
+        readers.open_dataset("coco", "train", tmp_path / "root")
+    code, out, _ = rflw("data", "check", "voc", "--root", tmp_path / "root")
+    assert code == 1 and "val: 1 of 1449 images, 0 faults" in out and "val/2007_000001 are the same image" in out and "not clean" in out
+    result = json.loads(rflw("data", "check", "voc", "--root", tmp_path / "root", "--json")[1])
+    assert result["splits"]["val"]["pixels"]["person"] == 40 * 50 - 51 and result["splits"]["val"]["pixels"]["cat"] == 0
+    assert result["splits"]["val"]["void"] == 50 and result["splits"]["val"]["pixels"]["car"] == 1 and len(result["shared"]) == 1
+    (tmp_path / "root/voc/masks/2007_000001.png").write_bytes(b"no image")
+    faults = json.loads(rflw("data", "check", "voc", "--root", tmp_path / "root", "--json")[1])["splits"]["val"]["faults"]
+    assert len(faults) == 1 and "masks/2007_000001.png: not an image" in faults[0]
+    here = {row["data"]: row["training_images"] for row in json.loads(rflw("data", "list", "--root", tmp_path / "root", "--json")[1])}
+    assert here["voc"] == 1 and here["embedded"] == 2048 and here["cityscapes"] is None
+    (tmp_path / "root/voc/images/2007_000001.jpg").unlink()
+    with pytest.raises(InputError, match="no image 2007_000001, which val.txt lists"):
+        readers.open_dataset("voc", "val", tmp_path / "root")
+    refused(rflw("data", "prepare", "voc", "--raw", tmp_path / "none", "--out", tmp_path / "root2"), "none")
+
+
+def test_data_show_draws_images_beside_masks(rflw, tmp_path):
+    code, out, _ = rflw("data", "show", "embedded", "--number", 2, "-o", tmp_path / "grid.png")
+    assert code == 0 and out.strip() == str(tmp_path / "grid.png") and Image.open(tmp_path / "grid.png").size[0] > 500
+    refused(rflw("data", "show", "embedded", "--number", 0), "128 images")
+
+
+def test_records_are_listed_and_compared(rflw, tmp_path):
+    base = {field: 0 for field in engine.records.REQUIRED} | {"commit": "c" * 40, "dirty": True, "status": "done"}
+    for name, miou in (("one", 0.5), ("two", 0.75)):
+        engine.records.write(base | {"name": name, "hardware": {"cpu": "Fast", "cores": 4}, "wall_s": 90.0,
+                                     "metrics": {"miou": miou, "miou_interval": [miou - 0.1, miou + 0.1]}}, tmp_path)
+    code, out, _ = rflw("records", "--folder", tmp_path)
+    assert code == 0 and "40.0 to 60.0" in out and "ccccccc*" in out and "4 x Fast" in out and len(out.splitlines()) == 3
+    assert "metrics.miou" in rflw("records", "one", "two", "--folder", tmp_path)[1]
+    changes = json.loads(rflw("records", "one", "two", "--folder", tmp_path, "--json")[1])
+    assert changes["metrics.miou"] == [0.5, 0.75] and set(changes) == {"name", "metrics.miou", "metrics.miou_interval"}
+    assert [r["name"] for r in json.loads(rflw("records", "--folder", tmp_path, "--json")[1])] == ["one", "two"]
+    refused(rflw("records", "three", "--folder", tmp_path), "no such record")
+
+
+def test_campaign_shows_what_is_there_and_what_is_not(rflw, tmp_path):
+    words = ("--results", tmp_path, "--runs", tmp_path)
+    rows = json.loads(rflw("campaign", "status", *words, "--json")[1])
+    assert {row["status"] for row in rows} == {"missing"} and len({row["run"] for row in rows}) == len(rows) > 40
+    assert f"0 of {len(rows)} done" in rflw("campaign", "status", *words)[1]
+    listed = json.loads(rflw("campaign", "list", "--tier", "gpu", *words, "--json")[1])
+    assert sum(row["seeds"] for row in listed) > len(rows) and {row["minutes"] for row in listed} == {None}
+    refused(rflw("campaign", "run", "--budget-minutes", 0), "budget")
+    refused(rflw("campaign", "list", "--tier", "tpu"), "tpu")
+
+
+def test_a_recipe_is_rehearsed_without_data(rflw, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = rflw("train", "authors-2018-nyu-lw-resnet50", "--dry-run")
+    assert code == 0 and "27.4" in out and out.count("100 epochs") == 3
+    assert len(json.loads(rflw("train", "paper-voc-lw-mobilenet_v2", "--dry-run", "--json")[1])["stages"]) == 3
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_recipes(rflw):
     assert "camvid-lw-efficientnet_lite0" in rflw("recipes")[1]
     assert json.loads(rflw("recipes", "--json")[1])[0]["stages"][0]["epochs"] > 0
 
 
-def test_bench_prints_both_modes(rflw, monkeypatch, tmp_path):
-    monkeypatch.setattr(engine, "open_dataset", lambda name, split, root: Scenes(split))
+def test_bench_prints_all_modes(rflw, monkeypatch, tmp_path):
+    monkeypatch.setattr(training, "open_dataset", lambda name, split, root: Scenes(split))
     rows = json.loads(rflw("bench", "embedded-lw-efficientnet_lite0", "--rounds", 1, "--results", tmp_path, "--json")[1])
     assert engine.records.read("bench-train-embedded-lw-efficientnet_lite0", tmp_path)["metrics"]["rows"] == rows
-    assert rows[0]["mode"] == "train-fp32-nchw" and rows[1]["mode"].endswith("channels-last")
+    assert [row["mode"].partition("-")[2].partition("-")[2] for row in rows] == ["nchw", "channels-last", "channels-last-resident"]
     assert all(row["images_per_s"] > 0 and row["size"] == [96, 128] for row in rows)
 
 
 def test_every_command_has_help_with_an_example(rflw):
-    for command in ("models", "complexity", "predict", "train", "publish", "recipes", "eval", "bench"):
-        code, out, _ = rflw(command, "--help")
+    for command in ("models", "complexity", "predict", "train", "publish", "records", "recipes", "eval", "bench", "data prepare",
+                    "data list", "data check", "data show", "campaign list", "campaign status", "campaign run"):
+        code, out, _ = rflw(*command.split(), "--help")
         assert code == 0 and f"Example: rflw {command}" in out
 
 

@@ -1,4 +1,7 @@
 """Recipes and schedules, against their formulas."""
+from dataclasses import asdict
+import json
+
 import pytest
 
 from rflw import InputError
@@ -38,6 +41,8 @@ def test_contradictions_are_refused():
         Stage("camvid", 0, 1, 1)
     with pytest.raises(InputError, match="decoder_init"):
         Recipe("a", "refinenet-lw-resnet50", (Stage("camvid", 3, 1, 1),), (64, 64), decoder_init="zeros")
+    with pytest.raises(InputError, match="optimiser"):
+        Recipe("a", "refinenet-lw-resnet50", (Stage("camvid", 3, 1, 1),), (64, 64), optimiser="adam")
     with pytest.raises(InputError, match="unknown recipe"):
         recipe("imagenet")
 
@@ -48,6 +53,18 @@ def test_hash_depends_on_settings_and_not_on_names():
     b = Recipe("b", "refinenet-lw-resnet50", (stage,), (64, 64), note="why")
     c = Recipe("a", "refinenet-lw-resnet50", (stage,), (64, 64), batch=9)
     assert a.hash() == b.hash() != c.hash()
+    later = Recipe("a", "refinenet-lw-resnet50", (Stage("camvid", 3, 1e-3, 4e-3),), (64, 64))
+    assert a.hash() != later.hash()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_record_gives_its_recipe_back(name):
+    config = json.loads(json.dumps(asdict(RECIPES[name])))
+    assert Recipe.of(config) == RECIPES[name]
+    del config["jitter"]  # as in a record that is older than the setting
+    assert Recipe.of(config).hash() == RECIPES[name].hash()
+    with pytest.raises(InputError, match="optimizer"):
+        Recipe.of(config | {"optimizer": "adam"})
 
 
 def test_other_lengths_scale_the_milestones():

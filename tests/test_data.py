@@ -4,12 +4,15 @@ import hashlib
 import numpy as np
 from PIL import Image
 import pytest
+from scipy.io import savemat
 import torch
+from torchvision.datasets import Cityscapes, SBDataset, VOCSegmentation
 from torchvision import tv_tensors
 
 from rflw import InputError
+from rflw.datasets.images import read_image, read_mask
 from rflw.datasets.labels import LABELS, labels_for, voc_colours
-from rflw.datasets.readers import CamVid, Resident, manifest_hash, open_dataset, read_image, read_mask
+from rflw.datasets.readers import CamVid, Resident, manifest_hash, open_dataset
 from rflw.datasets.synthetic import BEACON, BLUE, BLUE_TWIN, FAR, RED, RED_TWIN, Embedded, scene
 from rflw.datasets.transforms import Augmented, RandomScale, training_transform
 
@@ -97,7 +100,7 @@ class TestLabels:
         assert colours[:4] == ((0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0))
         assert colours[15] == (192, 128, 128) and colours[20] == (0, 64, 128)
 
-    @pytest.mark.parametrize("labels", [*LABELS.values(), labels_for(40)])
+    @pytest.mark.parametrize("labels", [*LABELS.values(), labels_for(map(str, range(40)))])
     def test_every_class_has_a_name_and_a_colour_of_its_own(self, labels):
         assert len(set(labels.classes)) == len(set(labels.colours)) == len(labels.classes) == len(labels.colours)
         assert len(labels.palette()) == 768 and labels.palette()[-3:] == [255, 255, 255]
@@ -121,6 +124,17 @@ class TestCamVid:
         image, mask = dataset[1]
         assert np.array_equal(image, RGB + np.uint8(1)) and (mask == 1).all()
         assert (dataset[2][1] == 255).all()
+
+    def test_the_holdout_is_the_last_fifth_of_each_sequence(self, camvid):
+        for folder in ("train", "trainannot"):
+            for path in (camvid / "camvid" / folder).glob("*.png"):
+                for name in [f"{sequence}_{i}.png" for sequence in ("000001", "000002") for i in range(5)]:
+                    (path.parent / name).write_bytes(path.read_bytes())
+                path.unlink()
+        fit, holdout = (open_dataset("camvid", split, camvid) for split in ("fit", "holdout"))
+        assert holdout.ids == ["000001_4", "000002_4"] and fit.split == "fit"
+        assert sorted(fit.ids + holdout.ids) == open_dataset("camvid", "train", camvid).ids
+        assert holdout[0][0].shape == (6, 8, 3)
 
     def test_root_from_the_environment(self, camvid, monkeypatch):
         monkeypatch.setenv("RFLW_DATA", str(camvid))
@@ -268,3 +282,145 @@ class TestTransforms:
         jittered = self.apply(3, image, mask, crop=(40, 60), scale=(1.0, 1.0), flip=False, jitter=0.5)
         assert torch.equal(plain[1], jittered[1])
         assert not torch.allclose(plain[0], jittered[0])
+
+
+@pytest.fixture
+def own(tmp_path):
+    """Seven images of a fictional data set with three classes."""
+    root = tmp_path / "mine"
+    for folder in ("images", "masks"):
+        (root / folder).mkdir(parents=True)
+    for i in range(7):
+        Image.fromarray(RGB + np.uint8(i)).save(root / "images" / f"{i}.{'jpg' if i == 3 else 'png'}")
+        Image.fromarray(np.full(RGB.shape[:2], i % 3, np.uint8)).save(root / "masks" / f"{i}.png")
+    (root / "classes.txt").write_text("road\n\n roof \nrest\n")
+    return root
+
+
+class TestOwn:
+    def test_every_fifth_image_is_for_validation(self, own):
+        train, val = (open_dataset(str(own), split) for split in ("train", "val"))
+        assert (train.ids, val.ids) == (["0", "1", "2", "3", "5", "6"], ["4"])
+        image, mask = val[0]
+        assert np.array_equal(image, RGB + np.uint8(4)) and (mask == 1).all() and train[3][0].shape == RGB.shape
+        assert train.labels.classes == ("road", "roof", "rest") and len(train.labels.colours) == 3
+
+    def test_split_lists_are_followed(self, own):
+        (own / "splits").mkdir()
+        (own / "splits" / "train.txt").write_text("6\n2\n")
+        (own / "splits" / "test.txt").write_text("0")
+        assert open_dataset(str(own), "train").ids == ["6", "2"] and open_dataset(str(own), "test").ids == ["0"]
+        with pytest.raises(InputError, match=r"val\.txt: cannot be read \(No such file"):
+            open_dataset(str(own), "val")
+
+    @pytest.mark.parametrize(("damage", "message"), [
+        (lambda root: (root / "masks" / "1.png").unlink(), r"1\.png is missing, the mask of .*1\.png"),
+        (lambda root: (root / "images" / "1.png").unlink(), r"masks/1\.png: has no image"),
+        (lambda root: (root / "images" / "1.png").rename(root / "images" / "0.jpg"), r"0\.jpg and 0\.png would have the same mask"),
+        (lambda root: (root / "classes.txt").unlink(), r"classes\.txt: cannot be read"),
+        (lambda root: (root / "classes.txt").write_text("one"), "1 names; 2 to 255"),
+        (lambda root: (root / "classes.txt").write_text("a\nb\na"), r"classes\.txt: a twice"),
+        (lambda root: (root / "classes.txt").write_bytes(b"\xff\xfe\n\n"), r"classes\.txt: cannot be read"),
+        (lambda root: (root / "masks").rename(root / "labels"), "no folder masks"),
+    ])
+    def test_what_is_wrong_is_named(self, own, damage, message):
+        damage(own)
+        with pytest.raises(InputError, match=message):
+            open_dataset(f"{own}/", "train")
+
+    @pytest.mark.parametrize(("text", "message"), [("9", "9: no such image"), ("1 1", "1: twice"), ("", "no images in split")])
+    def test_split_lists_that_do_not_fit(self, own, text, message):
+        (own / "splits").mkdir()
+        (own / "splits" / "train.txt").write_text(text)
+        with pytest.raises(InputError, match=message):
+            open_dataset(str(own), "train")
+
+    def test_labels_beyond_the_classes_are_named(self, own):
+        (own / "classes.txt").write_text("road\nroof")
+        with pytest.raises(InputError, match=r"masks/2\.png: label 2"):
+            open_dataset(str(own), "train")[2]
+
+    def test_of_two_classes_and_few_images(self, own):
+        with pytest.raises(InputError, match="no split 'test'"):
+            open_dataset(str(own), "test")
+        with pytest.raises(InputError, match="unknown data set 'mine': one of camvid"):
+            open_dataset("mine", "train")
+
+
+class TestRaw:
+    """Official layouts without preparing them, against torchvision's readers of the same files."""
+
+    MASK = np.array([[0, 15, 255, 7], [20, 1, 0, 0], [3, 3, 3, 255]], np.uint8)
+
+    def voc(self, root, ids=("2007_000001", "2007_000002")):
+        folder = root / "voc/VOCdevkit/VOC2012"
+        for name in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+            (folder / name).mkdir(parents=True)
+        for i, key in enumerate(ids):
+            saved(folder / "JPEGImages", Image.fromarray(RGB[:3, i:i + 4]), f"{key}.jpg")
+            picture = Image.fromarray(np.roll(self.MASK, i))
+            picture.putpalette(LABELS["voc"].palette())
+            saved(folder / "SegmentationClass", picture, f"{key}.png")
+        (folder / "ImageSets/Segmentation/train.txt").write_text("\n".join(ids))
+        (folder / "ImageSets/Segmentation/val.txt").write_text(ids[0])
+
+    @staticmethod
+    def same(ours, theirs, remap=lambda mask: mask):
+        assert len(ours) == len(theirs) > 0
+        for (image, mask), (picture, target) in zip((ours[i] for i in range(len(ours))), theirs, strict=True):
+            assert np.array_equal(image, picture.convert("RGB")) and np.array_equal(mask, remap(np.array(target)))
+
+    def test_voc(self, tmp_path):
+        self.voc(tmp_path)
+        for split in ("train", "val"):
+            ours = open_dataset("voc", split, tmp_path)
+            assert ours.labels is LABELS["voc"]
+            self.same(ours, VOCSegmentation(tmp_path / "voc", image_set=split))
+        with pytest.raises(InputError, match="no split 'test', only train, val"):
+            open_dataset("voc", "test", tmp_path)
+
+    def test_cityscapes(self, tmp_path):
+        for split in ("train", "val"):
+            for kind in ("gtFine", "leftImg8bit"):
+                (tmp_path / "cityscapes" / kind / split / "ulm").mkdir(parents=True)
+            base = f"{split}/ulm/ulm_000000_000019"
+            labels = np.arange(34, dtype=np.uint8).reshape(2, 17)
+            saved(tmp_path / "cityscapes/leftImg8bit", Image.new("RGB", (17, 2), "red"), f"{base}_leftImg8bit.png")
+            saved(tmp_path / "cityscapes/gtFine", Image.fromarray(labels), f"{base}_gtFine_labelIds.png")
+        table = np.full(256, 255, np.uint8)
+        for c in Cityscapes.classes:
+            if c.id >= 0 and c.train_id not in (-1, 255):
+                table[c.id] = c.train_id
+        for split in ("train", "val"):
+            self.same(open_dataset("cityscapes", split, tmp_path), Cityscapes(tmp_path / "cityscapes", split, target_type="semantic"),
+                      lambda target: table[target])
+
+    def test_sbd_with_voc(self, tmp_path):
+        self.voc(tmp_path)
+        (tmp_path / "voc").rename(tmp_path / "sbd")
+        release = tmp_path / "sbd/benchmark_RELEASE/dataset"
+        for name in ("img", "cls"):
+            (release / name).mkdir(parents=True)
+        for i, key in enumerate(("2008_000010", "2007_000001")):  # the second is a validation image of VOC
+            saved(release / "img", Image.fromarray(RGB[:3, i:i + 4]), f"{key}.jpg")
+            savemat(release / "cls" / f"{key}.mat", {"GTcls": {"Segmentation": self.MASK, "Boundaries": 0, "CategoriesPresent": 0}})
+        (release / "train.txt").write_text("2008_000010\n")
+        (release / "val.txt").write_text("2007_000001\n")
+        train = open_dataset("sbd", "train", tmp_path)
+        assert train.ids == ["2008_000010", "2007_000002"]  # with VOC's training images, without its validation images
+        picture, target = SBDataset(release, image_set="train", mode="segmentation")[0]
+        index = train.ids.index("2008_000010")
+        assert np.array_equal(train[index][0], picture) and np.array_equal(train[index][1], np.array(target))
+
+    def test_archives_must_be_unpacked_or_prepared(self, tmp_path):
+        (tmp_path / "voc").mkdir()
+        (tmp_path / "voc/VOCtrainval_11-May-2012.tar").write_bytes(b"")
+        with pytest.raises(InputError, match="no VOC2012/JPEGImages nor VOCtrainval"):
+            open_dataset("voc", "train", tmp_path)
+        assert [path.name for path in (tmp_path / "voc").iterdir()] == ["VOCtrainval_11-May-2012.tar"]
+
+    def test_masks_of_another_size_are_named(self, tmp_path):
+        self.voc(tmp_path)
+        saved(tmp_path / "voc/VOCdevkit/VOC2012/JPEGImages", Image.fromarray(RGB), "2007_000001.jpg")
+        with pytest.raises(InputError, match="voc 2007_000001: mask of 4x3, its image is 8x6"):
+            open_dataset("voc", "train", tmp_path)[0]

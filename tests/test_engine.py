@@ -1,7 +1,6 @@
 """Checkpoints, prediction, evaluation, training."""
 import hashlib
 import json
-import math
 
 import numpy as np
 from PIL import Image
@@ -11,9 +10,8 @@ import torch.nn.functional as F
 
 import rflw
 from rflw import InputError, build, engine
-from rflw.config import RECIPES, Recipe, Stage
 from rflw.datasets.labels import LABELS
-from rflw.datasets.synthetic import Embedded, scene
+from rflw.datasets.synthetic import scene
 from rflw.metrics import confusion_matrix
 
 CARD = {"classes": LABELS["embedded"].classes, "data": "embedded"}
@@ -114,11 +112,37 @@ class TestEvaluate:
                     for image, mask in data]
         assert torch.equal(matrices, torch.stack(expected))
 
+    def test_scales_and_flips_are_averaged_as_probabilities(self, model):
+        image, _ = scene("val", 0)
+        x, size = engine.normalise(image, model, torch.device("cpu")), (96, 128)
+        expected = 0
+        with torch.inference_mode():
+            for h, w in ((96, 128), (144, 192)):
+                scaled = F.interpolate(x, (h, w), mode="bilinear", antialias=True)
+                for dims in ((), (3,)):
+                    logits = model(scaled.flip(dims)).flip(dims)
+                    expected += F.interpolate(logits, size, mode="bilinear", align_corners=False).softmax(1) / 4
+        torch.testing.assert_close(engine.scores(model, image, size, "fp32", (1.0, 1.5), flip=True), expected)
+
+    def test_processes_share_the_images_and_modes_stay(self, model):
+        data = [scene("val", i) for i in range(3)]
+        shares = [engine.evaluate(model, data, "fp32", rank=rank, world=2) for rank in (0, 1)]
+        assert torch.equal(sum(shares), engine.evaluate(model, data, "fp32"))
+        assert shares[0][1].sum() == 0 and shares[1][0].sum() == shares[1][2].sum() == 0
+        model.train()
+        model.encoder.stem.bn.eval()
+        engine.evaluate(model, data[:1], "fp32")
+        assert model.training and not model.encoder.stem.bn.training
+        model.eval()
+
     def test_summary(self):
-        matrix = torch.tensor([[3, 1, 0], [1, 5, 0], [0, 0, 0]])
-        assert engine.summary(matrix, ("a", "b", "c")) == {
+        matrices = torch.tensor([[[3, 1, 0], [1, 5, 0], [0, 0, 0]]])
+        assert engine.summary(matrices, ("a", "b", "c")) == {
             "miou": pytest.approx((3 / 5 + 5 / 7) / 2), "pixel_accuracy": 0.8,
-            "iou": {"a": pytest.approx(3 / 5), "b": pytest.approx(5 / 7), "c": None}}
+            "iou": {"a": pytest.approx(3 / 5), "b": pytest.approx(5 / 7), "c": None},
+            "miou_interval": pytest.approx(2 * [(3 / 5 + 5 / 7) / 2]),
+            "miou_absent_as_one": pytest.approx((3 / 5 + 5 / 7 + 1) / 3),
+            "frequency_weighted_iou": pytest.approx(0.4 * 3 / 5 + 0.6 * 5 / 7)}
 
 
 def test_shipped_networks_are_those_of_their_records():
@@ -127,131 +151,6 @@ def test_shipped_networks_are_those_of_their_records():
         record = rflw.records.read(f"{model.card['recipe']}-s{model.card['seed']}")
         assert hashlib.sha256(path.read_bytes()).hexdigest() in card and path.stat().st_size < 12e6
         assert card == rflw.records.card(record, path, path.stem, LABELS[model.card["data"]].licence)
-
-
-class Few(Embedded):
-    """The embedded set's first scenes only."""
-
-    def __len__(self):
-        return {"train": 10, "val": 2}[self.split]
-
-
-def tiny(epochs=3, **changes) -> Recipe:
-    stage = Stage("embedded", epochs, 1e-3, 5e-3, schedule="poly")
-    model = changes.pop("model", "refinenet-lw-mobilenet_v2")
-    return Recipe("tiny", model, (stage,), **({"crop": (48, 48), "weights": None, "batch": 4,
-                  "precision": "fp32", "val_every": 2, "ema": 0.9, "jitter": 0.1} | changes))
-
-
-@pytest.fixture
-def few(monkeypatch):
-    monkeypatch.setattr(engine, "open_dataset", lambda name, split, root: Few(split))
-
-
-class TestFit:
-    def test_lowers_the_loss_and_leaves_a_record(self, few, tmp_path):
-        model, record = engine.fit(tiny(6, batch=5), tmp_path / "run", seed=1)
-        losses = [row["loss"] for row in record["curve"]]
-        assert losses[-1] < losses[0] and len(losses) == 6
-        assert [("miou" in row) for row in record["curve"]] == [False, True, False, True, False, True]
-        assert record["metrics"]["images"] == 2 and 0 <= record["metrics"]["miou"] <= 1
-        assert record["config_hash"] == tiny(6, batch=5).hash() and record["seed"] == 1
-        assert {p.name for p in (tmp_path / "run").iterdir()} == {"log.csv", "last.pt", "model.safetensors", "record.json"}
-        kept = rflw.load(tmp_path / "run" / "model.safetensors")
-        again = engine.summary(engine.evaluate(kept, Few("val"), "fp32").sum(0), LABELS["embedded"].classes)
-        assert again["miou"] == record["metrics"]["miou"]
-        path = rflw.records.write(record, tmp_path / "results")
-        assert rflw.records.read(path)["metrics"] == json.loads(json.dumps(record["metrics"]))
-
-    @pytest.mark.parametrize("name", ["refinenet-lw-mobilenet_v2", "refinenet-lw-timm:resnet18"])  # the second has dropout
-    def test_resumed_run_equals_an_unbroken_one_bit_for_bit(self, few, tmp_path, monkeypatch, name):
-        recipe = tiny(model=name)
-        whole, _ = engine.fit(recipe, tmp_path / "whole")
-        real, calls = engine.loss_of, []
-
-        def stop_at_fifth_step(*args):
-            calls.append(1)
-            if len(calls) == 5:
-                raise KeyboardInterrupt
-            return real(*args)
-        monkeypatch.setattr(engine, "loss_of", stop_at_fifth_step)
-        with pytest.raises(KeyboardInterrupt):
-            engine.fit(recipe, tmp_path / "broken")
-        monkeypatch.setattr(engine, "loss_of", real)
-        resumed, record = engine.fit(recipe, tmp_path / "broken", resume=True)
-        for (key, a), b in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
-            assert torch.equal(a, b), key
-        assert len(record["curve"]) == 3
-
-    def test_seeds_differ(self, few, tmp_path):
-        a, b = (engine.fit(tiny(1, ema=0.0), tmp_path / str(seed), seed=seed)[0] for seed in (0, 1))
-        assert not torch.equal(a.decoder.classifier.weight, b.decoder.classifier.weight)
-
-    def test_folders_of_other_runs_are_left_alone(self, few, tmp_path):
-        engine.fit(tiny(1), tmp_path / "run")
-        before = (tmp_path / "run" / "last.pt").read_bytes()
-        with pytest.raises(InputError, match="--resume"):
-            engine.fit(tiny(1), tmp_path / "run")
-        with pytest.raises(InputError, match="another run"):
-            engine.fit(tiny(1), tmp_path / "run", seed=5, resume=True)
-        with pytest.raises(InputError, match="another run"):
-            engine.fit(tiny(2), tmp_path / "run", resume=True)
-        assert (tmp_path / "run" / "last.pt").read_bytes() == before
-
-    def test_a_loss_that_is_not_finite_stops_the_run(self, few, tmp_path, monkeypatch):
-        monkeypatch.setattr(engine, "loss_of", lambda logits, masks: logits.sum() * math.nan)
-        with pytest.raises(InputError, match="loss is nan at epoch 1"):
-            engine.fit(tiny(1), tmp_path / "run")
-
-    def test_batch_norm_statistics_stay(self, few, tmp_path):
-        fresh = build("refinenet-lw-mobilenet_v2", 6).state_dict()
-        trained, _ = engine.fit(tiny(1), tmp_path / "run")
-        for key, tensor in trained.state_dict().items():
-            if "running" in key:
-                assert torch.equal(tensor, fresh[key]), key
-        assert not torch.equal(trained.encoder.stem.bn.bias, fresh["encoder.stem.bn.bias"])
-
-    def test_too_few_images(self, few, tmp_path):
-        with pytest.raises(InputError, match="batch of 16 from the 10 images"):
-            engine.fit(tiny(1, batch=16), tmp_path / "run")
-
-    def test_rates_of_encoder_and_decoder(self, few, tmp_path, monkeypatch):
-        seen = []
-        real = torch.optim.SGD.step
-        monkeypatch.setattr(torch.optim.SGD, "step", lambda self, *a, **k: (
-            seen.append([g["lr"] for g in self.param_groups]), real(self, *a, **k))[1])
-        engine.fit(tiny(2), tmp_path / "run")
-        factors = [(1 - step / 4) ** 0.9 for step in range(4)]
-        assert seen == [[pytest.approx(1e-3 * f), pytest.approx(5e-3 * f)] for f in factors]
-
-
-class TestBatches:
-    def test_every_epoch_is_a_permutation_of_its_own(self):
-        recipe = tiny(3, batch=5)
-        keys = list(engine.batches(range(10), recipe, 0, seed=0, first_step=0, steps_per_epoch=2))
-        epochs = [[i for batch in keys[2 * e:2 * e + 2] for _, i in batch] for e in range(3)]
-        assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
-        assert epochs[0] != epochs[1] != epochs[2]
-        assert len({seed for batch in keys for seed, _ in batch}) == 30
-
-    def test_may_start_anywhere(self):
-        recipe = tiny(3, batch=5)
-        whole = list(engine.batches(range(10), recipe, 0, 0, 0, 2))
-        assert list(engine.batches(range(10), recipe, 0, 0, 3, 2)) == whole[3:]
-
-
-class TestLoss:
-    def test_void_does_not_count(self):
-        logits, masks = torch.randn(1, 3, 4, 4), torch.full((1, 4, 4), 255)
-        assert engine.loss_of(logits, masks) == 0
-        masks[0, 1, 2] = 2
-        expected = -torch.log_softmax(logits[0, :, 1, 2], 0)[2]
-        torch.testing.assert_close(engine.loss_of(logits, masks), expected)
-
-    def test_logits_are_resized_to_the_labels(self):
-        logits, masks = torch.randn(1, 3, 2, 2), torch.zeros(1, 8, 8, dtype=torch.uint8)
-        expected = F.cross_entropy(F.interpolate(logits, (8, 8), mode="bilinear"), masks.long())
-        torch.testing.assert_close(engine.loss_of(logits, masks), expected)
 
 
 class TestPlaces:
@@ -266,11 +165,3 @@ class TestPlaces:
         assert engine.pick_precision("auto", torch.device("cpu")) in ("bf16", "fp32")
         with pytest.raises(InputError, match="int3"):
             engine.pick_precision("int3", torch.device("cpu"))
-
-
-@pytest.mark.parametrize("name", RECIPES)
-def test_every_recipe_names_what_exists(name):
-    recipe = RECIPES[name]
-    assert recipe.name == name
-    with torch.device("meta"):
-        assert build(recipe.model, len(LABELS[recipe.data].classes)).num_classes

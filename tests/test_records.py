@@ -67,3 +67,18 @@ def test_provenance_names_machine_and_versions():
 def test_committed_records_are_whole():
     for path in records.FOLDER.glob("*.json"):
         assert records.read(path)["name"] == path.stem
+
+
+def test_all_of_a_folder_and_none_replaced(tmp_path):
+    assert records.read_all(tmp_path) == []
+    for name in ("b", "a"):
+        assert records.keep(record(name=name), tmp_path).exists()
+    assert records.keep(record(name="a", seed=7), tmp_path) is None
+    assert [(r["name"], r["seed"]) for r in records.read_all(tmp_path)] == [("a", 0), ("b", 0)]
+
+
+def test_differences_are_of_settings_and_results():
+    first = record(config={"batch": 8, "stages": [{"epochs": 3}]}, curve=[{"loss": 1}])
+    second = first | {"config": {"batch": 16, "stages": [{"epochs": 3}]}, "metrics": {"miou": 0.6, "images": 2}, "curve": []}
+    assert records.differences(first, second) == {
+        "config.batch": (8, 16), "metrics.miou": (0.5, 0.6), "metrics.images": (None, 2)}

@@ -1,6 +1,6 @@
 """What this book needs from Sphinx beyond Jupyter Book: tables from code cells numbered as tables, formulas as MathML
 (which browsers draw by themselves: no script from another host), docstrings that are plain prose, and the recipes."""
-from dataclasses import asdict
+from dataclasses import MISSING, fields
 import re
 
 from docutils import nodes
@@ -75,24 +75,28 @@ def plain_docstring(app, what, name, obj, options, lines: list[str]) -> None:
 
 
 class Recipes(SphinxDirective):
-    """A table of all settings of all recipes: one row a setting, one column a recipe."""
+    """Two tables: the settings that hold unless a recipe says otherwise, and all recipes with what they say."""
 
     def run(self) -> list[nodes.Node]:
-        from rflw.config import RECIPES
-        columns = []
+        from rflw.config import RECIPES, Recipe, Stage
+        defaults = [(f.name, f.default) for kind in (Recipe, Stage) for f in fields(kind) if f.default is not MISSING and f.name != "note"]
+        lines = ["| setting | unless a recipe says otherwise |", "| --- | --- |",
+                 *(f"| `{name}` | {shown(value)} |" for name, value in defaults), "",
+                 "| recipe | network | stages: encoder's and decoder's rate | other settings |", "| --- | --- | --- | --- |"]
         for recipe in RECIPES.values():
-            settings = {k: v for k, v in asdict(recipe).items() if k not in ("name", "stages", "note")}
-            for number, stage in enumerate(recipe.stages, start=1):
-                mark = f"stage {number}: " if len(recipe.stages) > 1 else ""
-                settings |= {mark + key: value for key, value in asdict(stage).items()}
-            columns.append(settings)
-        rows = [["setting", *(f"`{name}`" for name in RECIPES)], ["---"] * (1 + len(RECIPES))]
-        for key in dict.fromkeys(key for settings in columns for key in settings):
-            rows.append([f"`{key}`", *(shown(settings.get(key)) for settings in columns)])
-        lines = [f"| {' | '.join(row)} |" for row in rows]
+            stages = "; ".join(f"{stage.data} {stage.epochs} epochs: {stage.encoder_lr:g}, {stage.decoder_lr:g}{told(stage)}"
+                               for stage in recipe.stages)
+            lines.append(f"| `{recipe.name}` | {recipe.model} | {stages} | {told(recipe).removeprefix(', ')} |")
         container = nodes.Element()
         self.state.nested_parse(StringList(lines, source="recipes"), self.content_offset, container)
         return container.children
+
+
+def told(settings) -> str:
+    """What a recipe or stage says that is not the default, beyond what has a column of its own."""
+    own = ("name", "model", "stages", "note", "data", "epochs", "encoder_lr", "decoder_lr")
+    return "".join(f", {f.name} {shown(getattr(settings, f.name))}" for f in fields(settings)
+                   if f.name not in own and getattr(settings, f.name) != f.default)
 
 
 def shown(value) -> str:

@@ -1,98 +1,45 @@
-"""Images, masks and data sets from disk: a data set is a sequence of (image, mask) arrays.
+"""Data sets from disk: a data set is a sequence of (image, mask) arrays with `name`, `split`, `ids` and `labels`.
 
 An image is (H, W, 3) uint8 RGB, a mask (H, W) uint8 with classes 0..K-1 and 255 as void.
 """
 import hashlib
+from itertools import groupby
+import json
 import os
 from pathlib import Path
-import warnings
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
 
-from rflw.datasets.labels import LABELS, VOID
+from rflw.datasets.images import read_image, read_mask
+from rflw.datasets.labels import LABELS, Labels, labels_for
+from rflw.datasets.prepare import raw_items
 from rflw.datasets.synthetic import Embedded
 from rflw.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2] / "data" / "datasets"
 
 
-def read_image(source: str | Path | Image.Image) -> np.ndarray:
-    """An image file, or a PIL image, as a viewer shows it -> (H, W, 3) uint8.
-
-    EXIF rotation is applied, transparency laid on white, 16-bit grey scaled to 8 bits, grey, CMYK and palette
-    converted. Raises InputError for what is no image, cannot be read whole, or holds floating point numbers.
-    """
-    where = "image" if isinstance(source, Image.Image) else str(source)
-    image = _open(source, where)
-    if image.mode.startswith("I"):  # I;16 and its kin: 16 bits of grey
-        grey = np.asarray(image).astype(np.int64)
-        if grey.min() < 0 or grey.max() > 65535:
-            raise InputError(f"{where}: grey values outside 0..65535")
-        image = Image.fromarray((grey // 257).astype(np.uint8))
-    elif image.mode == "F":
-        raise InputError(f"{where}: floating point pixels have no known range; convert it to 8 or 16 bits")
-    elif image.has_transparency_data:
-        layer = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
-    try:
-        return np.array(image.convert("RGB"))
-    except ValueError as e:
-        raise InputError(f"{where}: pixels of mode {image.mode} cannot be shown as RGB") from e
-
-
-def read_mask(path: str | Path, num_classes: int, void: int = VOID, size: tuple[int, int] | None = None) -> np.ndarray:
-    """An index mask (grey or palette PNG) -> (H, W) uint8; the file's `void` label and 255 become 255.
-
-    size: (H, W) that it must have. Raises InputError for another size, a mode that holds no indices, or a label that
-    is neither below `num_classes` nor void.
-    """
-    image = _open(path, str(path), rotate=False)
-    if image.mode not in ("L", "P", "1"):
-        raise InputError(f"{path}: a mask of class indices is a grey or palette image, this is {image.mode}")
-    mask = np.array(image, dtype=np.uint8)
-    if size is not None and mask.shape != size:
-        raise InputError(f"{path}: mask of {mask.shape[1]}x{mask.shape[0]}, its image is {size[1]}x{size[0]}")
-    if void != VOID:
-        mask[mask == void] = VOID
-    wrong = (mask >= num_classes) & (mask != VOID)
-    if wrong.any():
-        y, x = np.argwhere(wrong)[0]
-        raise InputError(f"{path}: label {mask[y, x]} at row {y}, column {x}: labels are 0..{num_classes - 1}, "
-                         f"{void} or {VOID} for void")
-    return mask
-
-
-def _open(source, where: str, rotate: bool = True) -> Image.Image:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # twice its limit is an error still
-            image = source if isinstance(source, Image.Image) else Image.open(source)
-        return (ImageOps.exif_transpose(image) if rotate else image).copy()  # copy: reads all of the file now
-    except FileNotFoundError as e:
-        raise InputError(f"{where}: no such file") from e
-    except UnidentifiedImageError as e:
-        raise InputError(f"{where}: not an image that can be read") from e
-    except (OSError, SyntaxError, ValueError, RuntimeError, MemoryError, Image.DecompressionBombError) as e:
-        raise InputError(f"{where}: cannot be read ({e})") from e
-
-
 class CamVid:
     """CamVid in SegNet's form: 480x360, 11 classes, label 11 void; 367 training and 101 validation frames.
 
-    Folders `train`, `val` (and `test`) with frames, `trainannot`, `valannot` with masks of the same names.
+    Folders `train`, `val` (and `test`) with frames, `trainannot`, `valannot` with masks of the same names. For choosing
+    settings there are two splits more: "holdout", the last fifth of each training sequence, and "fit", the rest.
     """
 
-    name = "camvid"
+    name, labels = "camvid", LABELS["camvid"]
 
     def __init__(self, root: Path, split: str = "train"):
-        frames, masks = root / split, root / f"{split}annot"
+        part = "train" if split in ("fit", "holdout") else split
+        frames, masks = root / part, root / f"{part}annot"
         for folder in (frames, masks):
             if not folder.is_dir():
                 raise InputError(f"camvid: no folder {folder}; --root or RFLW_DATA must name the folder that holds "
                                  f"camvid/{folder.name}")
         self.split = split
         self.frames = sorted(frames.glob("*.png"))
+        if part != split:
+            self.frames = [frame for sequence in self._sequences() for frame in (
+                sequence[: round(0.8 * len(sequence))] if split == "fit" else sequence[round(0.8 * len(sequence)):])]
         self.masks = [masks / frame.name for frame in self.frames]
         self.ids = [frame.stem for frame in self.frames]
         if not self.frames:
@@ -101,35 +48,185 @@ class CamVid:
         if missing:
             raise InputError(f"camvid: {missing} is missing, the mask of {frames / missing.name}")
 
+    def _sequences(self) -> list[list[Path]]:
+        return [list(group) for _, group in groupby(self.frames, key=lambda frame: frame.name[:6])]
+
     def __len__(self) -> int:
         return len(self.frames)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         image = read_image(self.frames[index])
-        classes = len(LABELS[self.name].classes)
+        classes = len(self.labels.classes)
         return image, read_mask(self.masks[index], classes, void=classes, size=image.shape[:2])
 
 
-DATASETS = ("camvid", "embedded")
+class Prepared:
+    """A data set in the form that `rflw data prepare` makes: folders `images`, `masks` (index PNGs) and `splits`, and a
+    manifest.json that is written last."""
+
+    def __init__(self, root: Path, name: str, split: str = "train"):
+        self.name, self.split, self.labels = name, split, LABELS[name]
+        try:
+            manifest = json.loads((root / "manifest.json").read_text())
+            self.digest = manifest["sha256"].get(split)
+        except OSError as e:
+            raise InputError(f"{name}: no {root / 'manifest.json'}: make the folder with `rflw data prepare {name} --raw DIR "
+                             f"--out {root.parent}`, or name the folder that holds {name}/ with --root or RFLW_DATA") from e
+        except (ValueError, KeyError, AttributeError, TypeError) as e:
+            raise InputError(f"{root / 'manifest.json'}: not a manifest ({e})") from e
+        if self.digest is None:
+            raise InputError(f"{name}: no split {split!r}, only {', '.join(manifest['sha256'])}")
+        try:
+            self.ids = (root / "splits" / f"{split}.txt").read_text().split()
+        except OSError as e:
+            raise InputError(f"{name}: no {root / 'splits' / f'{split}.txt'} ({e.strerror})") from e
+        self.images, self.masks = {path.stem: path for path in (root / "images").iterdir()}, root / "masks"
+        missing = next((i for i in self.ids if i not in self.images), None)
+        if missing is not None:
+            raise InputError(f"{name}: {root / 'images'} has no image {missing}, which {split}.txt lists")
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        key = self.ids[index]
+        image = read_image(self.images[key])
+        return image, read_mask(self.masks / f"{key}.png", len(self.labels.classes), size=image.shape[:2])
+
+
+class Raw:
+    """A data set of the paper as its official archives unpack, without preparing it: what `rflw data prepare` would write, made
+    when asked for. Good for folders of images and masks; where masks must be made from MATLAB files, preparing once is faster."""
+
+    def __init__(self, root: Path, name: str, split: str = "train"):
+        self.name, self.split, self.labels = name, split, LABELS[name]
+        splits = raw_items(name, root)
+        if split not in splits:
+            raise InputError(f"{name}: no split {split!r}, only {', '.join(splits)}")
+        self.items = splits[split]
+        self.ids = [item.id for item in self.items]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        item = self.items[index]
+        image = read_image(item.image) if isinstance(item.image, Path) else item.image()
+        mask = item.mask()
+        if mask.shape != image.shape[:2]:
+            raise InputError(f"{self.name} {item.id}: mask of {mask.shape[1]}x{mask.shape[0]}, its image is "
+                             f"{image.shape[1]}x{image.shape[0]}")
+        return image, mask
+
+
+class Own:
+    """Anybody's own data: a folder with `classes.txt`, a name a line, `images` and `masks`, PNGs of the same names with the index
+    of a line, from 0, or 255 for void. `splits/train.txt` and `splits/val.txt` may list names; without them every fifth image, in
+    the order of names, is for validation."""
+
+    def __init__(self, root: Path, split: str = "train"):
+        self.name, self.split = str(root), split
+        self.labels, self.masks = own_labels(root), root / "masks"
+        for folder in (root / "images", self.masks):
+            if not folder.is_dir():
+                raise InputError(f"{root}: no folder {folder.name}; one's own data are images/, masks/ and classes.txt")
+        files = sorted(path for path in (root / "images").iterdir() if path.is_file() and not path.name.startswith("."))
+        self.images = {}
+        for path in files:
+            if self.images.setdefault(path.stem, path) != path:
+                raise InputError(f"{root}: {self.images[path.stem].name} and {path.name} would have the same mask")
+        lone = next((mask for mask in sorted(self.masks.glob("*.png")) if mask.stem not in self.images), None)
+        if lone:
+            raise InputError(f"{lone}: has no image in {root / 'images'}")
+        self.ids = self._split(root / "splits", split)
+        if not self.ids:
+            raise InputError(f"{root}: no images in split {split!r}")
+        missing = next((key for key in self.ids if not (self.masks / f"{key}.png").exists()), None)
+        if missing is not None:
+            raise InputError(f"{self.masks / f'{missing}.png'} is missing, the mask of {self.images[missing]}")
+
+    def _split(self, folder: Path, split: str) -> list[str]:
+        if not folder.is_dir():
+            if split not in ("train", "val"):
+                raise InputError(f"{folder.parent}: no split {split!r}, only train, val")
+            return [key for i, key in enumerate(self.images) if (i % 5 == 4) == (split == "val")]
+        try:
+            ids = (folder / f"{split}.txt").read_text().split()
+        except (OSError, UnicodeDecodeError) as e:
+            raise InputError(f"{folder / f'{split}.txt'}: cannot be read ({getattr(e, 'strerror', None) or e})") from e
+        wrong = next((key for key in ids if key not in self.images or ids.count(key) > 1), None)
+        if wrong is not None:
+            why = "twice" if wrong in self.images else "no such image (names are listed without their ending)"
+            raise InputError(f"{folder / f'{split}.txt'}: {wrong}: {why}")
+        return ids
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        key = self.ids[index]
+        image = read_image(self.images[key])
+        return image, read_mask(self.masks / f"{key}.png", len(self.labels.classes), size=image.shape[:2])
+
+
+def own_labels(root: Path) -> Labels:
+    """The classes of one's own data. Raises InputError if classes.txt is no list of 2 to 255 names."""
+    path = root / "classes.txt"
+    try:
+        names = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as e:
+        raise InputError(f"{path}: cannot be read ({getattr(e, 'strerror', None) or e})") from e
+    if not 2 <= len(names) <= 255:
+        raise InputError(f"{path}: {len(names)} names; 2 to 255 classes, a line each")
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice:
+        raise InputError(f"{path}: {twice} twice")
+    return labels_for(names)
 
 
 def open_dataset(name: str, split: str, root: str | Path | None = None):
-    """A data set by name. `root`: the folder that holds `<name>/`; else RFLW_DATA, else data/datasets.
+    """A data set by name, or one's own by its folder. `root`: the folder that holds `<name>/`, prepared or as the official archives
+    unpack; else RFLW_DATA, else data/datasets.
 
     Raises InputError for an unknown name or split, or when files are missing.
     """
+    if is_folder(name):
+        return Own(Path(name), split)
+    labels_of(name)
     if name == "embedded":
         return Embedded(split)
+    folder = Path(root or os.environ.get("RFLW_DATA") or ROOT) / name
     if name == "camvid":
-        return CamVid(Path(root or os.environ.get("RFLW_DATA") or ROOT) / name, split)
-    raise InputError(f"unknown data set {name!r}: one of {', '.join(DATASETS)}")
+        return CamVid(folder, split)
+    return (Raw if folder.is_dir() and not (folder / "manifest.json").exists() else Prepared)(folder, name, split)
+
+
+def is_folder(name: str) -> bool:
+    """Whether this names a folder of one's own data and no known data set: it has a separator, or classes.txt is in it."""
+    return name not in LABELS and (os.sep in name or name in (".", "..") or (Path(name) / "classes.txt").exists())
+
+
+def labels_of(name: str) -> Labels:
+    """Classes and colours of a data set, or of one's own by its folder. Raises InputError if there is none."""
+    if is_folder(name):
+        return own_labels(Path(name))
+    if name not in LABELS:
+        raise InputError(f"unknown data set {name!r}: one of {', '.join(LABELS)}, or a folder with images/, masks/ and classes.txt")
+    return LABELS[name]
+
+
+def in_memory(dataset):
+    """The data set, in memory if it is small enough for that (NYUDv2, 1.4 GB, is)."""
+    return Resident(dataset) if len(dataset) < 2500 else dataset
 
 
 class Resident:
     """A data set whose decoded arrays stay in memory after the first read: for sets that fit (CamVid: 260 MB)."""
 
     def __init__(self, dataset):
-        self.dataset, self.name, self.split, self.ids = dataset, dataset.name, dataset.split, dataset.ids
+        self.dataset, self.name, self.split = dataset, dataset.name, dataset.split
+        self.ids, self.labels = dataset.ids, dataset.labels
+        self.digest = getattr(dataset, "digest", None)
         self.items = [None] * len(dataset)
 
     def __len__(self) -> int:
@@ -142,7 +239,10 @@ class Resident:
 
 
 def manifest_hash(dataset) -> str:
-    """SHA-256 over names, pixels and labels of a data set, in order: two runs saw the same data if it is the same."""
+    """SHA-256 over names, pixels and labels of a data set, in order: two runs saw the same data if it is the same. A prepared
+    set has one in its manifest, over its files."""
+    if getattr(dataset, "digest", None):
+        return dataset.digest
     digest = hashlib.sha256()
     for name, (image, mask) in zip(dataset.ids, (dataset[i] for i in range(len(dataset)))):
         digest.update(f"{name} {image.shape}".encode())

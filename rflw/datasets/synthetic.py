@@ -10,7 +10,7 @@ processor changes a pixel.
 """
 import numpy as np
 
-from rflw.datasets.labels import VOID
+from rflw.datasets.labels import LABELS, VOID
 from rflw.errors import InputError
 
 HEIGHT, WIDTH = 96, 128
@@ -69,7 +69,7 @@ def scene(split: str, index: int) -> tuple[np.ndarray, np.ndarray]:
 class Embedded:
     """A split of the embedded set: "train" (2048 scenes) or "val" (128). Items are (image, mask) arrays as in `scene`."""
 
-    name = "embedded"
+    name, labels = "embedded", LABELS["embedded"]
 
     def __init__(self, split: str = "train"):
         if split not in SIZES:

@@ -16,6 +16,11 @@ def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(x, size=size, mode="bilinear", align_corners=True)
 
 
+def max_pool(x: Tensor) -> Tensor:
+    """The largest of each 5x5 window. (B, C, H, W) -> same."""
+    return F.max_pool2d(x, kernel_size=5, stride=1, padding=2)
+
+
 class RCU(nn.Module):
     """Residual conv unit, Figure 1(b): (ReLU, 3x3 conv) twice, plus the input. (B, C, H, W) -> same."""
 
@@ -56,10 +61,11 @@ class CRP(nn.Module):
     def __init__(self, channels: int, kernel: int, stages: int = 4):
         super().__init__()
         self.convs = nn.ModuleList(conv(channels, channels, kernel) for _ in range(stages))
+        self.pool = max_pool
 
     def forward(self, x: Tensor) -> Tensor:
         top = x
         for stage in self.convs:
-            top = stage(F.max_pool2d(top, kernel_size=5, stride=1, padding=2))
+            top = stage(self.pool(top))
             x = x + top
         return x

@@ -1,0 +1,38 @@
+"""How sure a mean over seeds is. No torch."""
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+import math
+
+import numpy as np
+from scipy import stats
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean of n values and the interval that holds the true mean with the given confidence, in the values' unit."""
+
+    mean: float
+    low: float  # nan for n = 1: one value knows nothing of its spread
+    high: float
+    n: int
+
+    def __str__(self) -> str:
+        spread = "" if math.isnan(self.low) else f" [{self.low:.1f}, {self.high:.1f}]"
+        return f"{self.mean:.1f}{spread}"
+
+
+def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
+    """Student's t interval of the mean (Student, 1908): seeds are few, and their spread is not known."""
+    values = np.asarray(values, dtype=float)
+    n, mean = len(values), float(values.mean())
+    if n < 2:
+        return Interval(mean, math.nan, math.nan, n)
+    half = stats.t.ppf((1 + level) / 2, n - 1) * values.std(ddof=1) / math.sqrt(n)
+    return Interval(mean, float(mean - half), float(mean + half), n)
+
+
+def paired_difference(first: Mapping[int, float], second: Mapping[int, float], level: float = 0.95) -> Interval | None:
+    """{seed: value} of two forms -> the interval of second - first over the seeds that both have, None where there is none.
+    A seed fixes the order of the images and their crops, so that what it adds to both cancels."""
+    seeds = sorted(first.keys() & second.keys())
+    return mean_interval([second[seed] - first[seed] for seed in seeds], level) if seeds else None

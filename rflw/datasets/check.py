@@ -1,0 +1,43 @@
+"""Whether a data set is what it should be: counts, files that cannot be read, labels, and images that two splits share."""
+import hashlib
+import sys
+
+import numpy as np
+from tqdm import tqdm
+
+from rflw.datasets.labels import VOID
+from rflw.datasets.prepare import COUNTS
+from rflw.datasets.readers import is_folder, open_dataset
+from rflw.errors import InputError
+
+OFFICIAL = COUNTS | {"camvid": {"train": 367, "val": 101}, "embedded": {"train": 2048, "val": 128}}
+
+
+def check(name: str, root=None, progress: bool = False) -> dict:
+    """Read all of a data set -> {"data", "splits": {split: {"images", "official", "faults": [line], "pixels": {class: n},
+    "void": n, "sha256"}}, "shared": [[split, id, split, id]], "clean"}.
+
+    faults name each image or mask that cannot be read or does not fit; shared are images of the same pixels in two splits.
+    sha256 is over ids, pixels and labels, as in the records of training. Raises InputError if the set is not there.
+    """
+    splits, seen, shared = {}, {}, []
+    official = OFFICIAL.get(name) or {"train": None} | ({"val": None} if is_folder(name) else {})  # of COCO, training images only
+    for split in official:
+        dataset = open_dataset(name, split, root)
+        faults, pixels, whole = [], np.zeros(256, dtype=np.int64), hashlib.sha256()
+        for i, key in enumerate(tqdm(dataset.ids, desc=f"{name}/{split}", file=sys.stderr, disable=not progress or None)):
+            try:
+                image, mask = dataset[i]
+            except InputError as e:
+                faults.append(str(e))
+                continue
+            pixels += np.bincount(mask.ravel(), minlength=256)
+            whole.update(f"{key} {image.shape}".encode() + image.tobytes() + mask.tobytes())
+            first = seen.setdefault(hashlib.sha256(image.tobytes()).digest(), (split, key))
+            if first[0] != split:
+                shared.append([*first, split, key])
+        classes = dataset.labels.classes
+        splits[split] = {"images": len(dataset), "official": official[split], "faults": faults,
+                         "pixels": dict(zip(classes, pixels.tolist())), "void": int(pixels[VOID]), "sha256": whole.hexdigest()}
+    clean = not shared and all(not s["faults"] and s["official"] in (None, s["images"]) for s in splits.values())
+    return {"data": name, "splits": splits, "shared": shared, "clean": clean}

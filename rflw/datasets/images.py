@@ -1,0 +1,69 @@
+"""Image and mask files -> arrays: an image is (H, W, 3) uint8 RGB, a mask (H, W) uint8 with classes 0..K-1 and 255 as void."""
+from pathlib import Path
+import warnings
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from rflw.datasets.labels import VOID
+from rflw.errors import InputError
+
+
+def read_image(source: str | Path | Image.Image) -> np.ndarray:
+    """An image file, or a PIL image, as a viewer shows it -> (H, W, 3) uint8.
+
+    EXIF rotation is applied, transparency laid on white, 16-bit grey scaled to 8 bits, grey, CMYK and palette
+    converted. Raises InputError for what is no image, cannot be read whole, or holds floating point numbers.
+    """
+    where = "image" if isinstance(source, Image.Image) else str(source)
+    image = _open(source, where)
+    if image.mode.startswith("I"):  # I;16 and its kin: 16 bits of grey
+        grey = np.asarray(image).astype(np.int64)
+        if grey.min() < 0 or grey.max() > 65535:
+            raise InputError(f"{where}: grey values outside 0..65535")
+        image = Image.fromarray((grey // 257).astype(np.uint8))
+    elif image.mode == "F":
+        raise InputError(f"{where}: floating point pixels have no known range; convert it to 8 or 16 bits")
+    elif image.has_transparency_data:
+        layer = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+    try:
+        return np.array(image.convert("RGB"))
+    except ValueError as e:
+        raise InputError(f"{where}: pixels of mode {image.mode} cannot be shown as RGB") from e
+
+
+def read_mask(path: str | Path, num_classes: int, void: int = VOID, size: tuple[int, int] | None = None) -> np.ndarray:
+    """An index mask (grey or palette PNG) -> (H, W) uint8; the file's `void` label and 255 become 255.
+
+    size: (H, W) that it must have. Raises InputError for another size, a mode that holds no indices, or a label that
+    is neither below `num_classes` nor void.
+    """
+    image = _open(path, str(path), rotate=False)
+    if image.mode not in ("L", "P", "1"):
+        raise InputError(f"{path}: a mask of class indices is a grey or palette image, this is {image.mode}")
+    mask = np.array(image, dtype=np.uint8)
+    if size is not None and mask.shape != size:
+        raise InputError(f"{path}: mask of {mask.shape[1]}x{mask.shape[0]}, its image is {size[1]}x{size[0]}")
+    if void != VOID:
+        mask[mask == void] = VOID
+    wrong = (mask >= num_classes) & (mask != VOID)
+    if wrong.any():
+        y, x = np.argwhere(wrong)[0]
+        raise InputError(f"{path}: label {mask[y, x]} at row {y}, column {x}: labels are 0..{num_classes - 1}, "
+                         f"{void} or {VOID} for void")
+    return mask
+
+
+def _open(source, where: str, rotate: bool = True) -> Image.Image:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # twice its limit is an error still
+            image = source if isinstance(source, Image.Image) else Image.open(source)
+        return (ImageOps.exif_transpose(image) if rotate else image).copy()  # copy: reads all of the file now
+    except FileNotFoundError as e:
+        raise InputError(f"{where}: no such file") from e
+    except UnidentifiedImageError as e:
+        raise InputError(f"{where}: not an image that can be read") from e
+    except (OSError, SyntaxError, ValueError, RuntimeError, MemoryError, Image.DecompressionBombError) as e:
+        raise InputError(f"{where}: cannot be read ({e})") from e

@@ -1,0 +1,323 @@
+"""Training: one step, one run, stopping and going on, many processes."""
+from dataclasses import replace
+import importlib.util
+import json
+import math
+import os
+from pathlib import Path
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+import rflw
+from rflw import InputError, build, engine, training
+from rflw.config import RECIPES, Recipe, Stage
+from rflw.datasets.labels import LABELS
+from rflw.datasets.synthetic import Embedded
+
+TENSORBOARD = {"tensorboard"} if importlib.util.find_spec("tensorboard") else set()
+
+
+class Few(Embedded):
+    """The embedded set's first scenes only."""
+
+    def __len__(self):
+        return {"train": 10, "val": 2}[self.split]
+
+
+def tiny(epochs=3, **changes) -> Recipe:
+    stage = Stage("embedded", epochs, 1e-3, 5e-3, schedule="poly")
+    model = changes.pop("model", "refinenet-lw-mobilenet_v2")
+    return Recipe("tiny", model, (stage,), **({"crop": (48, 48), "weights": None, "batch": 4,
+                  "precision": "fp32", "val_every": 2, "ema": 0.9, "jitter": 0.1} | changes))
+
+
+def python(*words):
+    """Run Python where these tests and the package can be imported."""
+    paths = os.pathsep.join((str(Path(__file__).parent), str(rflw.records.REPOSITORY)))
+    return subprocess.run([sys.executable, *words], env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
+                          capture_output=True, text=True)
+
+
+def assert_equal(a, b, tolerance=0.0):
+    for (key, x), y in zip(a.state_dict().items(), b.state_dict().values(), strict=True):
+        torch.testing.assert_close(x, y, rtol=tolerance, atol=tolerance, msg=key)
+
+
+@pytest.fixture
+def few(monkeypatch):
+    monkeypatch.setattr(training, "open_dataset", lambda name, split, root: Few(split))
+
+
+class TestFit:
+    def test_lowers_the_loss_and_leaves_a_record(self, few, tmp_path):
+        model, record = training.fit(tiny(6, batch=5), tmp_path / "run", seed=1)
+        losses = [row["loss"] for row in record["curve"]]
+        assert losses[-1] < losses[0] and len(losses) == 6
+        assert [("miou" in row) for row in record["curve"]] == [False, True, False, True, False, True]
+        assert record["metrics"]["images"] == 2 and 0 <= record["metrics"]["miou"] <= 1
+        assert record["config_hash"] == tiny(6, batch=5).hash() and record["seed"] == 1
+        assert {p.name for p in (tmp_path / "run").iterdir()} == {
+            ".lock", "log.csv", "last.pt", "best.safetensors", "model.safetensors", "record.json", *TENSORBOARD}
+        kept = rflw.load(tmp_path / "run" / "model.safetensors")
+        again = engine.summary(engine.evaluate(kept, Few("val"), "fp32"), LABELS["embedded"].classes)
+        assert again["miou"] == record["metrics"]["miou"]
+        path = rflw.records.write(record, tmp_path / "results")
+        assert rflw.records.read(path)["metrics"] == json.loads(json.dumps(record["metrics"]))
+
+    @pytest.mark.parametrize(("name", "optimiser"), [
+        ("refinenet-lw-mobilenet_v2", "sgd"), ("refinenet-lw-mobilenet_v2", "adamw"),
+        ("refinenet-lw-timm:resnet18", "sgd")])  # this one has dropout
+    def test_killed_and_resumed_equals_an_unbroken_run_bit_for_bit(self, few, tmp_path, monkeypatch, name, optimiser):
+        recipe = tiny(model=name, optimiser=optimiser)
+        whole, _ = training.fit(recipe, tmp_path / "whole")
+        real, calls = training.train_step, []
+
+        def die_at_fifth_step(*args):
+            calls.append(1)
+            if len(calls) == 5:
+                raise RuntimeError("killed")
+            return real(*args)
+        monkeypatch.setattr(training, "train_step", die_at_fifth_step)
+        with pytest.raises(RuntimeError, match="killed"):
+            training.fit(recipe, tmp_path / "broken")
+        monkeypatch.setattr(training, "train_step", real)
+        resumed, record = training.fit(recipe, tmp_path / "broken", resume=True)
+        assert_equal(whole, resumed)
+        assert len(record["curve"]) == 3
+
+    @pytest.mark.parametrize("step", [1, 2, 5])  # in the middle and at the end of an epoch of two steps
+    def test_asked_to_stop_it_saves_the_step_and_resumes_exactly(self, few, tmp_path, monkeypatch, step):
+        whole, expected = training.fit(tiny(), tmp_path / "whole")
+        real, calls = training.train_step, []
+
+        def terminated(*args):
+            calls.append(1)
+            if len(calls) == step:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return real(*args)
+        monkeypatch.setattr(training, "train_step", terminated)
+        with pytest.raises(KeyboardInterrupt):
+            training.fit(tiny(), tmp_path / "broken")
+        assert len(calls) == step
+        resumed, record = training.fit(tiny(), tmp_path / "broken", resume=True)
+        assert len(calls) == 6  # no step was made twice
+        assert_equal(whole, resumed)
+        assert [row["loss"] for row in record["curve"]] == [row["loss"] for row in expected["curve"]]
+
+    def test_a_killed_process_resumes_exactly(self, few, tmp_path, monkeypatch):
+        """SIGKILL in the middle of the second epoch, from outside."""
+        whole, _ = training.fit(tiny(), tmp_path / "whole")
+        script = tmp_path / "one.py"
+        script.write_text("import os, signal\nfrom rflw import training\nfrom test_training import Few, tiny\n"
+                          "training.open_dataset = lambda name, split, root: Few(split)\nreal, calls = training.train_step, []\n"
+                          "def step(*args):\n    calls.append(1)\n"
+                          "    if len(calls) == 4:\n        os.kill(os.getpid(), signal.SIGKILL)\n    return real(*args)\n"
+                          f"training.train_step = step\ntraining.fit(tiny(), {str(tmp_path / 'run')!r}, save_every=0)\n")
+        assert python(script).returncode == -signal.SIGKILL
+        resumed, _ = training.fit(tiny(), tmp_path / "run", resume=True)
+        assert_equal(whole, resumed)
+
+    def test_stops_when_the_time_is_spent(self, few, tmp_path):
+        whole, _ = training.fit(tiny(1), tmp_path / "whole")
+        with pytest.raises(TimeoutError):
+            training.fit(tiny(1), tmp_path / "run", until=0)
+        assert torch.load(tmp_path / "run" / "last.pt", weights_only=True)["step"] == 1
+        resumed, _ = training.fit(tiny(1), tmp_path / "run", resume=True)
+        assert_equal(whole, resumed)
+
+    def test_parts_of_a_batch_add_up_to_it(self, few, tmp_path):
+        a, b = (training.fit(tiny(2), tmp_path / str(n), accumulate=n)[0] for n in (1, 4))
+        assert_equal(a, b, 1e-5)
+        with pytest.raises(InputError, match="not shared evenly"):
+            training.fit(tiny(2), tmp_path / "3", accumulate=3)
+
+    def test_images_on_the_device_train_and_resume_as_well(self, few, tmp_path):
+        recipe = tiny(2, jitter=0.0)
+        whole, record = training.fit(recipe, tmp_path / "whole", resident=True)
+        assert record["resident"] and record["curve"][1]["loss"] < record["curve"][0]["loss"]
+        with pytest.raises(TimeoutError):
+            training.fit(recipe, tmp_path / "run", resident=True, until=0)
+        with pytest.raises(InputError, match="another run"):
+            training.fit(recipe, tmp_path / "run", resident=False, resume=True)
+        resumed, _ = training.fit(recipe, tmp_path / "run", resident=True, resume=True)
+        assert_equal(whole, resumed)
+        with pytest.raises(InputError, match="--no-resident"):
+            training.fit(tiny(1), tmp_path / "other", resident=True)
+
+    def test_compiled_networks_train_alike(self, few, tmp_path):
+        (a, plain), (b, fast) = (training.fit(tiny(1), tmp_path / str(compiled), compiled=compiled) for compiled in (False, True))
+        assert (plain["compiled"], fast["compiled"]) == (False, True)
+        assert_equal(a, b, 1e-5)
+
+    @pytest.mark.parametrize(("steps", "able", "compiled"), [(2, True, True), (3, True, False), (2, False, False)])
+    def test_long_runs_on_cpus_are_compiled(self, few, tmp_path, monkeypatch, steps, able, compiled):
+        made = []
+        monkeypatch.setattr(training, "WORTH_COMPILING", steps)
+        monkeypatch.setattr(training.pooling, "can_compile", lambda: able)
+        monkeypatch.setattr(training.pooling, "compile_pools", made.append)
+        _, record = training.fit(tiny(1), tmp_path / "run")  # 2 steps
+        assert record["compiled"] == compiled == bool(made)
+
+    def test_half_precision_needs_a_cuda_device(self, few, tmp_path):
+        with pytest.raises(InputError, match="fp16 trains on CUDA devices only"):
+            training.fit(tiny(1, precision="fp16"), tmp_path / "run", device="cpu")
+        assert not (tmp_path / "run").exists()
+
+    def test_two_processes_equal_one(self, few, tmp_path):
+        """torchrun with two gloo processes: the same weights and metrics as one process with the whole batch."""
+        alone, record = training.fit(tiny(2), tmp_path / "alone")
+        script = tmp_path / "two.py"
+        script.write_text("from rflw import training\nfrom test_training import Few, tiny\n"
+                          "training.open_dataset = lambda name, split, root: Few(split)\n"
+                          f"training.fit(tiny(2), {str(tmp_path / 'both')!r})\n")
+        run = python("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", script)
+        assert run.returncode == 0, run.stderr
+        both = torch.load(tmp_path / "both" / "last.pt", weights_only=True)
+        one = torch.load(tmp_path / "alone" / "last.pt", weights_only=True)
+        for key, tensor in one["averaged"].items():
+            torch.testing.assert_close(both["averaged"][key], tensor, rtol=1e-5, atol=1e-5)
+        shared = json.loads((tmp_path / "both" / "record.json").read_text())
+        assert shared["metrics"]["miou"] == pytest.approx(record["metrics"]["miou"], abs=1e-3)
+        assert [row["loss"] for row in shared["curve"]] == pytest.approx([row["loss"] for row in record["curve"]], rel=1e-5)
+
+    def test_a_folder_in_use_is_left_alone(self, few, tmp_path):
+        with training._Running(tmp_path), pytest.raises(InputError, match="another process"):
+            training.fit(tiny(1), tmp_path)
+
+    def test_the_optimiser_may_start_anew_with_each_stage(self, few, tmp_path):
+        once = tiny(1, ema=0.0)
+        runs = [replace(once, stages=once.stages * 2, restart=restart) for restart in (False, True)]
+        kept, anew = (training.fit(run, tmp_path / str(run.restart))[0] for run in runs)
+        assert not torch.equal(kept.decoder.classifier.weight, anew.decoder.classifier.weight)
+
+    def test_seeds_differ(self, few, tmp_path):
+        a, b = (training.fit(tiny(1, ema=0.0), tmp_path / str(seed), seed=seed)[0] for seed in (0, 1))
+        assert not torch.equal(a.decoder.classifier.weight, b.decoder.classifier.weight)
+
+    def test_folders_of_other_runs_are_left_alone(self, few, tmp_path):
+        training.fit(tiny(1), tmp_path / "run")
+        before = (tmp_path / "run" / "last.pt").read_bytes()
+        with pytest.raises(InputError, match="--resume"):
+            training.fit(tiny(1), tmp_path / "run")
+        with pytest.raises(InputError, match="another run"):
+            training.fit(tiny(1), tmp_path / "run", seed=5, resume=True)
+        with pytest.raises(InputError, match="another run"):
+            training.fit(tiny(2), tmp_path / "run", resume=True)
+        assert (tmp_path / "run" / "last.pt").read_bytes() == before
+
+    def test_a_loss_that_is_not_finite_stops_the_run_and_is_on_record(self, few, tmp_path, monkeypatch):
+        real, calls = training.loss_of, []
+
+        def diverges(*args):
+            calls.append(1)
+            return real(*args) * (math.nan if len(calls) > 3 else 1)
+        monkeypatch.setattr(training, "loss_of", diverges)
+        with pytest.raises(training.Failed, match="loss is nan at epoch 2, step 3 of stage 1.*last good checkpoint is .*last.pt"):
+            training.fit(tiny(2), tmp_path / "run")
+        record = rflw.records.read(tmp_path / "run" / "record.json")
+        assert record["status"] == "failed" and "nan" in record["error"] and len(record["curve"]) == 1 and record["metrics"] == {}
+        assert torch.load(tmp_path / "run" / "last.pt", weights_only=True)["step"] == 2
+        assert not (tmp_path / "run" / "model.safetensors").exists()
+
+    def test_too_little_memory_says_what_to_lower(self, few, tmp_path, monkeypatch):
+        def full(*args):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        monkeypatch.setattr(training, "train_step", full)
+        with pytest.raises(training.Failed, match="with 4 images at a time; --accumulate 2"):
+            training.fit(tiny(1), tmp_path / "run")
+
+    def test_batch_norm_statistics_stay(self, few, tmp_path):
+        fresh = build("refinenet-lw-mobilenet_v2", 6).state_dict()
+        trained, _ = training.fit(tiny(1), tmp_path / "run")
+        for key, tensor in trained.state_dict().items():
+            if "running" in key:
+                assert torch.equal(tensor, fresh[key]), key
+        assert not torch.equal(trained.encoder.stem.bn.bias, fresh["encoder.stem.bn.bias"])
+
+    def test_batch_norm_learns_statistics_where_there_are_none(self, few, tmp_path):
+        fresh = build("refinenet-lw-mobilenet_v2", 6).state_dict()
+        trained, _ = training.fit(tiny(1, frozen_bn=False), tmp_path / "run")
+        assert not torch.equal(trained.encoder.stem.bn.running_mean, fresh["encoder.stem.bn.running_mean"])
+
+    def test_too_few_images(self, few, tmp_path):
+        with pytest.raises(InputError, match="batch of 16 from the 10 images"):
+            training.fit(tiny(1, batch=16), tmp_path / "run")
+
+    def test_rates_of_encoder_and_decoder(self, few, tmp_path, monkeypatch):
+        seen = []
+        real = torch.optim.SGD.step
+        monkeypatch.setattr(torch.optim.SGD, "step", lambda self, *a, **k: (
+            seen.append([g["lr"] for g in self.param_groups]), real(self, *a, **k))[1])
+        training.fit(tiny(2), tmp_path / "run")
+        factors = [(1 - step / 4) ** 0.9 for step in range(4)]
+        assert seen == [[pytest.approx(1e-3 * f), pytest.approx(5e-3 * f)] for f in factors]
+
+
+class TestRehearsal:
+    @pytest.mark.parametrize("name", RECIPES)
+    def test_every_recipe_makes_a_step_on_no_data(self, name):
+        recipe = RECIPES[name]
+        plan = training.rehearse(recipe)
+        assert [stage["epochs"] for stage in plan["stages"]] == [stage.epochs for stage in recipe.stages]
+        assert plan["params"] > 1e6
+
+    def test_classes_of_all_stages_are_the_same(self):
+        stages = (Stage("voc", 1, 1e-3, 1e-3), Stage("embedded", 1, 1e-3, 1e-3))
+        with pytest.raises(InputError, match="voc and embedded have different classes"):
+            training.rehearse(replace(tiny(), stages=stages))
+
+
+class TestBatches:
+    def test_every_epoch_is_a_permutation_of_its_own(self):
+        recipe = tiny(3, batch=5)
+        keys = list(training.batches(range(10), recipe, 0, seed=0, first_step=0, steps_per_epoch=2))
+        epochs = [[i for batch in keys[2 * e:2 * e + 2] for _, i in batch] for e in range(3)]
+        assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+        assert epochs[0] != epochs[1] != epochs[2]
+        assert len({seed for batch in keys for seed, _ in batch}) == 30
+
+    def test_may_start_anywhere(self):
+        recipe = tiny(3, batch=5)
+        whole = list(training.batches(range(10), recipe, 0, 0, 0, 2))
+        assert list(training.batches(range(10), recipe, 0, 0, 3, 2)) == whole[3:]
+
+    def test_processes_share_every_batch(self):
+        recipe = tiny(3, batch=5)
+        whole = list(training.batches(range(10), recipe, 0, 0, 0, 2))
+        shares = zip(*(training.batches(range(10), recipe, 0, 0, 0, 2, rank, 2) for rank in (0, 1)))
+        assert all(sorted(a + b) == sorted(batch) for (a, b), batch in zip(shares, whole, strict=True))
+
+
+class TestLoss:
+    def test_void_does_not_count(self):
+        logits, masks = torch.randn(1, 3, 4, 4), torch.full((1, 4, 4), 255)
+        assert training.loss_of(logits, masks, 1) == 0
+        masks[0, 1, 2] = 2
+        expected = -torch.log_softmax(logits[0, :, 1, 2], 0)[2]
+        torch.testing.assert_close(training.loss_of(logits, masks, 1), expected)
+        torch.testing.assert_close(training.loss_of(logits, masks, 4), expected / 4)
+
+    def test_logits_are_resized_to_the_labels(self):
+        logits, masks = torch.randn(1, 3, 2, 2), torch.zeros(1, 8, 8, dtype=torch.uint8)
+        expected = F.cross_entropy(F.interpolate(logits, (8, 8), mode="bilinear"), masks.long())
+        torch.testing.assert_close(training.loss_of(logits, masks, 64), expected)
+
+    def test_weights_of_classes(self):
+        logits, masks = torch.randn(1, 2, 2, 2), torch.tensor([[[0, 1], [1, 255]]])
+        logs = -torch.log_softmax(logits[0], 0)
+        expected = (2 * logs[0, 0, 0] + 5 * logs[1, 0, 1] + 5 * logs[1, 1, 0]) / 3
+        torch.testing.assert_close(training.loss_of(logits, masks, 3, torch.tensor([2.0, 5.0])), expected)
+
+
+def test_class_weights_by_hand():
+    data = [(None, np.array([[0, 0], [1, 255]], dtype=np.uint8)), (None, np.array([[0, 0]], dtype=np.uint8))]
+    assert training.class_weights(data, 3, 0.0) is None
+    # shares 4/5, 1/5, 0: inverse square roots 1.118, 2.236, divided by their mean over pixels, 1.3416
+    torch.testing.assert_close(training.class_weights(data, 3, 0.5), torch.tensor([5 / 6, 5 / 3, 0.0]))
+    torch.testing.assert_close(training.class_weights(data, 2, 1.0), torch.tensor([0.625, 2.5]))
