@@ -20,6 +20,7 @@ Data = Annotated[str, typer.Argument(help="A data set, see `rflw data list`, or 
 Json = Annotated[bool, typer.Option("--json", help="Print figures as JSON.")]
 Root = Annotated[Path | None, typer.Option(help="Folder that holds the data sets' folders; else RFLW_DATA, else data/datasets.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Record = Annotated[Path | None, typer.Option(help="Also file a record here, e.g. data/results.")]
 Classes = Annotated[int, typer.Option(help="Number of classes.")]
 
 
@@ -413,13 +414,17 @@ def data_list(root: Root = None, json: Json = False):
 
 
 @data.command(name="check")
-def data_check(name: Data, root: Root = None, json: Json = False):
+def data_check(name: Data, results: Record = None, root: Root = None, json: Json = False):
     """Read all of a data set: counts against the official ones, faults by name, labels, images that two splits share.
 
     Example: rflw data check camvid --root ~/datasets
     """
+    from rflw import records
     from rflw.datasets.check import check
-    result = check(name, root, progress=True)
+    with records.timed(f"check-{Path(name).name}", f"rflw data check {name}", "check", {"data": name}) as record:
+        result = check(name, root, progress=True)
+    if results:
+        records.write(record | {"metrics": result}, results)
     if json:
         _print_json(result)
     else:
@@ -433,6 +438,8 @@ def data_check(name: Data, root: Root = None, json: Json = False):
                 print(f"  {label:20} {100 * count / total:7.3f} % of the pixels")
         for a, one, b, other in result["shared"]:
             print(f"{a}/{one} and {b}/{other} are the same image")
+        for line in result["changed"]:
+            print(line)
         print("clean" if result["clean"] else "not clean")
     raise typer.Exit(0 if result["clean"] else 1)
 
@@ -469,7 +476,7 @@ def evaluate(checkpoint: Annotated[str, typer.Argument(help="A shipped checkpoin
                  help="Folder for the predictions, in the form that the benchmark takes: VOC palette, Cityscapes labelIds.")] = None,
              figure: Annotated[Path | None, typer.Option(
                  help="Also draw five frames, from the worst to the best in equal steps, into this PNG.")] = None,
-             results: Annotated[Path | None, typer.Option(help="Also file a record here, e.g. data/results.")] = None,
+             results: Record = None,
              root: Root = None, device: Device = "auto", json: Json = False):
     """Measure whole images: IoU, accuracy, boundary F-score, and the interval of mIoU over images.
 
@@ -529,7 +536,6 @@ def evaluate(checkpoint: Annotated[str, typer.Argument(help="A shipped checkpoin
 bench = typer.Typer(help="Speed: modes take turns in one run, so that ratios hold on a busy machine.")
 app.add_typer(bench, name="bench")
 Rounds = Annotated[int, typer.Option(help="Rounds that count; the median is printed.")]
-Record = Annotated[Path | None, typer.Option(help="Also file a record here, e.g. data/results.")]
 
 
 @bench.command(name="train")

@@ -128,13 +128,19 @@ def save(model: RefineNet, path: str | Path, card: dict, dtype: torch.dtype = to
     write_whole(Path(path), lambda partial: save_file(tensors, partial, metadata=header))
 
 
+def checkpoint_file(path: str | Path) -> Path:
+    """The file of a checkpoint that may be given by the name of a shipped one."""
+    shipped = SHIPPED / f"{path}.safetensors"
+    return shipped if shipped.exists() else Path(path)
+
+
 def load(path: str | Path) -> RefineNet:
     """A checkpoint of ours, or the name of a shipped one ("camvid") -> the network in evaluation mode, on the CPU.
 
     Its `card` attribute is what `save` was given. Raises InputError for a file that is missing, cut off or foreign.
     """
     from safetensors import SafetensorError, safe_open
-    file = SHIPPED / f"{path}.safetensors" if (SHIPPED / f"{path}.safetensors").exists() else Path(path)
+    file = checkpoint_file(path)
     try:
         with safe_open(file, "pt") as tensors:
             header = (tensors.metadata() or {}).get("rflw")

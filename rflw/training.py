@@ -22,11 +22,11 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from rflw import records
-from rflw.config import RECIPES, Recipe
+from rflw.config import OWN, RECIPES, Recipe
 from rflw.datasets.labels import LABELS, VOID, Labels
 from rflw.datasets.readers import Resident, in_memory, labels_of, manifest_hash, open_dataset
 from rflw.datasets.resident import ResidentSet
-from rflw.engine import SHIPPED, evaluate, load, pick_device, pick_precision, save, summary, upsample, weights_of
+from rflw.engine import SHIPPED, checkpoint_file, evaluate, load, pick_device, pick_precision, save, summary, upsample, weights_of
 from rflw.errors import InputError
 from rflw.nn import pooling
 from rflw.nn.refinenet import RefineNet, build, init_decoder
@@ -267,6 +267,8 @@ def fit(recipe: Recipe, out: str | Path, seed: int = 0, root=None, device: str =
     saved = _open_run(out, identity, resume, where)
     # read before anything is trained or written, so that a damaged file or a wrong label shows now
     hashes = {f"{data.name}/{data.split}": manifest_hash(data) for data in (*opened.values(), validation)}
+    if recipe.init:
+        hashes["init"] = hashlib.sha256(checkpoint_file(recipe.init).read_bytes()).hexdigest()
     records.make_folder(out)
 
     fabric = make_fabric(where, precision)
@@ -284,7 +286,9 @@ def fit(recipe: Recipe, out: str | Path, seed: int = 0, root=None, device: str =
     model = build(recipe.model, len(labels.classes), recipe.weights if not recipe.init else None)
     init_decoder(model.decoder, recipe.decoder_init)
     if recipe.init and not saved:
-        begin_with(model, recipe.init, labels.classes)
+        kept = begin_with(model, recipe.init, labels.classes)
+        if rank == 0 and progress:
+            print(f"{recipe.name}: begins with {recipe.init}, its classifier {'too' if kept else 'made anew'}", file=sys.stderr)
     model = model.to(where, memory_format=memory_format)
     if compiled is None:
         steps = sum(stage.epochs * (len(data) // recipe.batch) for stage, data in zip(recipe.stages, sets))
@@ -520,10 +524,16 @@ def peak_memory_mb(device: torch.device) -> int:
 
 
 def _command(recipe: Recipe, seed: int) -> str:
-    """What repeats a run: with --epochs if the shipped recipe has another length."""
-    shipped = RECIPES.get(recipe.name)
-    epochs = f" --epochs {recipe.stages[-1].epochs}" if shipped and shipped.hash() != recipe.hash() else ""
-    return f"rflw train {recipe.name} --seed {seed}{epochs}"
+    """What repeats a run: with what differs from the shipped recipe."""
+    command = f"rflw train {recipe.name} --seed {seed}"
+    shipped = OWN if recipe.name == OWN.name else RECIPES.get(recipe.name, recipe)
+    if recipe.data != shipped.data:
+        command += f" --data {recipe.data}"
+    if recipe.init != shipped.init:
+        command += f" --init {recipe.init}"
+    if recipe.stages[-1].epochs != shipped.stages[-1].epochs:
+        command += f" --epochs {recipe.stages[-1].epochs}"
+    return command
 
 
 # ---------------------------------------------------------------- around a run

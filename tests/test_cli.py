@@ -140,7 +140,12 @@ def test_predict_overwrites_nothing_but_its_own(rflw, checkpoint, tmp_path):
     (("complexity", "refinenet-lw-mobilenet_v2", "--size", "1000000", "1000000"), ("1000000x1000000",)),
     (("complexity", "refinenet-lw-mobilenet_v2", "--classes", "99999999999"), ("classes",)),
     (("train", "embedded-lw-efficientnet_lite0", "--workers", "-1"), ("workers",)),
-    (("bench", "embedded-lw-efficientnet_lite0", "--rounds", "0"), ("rounds",)),
+    (("train", "own"), ("--data", "classes.txt")),
+    (("train", "own", "--data", "none/"), ("none/classes.txt",)),
+    (("train", "own", "--data", "nowhere"), ("unknown data set", "nowhere")),
+    (("bench", "train", "embedded-lw-efficientnet_lite0", "--rounds", "0"), ("rounds",)),
+    (("bench", "data", "embedded", "--workers", "0"), ("workers",)),
+    (("bench", "data", "imagenet"), ("unknown data set",)),
     (("publish", "runs", "../escaped"), ("name",)),
     (("train", "imagenet"), ("unknown recipe",)),
     (("train", "embedded-lw-efficientnet_lite0", "--epochs", "0"), ("epochs",)),
@@ -160,7 +165,7 @@ def test_a_missing_data_root_is_named(rflw, tmp_path, monkeypatch):
 
 
 def test_eval(rflw, checkpoint, monkeypatch):
-    monkeypatch.setattr("rflw.datasets.readers.open_dataset", lambda *a: [scene("val", i) for i in range(2)])
+    monkeypatch.setattr("rflw.datasets.readers.open_dataset", lambda name, split, root: Scenes(split))
     code, out, _ = rflw("eval", checkpoint, "--json", "--precision", "fp32")
     result = json.loads(out)
     assert code == 0 and list(result)[:6] == ["data", "split", "images", "miou", "pixel_accuracy", "iou"]
@@ -170,7 +175,7 @@ def test_eval(rflw, checkpoint, monkeypatch):
 
 
 def test_eval_on_other_classes_is_refused(rflw, checkpoint, monkeypatch):
-    monkeypatch.setattr("rflw.datasets.readers.open_dataset", lambda *a: [])
+    monkeypatch.setattr("rflw.datasets.readers.open_dataset", lambda name, split, root: Scenes(split, LABELS[name]))
     refused(rflw("eval", checkpoint, "--data", "camvid"), "6 classes", "11")
     refused(rflw("eval", checkpoint, "--scales", 1, 0), "--scales 1.0 0.0")
     refused(rflw("eval", checkpoint, "--scales"), "--scales")
@@ -236,8 +241,8 @@ def test_train_refuses_folders_that_it_cannot_use(rflw, tmp_path, monkeypatch):
 
 
 def test_eval_of_void_alone(rflw, checkpoint, monkeypatch, tmp_path):
-    void = [(scene("val", 0)[0], np.full((96, 128), 255, np.uint8))]
-    monkeypatch.setattr("rflw.datasets.readers.open_dataset", lambda *a: void)
+    monkeypatch.setattr(Scenes, "__getitem__", lambda self, index: (scene("val", index)[0], np.full((96, 128), 255, np.uint8)))
+    monkeypatch.setattr("rflw.datasets.readers.open_dataset", lambda name, split, root: Scenes(split))
     assert json.loads(rflw("eval", checkpoint, "--json")[1])["miou"] is None
     refused(rflw("eval", checkpoint, "--figure", tmp_path / "x.png"), "void")
 
@@ -247,8 +252,9 @@ class Scenes:
 
     name = "embedded"
 
-    def __init__(self, split):
-        self.split, self.ids = split, [str(i) for i in range(16 if split == "train" else 2)]
+    def __init__(self, split, labels=LABELS["embedded"]):
+        self.split, self.labels = split, labels
+        self.ids = [str(i) for i in range(16 if split == "train" else 2)]
 
     def __len__(self):
         return len(self.ids)
@@ -284,10 +290,17 @@ def test_from_raw_files_to_a_data_set_that_can_be_read(rflw, tmp_path):
     assert code == 1 and "val: 1 of 1449 images, 0 faults" in out and "val/2007_000001 are the same image" in out and "not clean" in out
     result = json.loads(rflw("data", "check", "voc", "--root", tmp_path / "root", "--json")[1])
     assert result["splits"]["val"]["pixels"]["person"] == 40 * 50 - 51 and result["splits"]["val"]["pixels"]["cat"] == 0
-    assert result["splits"]["val"]["void"] == 50 and result["splits"]["val"]["pixels"]["car"] == 1 and len(result["shared"]) == 1
+    assert result["splits"]["val"]["void"] == 50 and result["splits"]["val"]["pixels"]["car"] == 1
+    assert result["changed"] == [] and len(result["shared"]) == 1
     (tmp_path / "root/voc/masks/2007_000001.png").write_bytes(b"no image")
-    faults = json.loads(rflw("data", "check", "voc", "--root", tmp_path / "root", "--json")[1])["splits"]["val"]["faults"]
+    (tmp_path / "root/voc/masks/2007_000000.png").rename(tmp_path / "root/voc/away.png")
+    result = json.loads(rflw("data", "check", "voc", "--root", tmp_path / "root", "--json", "--results", tmp_path)[1])
+    faults = result["splits"]["val"]["faults"]
     assert len(faults) == 1 and "masks/2007_000001.png: not an image" in faults[0]
+    assert [line.removeprefix(str(tmp_path)) for line in result["changed"]] == [
+        "/root/voc/masks/2007_000000.png: missing", "/root/voc/masks/2007_000001.png: not the file that was prepared"]
+    assert engine.records.read("check-voc", tmp_path)["metrics"] == result
+    assert "2007_000000.png: missing\n" in rflw("data", "check", "voc", "--root", tmp_path / "root")[1]
     here = {row["data"]: row["training_images"] for row in json.loads(rflw("data", "list", "--root", tmp_path / "root", "--json")[1])}
     assert here["voc"] == 1 and here["embedded"] == 2048 and here["cityscapes"] is None
     (tmp_path / "root/voc/images/2007_000001.jpg").unlink()
@@ -340,17 +353,63 @@ def test_recipes(rflw):
     assert json.loads(rflw("recipes", "--json")[1])[0]["stages"][0]["epochs"] > 0
 
 
+@pytest.fixture
+def own(tmp_path):
+    """Ten photos of one's own with two classes, left and right."""
+    for folder in ("images", "masks"):
+        (tmp_path / "own" / folder).mkdir(parents=True)
+    mask = np.repeat([[0, 1]], 50, 0).repeat([35, 36], 1).astype(np.uint8)
+    for i in range(10):
+        Image.fromarray(np.roll(PHOTO, i, 0)).save(tmp_path / "own/images" / f"{i}.png")
+        Image.fromarray(mask).save(tmp_path / "own/masks" / f"{i}.png")
+    (tmp_path / "own/classes.txt").write_text("left\nright\n")
+    return tmp_path / "own"
+
+
+def test_ones_own_data_train_with_one_command(rflw, own, checkpoint, tmp_path):
+    words = ("train", "own", "--data", own, "--epochs", 1, "--init", checkpoint, "--out", tmp_path / "run", "--json")
+    code, out, err = rflw(*words)
+    record = json.loads(out)
+    assert code == 0 and "its classifier made anew" in err and set(record["metrics"]["iou"]) == {"left", "right"}
+    assert record["config"]["model"] == "refinenet-lw-mobilenet_v2"  # the checkpoint's
+    assert record["command"] == f"rflw train own --seed 0 --data {own} --init {checkpoint} --epochs 1"
+    assert record["data"]["init"] == hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+    trained = engine.load(tmp_path / "run" / "model.safetensors")
+    assert trained.num_classes == 2 and trained.card["classes"] == ["left", "right"]
+    code, out, _ = rflw("eval", tmp_path / "run" / "model.safetensors", "--json")
+    assert json.loads(out)["miou"] == pytest.approx(record["metrics"]["miou"])
+    rflw("predict", own / "images/0.png", "--checkpoint", tmp_path / "run" / "model.safetensors", "-o", tmp_path / "out")
+    assert set(np.unique(Image.open(tmp_path / "out/0_mask.png"))) <= {0, 1}
+    code, out, _ = rflw("data", "check", own)
+    assert code == 0 and "train: 8 images, 0 faults" in out and "left" in out
+    refused(rflw("train", "embedded-lw-efficientnet_lite0", "--init", checkpoint, "--out", tmp_path / "other"),
+            "a refinenet-lw-mobilenet_v2, this is a refinenet-lw-efficientnet_lite0")
+
+
 def test_bench_prints_all_modes(rflw, monkeypatch, tmp_path):
-    monkeypatch.setattr(training, "open_dataset", lambda name, split, root: Scenes(split))
-    rows = json.loads(rflw("bench", "embedded-lw-efficientnet_lite0", "--rounds", 1, "--results", tmp_path, "--json")[1])
+    monkeypatch.setattr("rflw.bench.open_dataset", lambda name, split, root: Scenes(split))
+    rows = json.loads(rflw("bench", "train", "embedded-lw-efficientnet_lite0", "--rounds", 1, "--results", tmp_path, "--json")[1])
     assert engine.records.read("bench-train-embedded-lw-efficientnet_lite0", tmp_path)["metrics"]["rows"] == rows
-    assert [row["mode"].partition("-")[2].partition("-")[2] for row in rows] == ["nchw", "channels-last", "channels-last-resident"]
+    assert [row["mode"].partition("-")[2].partition("-")[2] for row in rows] == [
+        "nchw", "channels-last", "channels-last-compiled", "channels-last-compiled-resident"]
     assert all(row["images_per_s"] > 0 and row["size"] == [96, 128] for row in rows)
 
 
+def test_bench_times_loading(rflw, monkeypatch, own, tmp_path):
+    rows = json.loads(rflw("bench", "data", "embedded", "--workers", 1, "--rounds", 1, "--results", tmp_path, "--json")[1])
+    assert [row["mode"] for row in rows] == ["decode", "augment", "loader", "loader-1-workers", "resident"]
+    assert all(row["images_per_s"] > 0 and row["data"] == "embedded" for row in rows)
+    record = engine.records.read("bench-data-embedded", tmp_path)
+    assert record["metrics"]["rows"] == rows and record["command"].endswith("--workers 1 --rounds 1")
+    Image.fromarray(PHOTO[:40]).save(own / "images/3.png")
+    Image.fromarray(np.zeros((40, 71), np.uint8)).save(own / "masks/3.png")
+    code, out, _ = rflw("bench", "data", own, "--rounds", 1, "--workers", 1)
+    assert code == 0 and [line.split()[0] for line in out.splitlines()] == ["decode", "augment", "loader", "loader-1-workers"]
+
+
 def test_every_command_has_help_with_an_example(rflw):
-    for command in ("models", "complexity", "predict", "train", "publish", "records", "recipes", "eval", "bench", "data prepare",
-                    "data list", "data check", "data show", "campaign list", "campaign status", "campaign run"):
+    for command in ("models", "complexity", "predict", "train", "publish", "records", "recipes", "eval", "bench train", "bench data",
+                    "data prepare", "data list", "data check", "data show", "campaign list", "campaign status", "campaign run"):
         code, out, _ = rflw(*command.split(), "--help")
         assert code == 0 and f"Example: rflw {command}" in out
 

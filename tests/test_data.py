@@ -6,8 +6,8 @@ from PIL import Image
 import pytest
 from scipy.io import savemat
 import torch
-from torchvision.datasets import Cityscapes, SBDataset, VOCSegmentation
 from torchvision import tv_tensors
+from torchvision.datasets import Cityscapes, SBDataset, VOCSegmentation
 
 from rflw import InputError
 from rflw.datasets.images import read_image, read_mask
@@ -352,7 +352,7 @@ class TestRaw:
 
     MASK = np.array([[0, 15, 255, 7], [20, 1, 0, 0], [3, 3, 3, 255]], np.uint8)
 
-    def voc(self, root, ids=("2007_000001", "2007_000002")):
+    def voc(self, root, ids=("2007_000001", "2007_000002", "2007_000003")):
         folder = root / "voc/VOCdevkit/VOC2012"
         for name in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
             (folder / name).mkdir(parents=True)
@@ -361,7 +361,7 @@ class TestRaw:
             picture = Image.fromarray(np.roll(self.MASK, i))
             picture.putpalette(LABELS["voc"].palette())
             saved(folder / "SegmentationClass", picture, f"{key}.png")
-        (folder / "ImageSets/Segmentation/train.txt").write_text("\n".join(ids))
+        (folder / "ImageSets/Segmentation/train.txt").write_text("\n".join(ids[1:]))
         (folder / "ImageSets/Segmentation/val.txt").write_text(ids[0])
 
     @staticmethod
@@ -383,7 +383,7 @@ class TestRaw:
         for split in ("train", "val"):
             for kind in ("gtFine", "leftImg8bit"):
                 (tmp_path / "cityscapes" / kind / split / "ulm").mkdir(parents=True)
-            base = f"{split}/ulm/ulm_000000_000019"
+            base = f"{split}/ulm/ulm_00000{split == 'val':d}_000019"
             labels = np.arange(34, dtype=np.uint8).reshape(2, 17)
             saved(tmp_path / "cityscapes/leftImg8bit", Image.new("RGB", (17, 2), "red"), f"{base}_leftImg8bit.png")
             saved(tmp_path / "cityscapes/gtFine", Image.fromarray(labels), f"{base}_gtFine_labelIds.png")
@@ -407,7 +407,7 @@ class TestRaw:
         (release / "train.txt").write_text("2008_000010\n")
         (release / "val.txt").write_text("2007_000001\n")
         train = open_dataset("sbd", "train", tmp_path)
-        assert train.ids == ["2008_000010", "2007_000002"]  # with VOC's training images, without its validation images
+        assert train.ids == ["2007_000002", "2007_000003", "2008_000010"]  # with VOC's training images, without its validation images
         picture, target = SBDataset(release, image_set="train", mode="segmentation")[0]
         index = train.ids.index("2008_000010")
         assert np.array_equal(train[index][0], picture) and np.array_equal(train[index][1], np.array(target))
@@ -423,4 +423,4 @@ class TestRaw:
         self.voc(tmp_path)
         saved(tmp_path / "voc/VOCdevkit/VOC2012/JPEGImages", Image.fromarray(RGB), "2007_000001.jpg")
         with pytest.raises(InputError, match="voc 2007_000001: mask of 4x3, its image is 8x6"):
-            open_dataset("voc", "train", tmp_path)[0]
+            open_dataset("voc", "val", tmp_path)[0]

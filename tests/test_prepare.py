@@ -1,4 +1,5 @@
 """Raw files in their true formats -> the prepared folder. Expected masks are written out or follow from a formula."""
+from dataclasses import replace
 import errno
 import hashlib
 import io
@@ -19,9 +20,13 @@ from scipy.io import savemat
 from scipy.sparse import csc_matrix
 
 from rflw import InputError
+from rflw.config import recipe
 from rflw.datasets import prepare as module
+from rflw.datasets.check import check
 from rflw.datasets.labels import LABELS, VOC_CLASSES, voc_colours
 from rflw.datasets.prepare import CONTEXT_IDS, COUNTS, decode_colours, prepare, remap
+from rflw.datasets.readers import open_dataset
+from rflw.training import fit
 
 MASK = np.array([[0, 1, 1, 20], [0, 15, 15, 255], [7, 7, 0, 255]], np.uint8)  # 4 wide, 3 high
 H, W = MASK.shape
@@ -62,12 +67,13 @@ def structs(rows: list[dict]) -> np.ndarray:
 
 def voc(raw: Path, train=("2007_000001", "2007_000002"), val=("2008_000003",), year=2012, masks=None) -> Path:
     folder = raw / "VOCdevkit" / f"VOC{year}"
+    masks = MASK if masks is None else masks
     for split, ids in (("train", train), ("val", val)):
         listed(folder / "ImageSets" / ("Segmentation" if year == 2012 else "Main") / f"{split}.txt", ids)
         for key in ids:
-            photo(folder / "JPEGImages" / f"{key}.jpg")
+            photo(folder / "JPEGImages" / f"{key}.jpg", masks.shape[::-1])
             if year == 2012:
-                palette_png(folder / "SegmentationClass" / f"{key}.png", MASK if masks is None else masks)
+                palette_png(folder / "SegmentationClass" / f"{key}.png", masks)
     return folder
 
 
@@ -160,16 +166,16 @@ class TestVoc:
 
 
 class TestSbd:
-    def make(self, raw, lists=(("2008_000010", "2008_000003"), ("2007_000002", "2008_000011"))):
-        voc(raw)  # 2008_000003 is a validation image of VOC, 2007_000002 a training image
+    def make(self, raw, lists=(("2008_000010", "2008_000003"), ("2007_000002", "2008_000011")), masks=MASK):
+        voc(raw, masks=masks)  # 2008_000003 is a validation image of VOC, 2007_000002 a training image
         for split, keys in zip(("train", "val"), lists):
             listed(raw / f"benchmark_RELEASE/dataset/{split}.txt", keys)
             for key in keys:
-                photo(raw / f"benchmark_RELEASE/dataset/img/{key}.jpg")
+                photo(raw / f"benchmark_RELEASE/dataset/img/{key}.jpg", masks.shape[::-1])
                 boundaries = np.empty((20, 1), object)  # a cell of sparse matrices
-                boundaries[:, 0] = [csc_matrix((H, W)) for _ in range(20)]
+                boundaries[:, 0] = [csc_matrix(masks.shape) for _ in range(20)]
                 mat(raw / f"benchmark_RELEASE/dataset/cls/{key}.mat", {"GTcls": {
-                    "Segmentation": np.full((H, W), 4, np.uint8), "Boundaries": boundaries, "CategoriesPresent": 4}})
+                    "Segmentation": np.full(masks.shape, 4, np.uint8), "Boundaries": boundaries, "CategoriesPresent": 4}})
 
     def test_no_validation_image_of_voc_is_in_the_training_list(self, raw, out):
         self.make(raw)
@@ -234,7 +240,7 @@ class TestPerson:
     def test_parts_are_merged(self, raw, out):
         self.make(raw)
         manifest = prepare("person", raw, out)
-        assert read(out, "person", "2008_000001").tolist() == [[1, 1, 1, 1], [2, 2, 4, 3], [5, 6, 0, 0]]
+        assert read(out, "person", "2008_000001").tolist() == [[1, 1, 1, 1], [1, 2, 4, 3], [5, 6, 0, 0]]
         assert read(out, "person", "2008_000003").tolist() == [[0] * 4, [0] * 4, [0, 0, 0, 1]]
         assert "lower arms: llarm, rlarm, lhand, rhand" in manifest["statements"]
 
@@ -524,13 +530,19 @@ class TestNyu:
         assert np.array_equal(read(out, "nyu", "000002"), np.tile(expected, (468, 1)))
         assert "rows 5 to 472 and columns 9 to 633" in manifest["statements"][0]
 
-    def test_the_middle_where_the_border_has_another_size(self, raw, out):
-        images, labels = self.make(raw, top=2)
+    def test_the_frame_that_holds_most_where_the_border_has_another_size(self, raw, out):
+        images, labels = self.make(raw, top=2)  # 471 rows are not white: any 468 of them hold as much, the middle ones are taken
         statement = prepare("nyu", raw, out)["statements"][0]
-        assert "rows 6 to 473 and columns 7 to 631" in statement and "they are 625x471" in statement
-        assert np.array_equal(np.array(Image.open(out / "nyu/images/000001.png")), images[0][6:474, 7:632])
-        expected = np.where(labels == 0, 255, labels % 40)[6:474, 7:632]
-        assert np.array_equal(read(out, "nyu", "000001"), expected) and (expected[-1] == 255).all()
+        assert statement.startswith("rows 4 to 471 and columns 9 to 633") and f"{100 * 468 / 471:.2f} %" in statement
+        assert np.array_equal(np.array(Image.open(out / "nyu/images/000001.png")), images[0][4:472, 9:634])
+        assert np.array_equal(read(out, "nyu", "000001"), (labels % 40)[4:472, 9:634])
+
+    def test_single_white_or_coloured_pixels_do_not_move_the_frame(self, raw, out):
+        self.make(raw)
+        with h5py.File(raw / "nyu_depth_v2_labeled.mat", "r+") as file:
+            file["images"][0, :, 2, 1] = 7  # in the border
+            file["images"][:, :, 9:634, 100] = 255  # a white row inside
+        assert "rows 5 to 472 and columns 9 to 633" in prepare("nyu", raw, out)["statements"][0]
 
     def test_bad_files_are_named(self, raw, out):
         self.make(raw)
@@ -553,12 +565,54 @@ class TestNyu:
         mat(raw / "splits.mat", {"trainNdxs": [[1], [2]], "testNdxs": [[2]]})
         fails("nyu: id 000002 twice", "nyu", raw, out)
         mat(raw / "classMapping40.mat", {"mapClass": [[41]]})
-        fails("classMapping40.mat: mapClass is not in 1..40", "nyu", raw, out)
+        fails("classMapping40.mat: mapClass is not 894 numbers in 1..40", "nyu", raw, out)
 
     def test_missing_files_name_the_page(self, raw, out):
         self.make(raw)
         (raw / "splits.mat").unlink()
         fails("no splits.mat; it is on https://cs.nyu.edu", "nyu", raw, out)
+
+
+class TestEverySet:
+    """From raw files to tensors."""
+
+    MAKERS = {"voc": voc, "sbd": TestSbd().make, "person": TestPerson().make, "context": TestContext().mats,
+              "coco": TestCoco().make, "cityscapes": TestCityscapes().make, "nyu": TestNyu().make}
+
+    def test_none_is_left_out(self):
+        assert self.MAKERS.keys() == COUNTS.keys() == LABELS.keys() - {"camvid", "embedded"}
+
+    @pytest.mark.parametrize("name", MAKERS)
+    def test_prepare_check_read(self, raw, out, name, monkeypatch):
+        self.MAKERS[name](raw)
+        manifest = prepare(name, raw, out)
+        found = check(name, out)
+        assert {split: part["images"] for split, part in found["splits"].items()} == manifest["splits"]
+        assert not found["changed"] and not any(part["faults"] for part in found["splits"].values())
+        for split, part in found["splits"].items():
+            dataset = open_dataset(name, split, out)
+            masks = [mask for _, mask in (dataset[i] for i in range(len(dataset)))]
+            assert dataset.ids == ids(out, name, split) and all(image.shape[:2] == mask.shape for image, mask in dataset)
+            assert [*part["pixels"].values()] == [sum(int((mask == c).sum()) for mask in masks) for c in range(manifest["classes"])]
+        assert found["clean"] == (name == "coco")  # which alone has no official number
+        monkeypatch.setattr("rflw.datasets.check.OFFICIAL", {name: manifest["splits"]})
+        again = check(name, out)
+        assert again["clean"] == (not again["shared"])
+
+    def test_coco_then_sbd_with_voc_then_voc(self, raw, out):
+        masks = np.zeros((40, 60), np.uint8)
+        masks[:, 30:], masks[5] = 15, 255
+        TestCoco().make(raw)
+        TestSbd().make(raw, masks=masks)
+        for name in ("coco", "sbd", "voc"):
+            prepare(name, raw, out)
+        paper = recipe("paper-voc-lw-mobilenet_v2")
+        short = replace(paper, weights=None, crop=(48, 48), batch=2, stages=tuple(replace(s, epochs=1) for s in paper.stages))
+        model, record = fit(short, out / "run", root=out, device="cpu")
+        assert record["status"] == "done" and [(row["stage"], row["epoch"]) for row in record["curve"]] == [(0, 1), (1, 1), (2, 1)]
+        manifests = {name: json.loads((out / name / "manifest.json").read_text())["sha256"] for name in ("coco", "sbd", "voc")}
+        assert record["data"] == {f"{name}/train": sums["train"] for name, sums in manifests.items()} | {"voc/val": manifests["voc"]["val"]}
+        assert model.num_classes == 21 and record["metrics"]["images"] == 1
 
 
 def pack(raw: Path, archive: Path) -> None:

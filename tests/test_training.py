@@ -19,6 +19,8 @@ from rflw import InputError, build, engine, training
 from rflw.config import RECIPES, Recipe, Stage
 from rflw.datasets.labels import LABELS
 from rflw.datasets.synthetic import Embedded
+from rflw.nn.checkpoints import MOBILE, to_theirs
+from rflw.training import begin_with
 
 TENSORBOARD = {"tensorboard"} if importlib.util.find_spec("tensorboard") else set()
 
@@ -111,10 +113,11 @@ class TestFit:
         assert [row["loss"] for row in record["curve"]] == [row["loss"] for row in expected["curve"]]
 
     def test_a_killed_process_resumes_exactly(self, few, tmp_path, monkeypatch):
-        """SIGKILL in the middle of the second epoch, from outside."""
+        """SIGKILL in the middle of the second epoch, from outside. Sums depend on the number of threads, in the last bit."""
         whole, _ = training.fit(tiny(), tmp_path / "whole")
         script = tmp_path / "one.py"
-        script.write_text("import os, signal\nfrom rflw import training\nfrom test_training import Few, tiny\n"
+        script.write_text("import os, signal, torch\nfrom rflw import training\nfrom test_training import Few, tiny\n"
+                          f"torch.set_num_threads({torch.get_num_threads()})\n"
                           "training.open_dataset = lambda name, split, root: Few(split)\nreal, calls = training.train_step, []\n"
                           "def step(*args):\n    calls.append(1)\n"
                           "    if len(calls) == 4:\n        os.kill(os.getpid(), signal.SIGKILL)\n    return real(*args)\n"
@@ -257,6 +260,53 @@ class TestFit:
         training.fit(tiny(2), tmp_path / "run")
         factors = [(1 - step / 4) ** 0.9 for step in range(4)]
         assert seen == [[pytest.approx(1e-3 * f), pytest.approx(5e-3 * f)] for f in factors]
+
+
+class TestBeginWith:
+    """Weights to begin with, from a checkpoint of ours and of the authors."""
+
+    CLASSES = LABELS["embedded"].classes
+
+    @pytest.fixture
+    def ours(self, tmp_path):
+        torch.manual_seed(1)
+        model = build("refinenet-lw-mobilenet_v2", len(self.CLASSES), weights=None)
+        engine.save(model, tmp_path / "x.safetensors", {"classes": self.CLASSES, "data": "embedded"}, torch.float32)
+        return model, tmp_path / "x.safetensors"
+
+    def test_the_same_classes_keep_the_classifier(self, ours):
+        model = build("refinenet-lw-mobilenet_v2", len(self.CLASSES), weights=None)
+        assert begin_with(model, ours[1], self.CLASSES)
+        assert_equal(model, ours[0])
+
+    @pytest.mark.parametrize("classes", [tuple("abcdef"), tuple("ab")])  # as many of other names, and fewer
+    def test_other_classes_get_a_classifier_of_their_own(self, ours, classes):
+        model = build("refinenet-lw-mobilenet_v2", len(classes), weights=None)
+        before = {key: value.clone() for key, value in model.state_dict().items() if "classifier" in key}
+        assert len(before) == 2 and not begin_with(model, ours[1], classes)
+        for key, value in model.state_dict().items():
+            assert torch.equal(value, before[key] if key in before else ours[0].state_dict()[key]), key
+
+    def test_the_authors_checkpoints(self, tmp_path):
+        torch.manual_seed(2)
+        theirs = build("refinenet-lw-mobilenet_v2", 21, weights=None)
+        state = {f"module.{to_theirs(key, MOBILE)}": value for key, value in theirs.state_dict().items()}
+        torch.save({"segmenter": state}, tmp_path / "x.pth.tar")
+        model = build("refinenet-lw-mobilenet_v2", 21, weights=None)
+        assert begin_with(model, tmp_path / "x.pth.tar", LABELS["voc"].classes)
+        assert_equal(model, theirs)
+        model = build("refinenet-lw-mobilenet_v2", 2, weights=None)
+        assert not begin_with(model, tmp_path / "x.pth.tar", ("yes", "no"))
+        for key, value in theirs.state_dict().items():
+            assert "classifier" in key or torch.equal(model.state_dict()[key], value), key
+
+    def test_another_networks_checkpoint_is_refused(self, ours):
+        with pytest.raises(InputError, match="x.safetensors: a refinenet-lw-mobilenet_v2, this is a refinenet-lw-efficientnet_lite0"):
+            begin_with(build("refinenet-lw-efficientnet_lite0", 6, weights=None), ours[1], self.CLASSES)
+
+    def test_a_run_begins_with_it(self, few, ours, tmp_path):
+        still = replace(tiny(epochs=1, init=str(ours[1]), ema=0.0), stages=(Stage("embedded", 1, 0.0, 0.0),))
+        assert_equal(training.fit(still, tmp_path / "run", device="cpu")[0], ours[0], 1e-3)  # kept as float16
 
 
 class TestRehearsal:

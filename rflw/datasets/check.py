@@ -1,13 +1,14 @@
 """Whether a data set is what it should be: counts, files that cannot be read, labels, and images that two splits share."""
 import hashlib
+from pathlib import Path
 import sys
 
 import numpy as np
 from tqdm import tqdm
 
 from rflw.datasets.labels import VOID
-from rflw.datasets.prepare import COUNTS
-from rflw.datasets.readers import is_folder, open_dataset
+from rflw.datasets.prepare import COUNTS, sum_line
+from rflw.datasets.readers import Prepared, is_folder, open_dataset
 from rflw.errors import InputError
 
 OFFICIAL = COUNTS | {"camvid": {"train": 367, "val": 101}, "embedded": {"train": 2048, "val": 128}}
@@ -15,9 +16,10 @@ OFFICIAL = COUNTS | {"camvid": {"train": 367, "val": 101}, "embedded": {"train":
 
 def check(name: str, root=None, progress: bool = False) -> dict:
     """Read all of a data set -> {"data", "splits": {split: {"images", "official", "faults": [line], "pixels": {class: n},
-    "void": n, "sha256"}}, "shared": [[split, id, split, id]], "clean"}.
+    "void": n, "sha256"}}, "shared": [[split, id, split, id]], "changed": [line], "clean"}.
 
-    faults name each image or mask that cannot be read or does not fit; shared are images of the same pixels in two splits.
+    faults name each image or mask that cannot be read or does not fit; shared are images of the same pixels in two splits;
+    changed are files of a prepared set that are not, or no longer, what its SHA256SUMS says.
     sha256 is over ids, pixels and labels, as in the records of training. Raises InputError if the set is not there.
     """
     splits, seen, shared = {}, {}, []
@@ -39,5 +41,22 @@ def check(name: str, root=None, progress: bool = False) -> dict:
         classes = dataset.labels.classes
         splits[split] = {"images": len(dataset), "official": official[split], "faults": faults,
                          "pixels": dict(zip(classes, pixels.tolist())), "void": int(pixels[VOID]), "sha256": whole.hexdigest()}
-    clean = not shared and all(not s["faults"] and s["official"] in (None, s["images"]) for s in splits.values())
-    return {"data": name, "splits": splits, "shared": shared, "clean": clean}
+    changed = _changed(dataset.folder) if isinstance(dataset, Prepared) else []
+    clean = not shared and not changed and all(not s["faults"] and s["official"] in (None, s["images"]) for s in splits.values())
+    return {"data": name, "splits": splits, "shared": shared, "changed": changed, "clean": clean}
+
+
+def _changed(folder: Path) -> list[str]:
+    """A line for each file that SHA256SUMS lists and that is missing or has another sum."""
+    try:
+        lines = (folder / "SHA256SUMS").read_text().splitlines()
+    except (OSError, ValueError):
+        return [f"{folder / 'SHA256SUMS'}: cannot be read"]
+    wrong = []
+    for line in lines:
+        path = Path(line.partition("  ")[2])
+        if not (folder / path).is_file():
+            wrong.append(f"{folder / path}: missing")
+        elif sum_line(folder, path) != f"{line}\n":
+            wrong.append(f"{folder / path}: not the file that was prepared")
+    return wrong

@@ -2,6 +2,7 @@
 
 An image is (H, W, 3) uint8 RGB, a mask (H, W) uint8 with classes 0..K-1 and 255 as void.
 """
+from collections import Counter
 import hashlib
 from itertools import groupby
 import json
@@ -65,7 +66,7 @@ class Prepared:
     manifest.json that is written last."""
 
     def __init__(self, root: Path, name: str, split: str = "train"):
-        self.name, self.split, self.labels = name, split, LABELS[name]
+        self.folder, self.name, self.split, self.labels = root, name, split, LABELS[name]
         try:
             manifest = json.loads((root / "manifest.json").read_text())
             self.digest = manifest["sha256"].get(split)
@@ -154,7 +155,7 @@ class Own:
             ids = (folder / f"{split}.txt").read_text().split()
         except (OSError, UnicodeDecodeError) as e:
             raise InputError(f"{folder / f'{split}.txt'}: cannot be read ({getattr(e, 'strerror', None) or e})") from e
-        wrong = next((key for key in ids if key not in self.images or ids.count(key) > 1), None)
+        wrong = next((key for key, count in Counter(ids).items() if key not in self.images or count > 1), None)
         if wrong is not None:
             why = "twice" if wrong in self.images else "no such image (names are listed without their ending)"
             raise InputError(f"{folder / f'{split}.txt'}: {wrong}: {why}")
