@@ -202,11 +202,14 @@ def train(recipe: Annotated[str, typer.Argument(help="A recipe's name; `rflw rec
 
     from rflw import engine, records, training
     from rflw.config import recipe as find
+    from rflw.datasets.readers import open_dataset
     plan = find(recipe)
     if plan.name == "own" and data is None:
         raise InputError("own: --data must name the folder with images/, masks/ and classes.txt")
     if data is not None:
         plan = plan.on(data)
+    if plan.name == "own" and not dry_run:  # few images make a small batch
+        plan = replace(plan, batch=max(1, min(plan.batch, len(open_dataset(data, "train", root)))))
     if init is not None:  # one's own data are trained on with the checkpoint's network
         plan = replace(plan, init=init, **({"model": engine.weights_of(init)[0]} if plan.name == "own" else {}))
     if epochs is not None:
@@ -241,8 +244,10 @@ def train(recipe: Annotated[str, typer.Argument(help="A recipe's name; `rflw rec
     keep(record)
     if json:
         return _print_json(record)
-    print(f"{record['name']}: mIoU {100 * record['metrics']['miou']:.1f} % on {record['metrics']['images']} validation "
-          f"images, {record['wall_s'] / 60:.1f} min; {out / 'model.safetensors'}")
+    miou = record["metrics"]["miou"]
+    score = "unknown (all labels are void)" if miou is None else f"{100 * miou:.1f} %"
+    print(f"{record['name']}: mIoU {score} on {record['metrics']['images']} validation images, {record['wall_s'] / 60:.1f} min; "
+          f"{out / 'model.safetensors'}")
 
 
 @app.command()
@@ -380,6 +385,8 @@ def data_prepare(name: Annotated[str, typer.Argument(help="voc, sbd, coco, nyu, 
     from rflw.datasets.prepare import prepare
     from rflw.datasets.readers import ROOT
     out = out or Path(os.environ.get("RFLW_DATA") or ROOT)
+    if (out / name / "manifest.json").exists():
+        print(f"rflw: {out / name} is prepared already and stays; delete it to make it anew", file=sys.stderr)
     manifest = prepare(name, raw, out, workers, progress=True)
     if json:
         return _print_json(manifest)

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from rflw import records
 from rflw.config import OWN, RECIPES, Recipe
 from rflw.datasets.labels import LABELS, VOID, Labels
-from rflw.datasets.readers import Resident, in_memory, labels_of, manifest_hash, open_dataset
+from rflw.datasets.readers import Resident, in_memory, labels_of, manifest_hash, of_one_size, open_dataset
 from rflw.datasets.resident import ResidentSet
 from rflw.engine import SHIPPED, checkpoint_file, evaluate, load, pick_device, pick_precision, save, summary, upsample, weights_of
 from rflw.errors import InputError
@@ -260,7 +260,7 @@ def fit(recipe: Recipe, out: str | Path, seed: int = 0, root=None, device: str =
         if labels_of(stage.data).classes != labels.classes:
             raise InputError(f"{recipe.name}: {stage.data} and {recipe.data} have different classes")
     if resident is None:
-        resident = where.type == "cuda" and not recipe.jitter and all(isinstance(data, Resident) for data in sets)
+        resident = where.type == "cuda" and can_be_held(recipe, opened.values())
     elif resident and recipe.jitter:
         raise InputError(f"{recipe.name}: changes of colour are not made on the device; train with --no-resident")
     identity = {"recipe": recipe.hash(), "seed": seed} | ({"resident": True} if resident else {})
@@ -357,6 +357,11 @@ def fit(recipe: Recipe, out: str | Path, seed: int = 0, root=None, device: str =
         if logger:
             logger.finalize("success")
     return model, done
+
+
+def can_be_held(recipe: Recipe, sets) -> bool:
+    """Whether the data sets can be held and augmented on the device, see `rflw.datasets.resident`."""
+    return not recipe.jitter and all(isinstance(data, Resident) and of_one_size(data) for data in sets)
 
 
 def compiled_for(model: RefineNet, device: torch.device) -> nn.Module:

@@ -307,6 +307,8 @@ def test_from_raw_files_to_a_data_set_that_can_be_read(rflw, tmp_path):
     with pytest.raises(InputError, match="no image 2007_000001, which val.txt lists"):
         readers.open_dataset("voc", "val", tmp_path / "root")
     refused(rflw("data", "prepare", "voc", "--raw", tmp_path / "none", "--out", tmp_path / "root2"), "none")
+    assert "is prepared already and stays" in rflw("data", "prepare", "voc", "--raw", tmp_path / "raw", "--out", tmp_path / "root")[2]
+    refused(rflw("data", "prepare", "voc", "--raw", tmp_path / "raw", "--out", tmp_path / "root2", "--workers", -1), "-1 workers")
 
 
 def test_data_show_draws_images_beside_masks(rflw, tmp_path):
@@ -384,6 +386,16 @@ def test_ones_own_data_train_with_one_command(rflw, own, checkpoint, tmp_path):
     assert code == 0 and "train: 8 images, 0 faults" in out and "left" in out
     refused(rflw("train", "embedded-lw-efficientnet_lite0", "--init", checkpoint, "--out", tmp_path / "other"),
             "a refinenet-lw-mobilenet_v2, this is a refinenet-lw-efficientnet_lite0")
+
+
+def test_few_photos_and_void_alone_train(rflw, own, checkpoint, tmp_path):
+    for i in range(5, 10):
+        (own / "images" / f"{i}.png").unlink()
+        (own / "masks" / f"{i}.png").unlink()
+    Image.new("L", (71, 50), 255).save(own / "masks/4.png")  # the one for validation
+    code, out, _ = rflw("train", "own", "--data", own, "--epochs", 1, "--init", checkpoint, "--out", tmp_path / "run")
+    assert code == 0 and "mIoU unknown (all labels are void) on 1 validation images" in out
+    assert engine.records.read(tmp_path / "run" / "record.json")["config"]["batch"] == 4
 
 
 def test_bench_prints_all_modes(rflw, monkeypatch, tmp_path):

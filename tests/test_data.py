@@ -10,9 +10,10 @@ from torchvision import tv_tensors
 from torchvision.datasets import Cityscapes, SBDataset, VOCSegmentation
 
 from rflw import InputError
+from rflw.datasets import readers
 from rflw.datasets.images import read_image, read_mask
 from rflw.datasets.labels import LABELS, labels_for, voc_colours
-from rflw.datasets.readers import CamVid, Resident, manifest_hash, open_dataset
+from rflw.datasets.readers import CamVid, Resident, in_memory, manifest_hash, open_dataset
 from rflw.datasets.synthetic import BEACON, BLUE, BLUE_TWIN, FAR, RED, RED_TWIN, Embedded, scene
 from rflw.datasets.transforms import Augmented, RandomScale, training_transform
 
@@ -144,7 +145,14 @@ class TestCamVid:
         with pytest.raises(InputError, match="val.*RFLW_DATA"):
             open_dataset("camvid", "val", camvid)
         (camvid / "camvid/trainannot/f1.png").unlink()
-        with pytest.raises(InputError, match="f1.png is missing"):
+        with pytest.raises(InputError, match="f1.png is missing, the mask of"):
+            CamVid(camvid / "camvid", "train")
+        (camvid / "camvid/trainannot/f2.png").unlink()
+        with pytest.raises(InputError, match="f1.png is missing.*; so are those of f2"):
+            CamVid(camvid / "camvid", "train")
+        for name in ("f1", "f2"):
+            (camvid / f"camvid/train/{name}.png").rename(camvid / f"camvid/trainannot/{name}.png")
+        with pytest.raises(InputError, match="f1.png is missing, the frame of .*; so are those of f2"):
             CamVid(camvid / "camvid", "train")
         with pytest.raises(InputError, match="unknown data set"):
             open_dataset("imagenet", "train", camvid)
@@ -159,6 +167,12 @@ class TestCamVid:
         assert manifest_hash(Resident(open_dataset("camvid", "train", camvid))) == before
         Image.fromarray(np.full((6, 8), 3, np.uint8)).save(camvid / "camvid/trainannot/f0.png")
         assert manifest_hash(open_dataset("camvid", "train", camvid)) != before
+
+    def test_small_sets_are_held_in_memory(self, camvid, monkeypatch):
+        dataset = open_dataset("camvid", "train", camvid)
+        assert isinstance(in_memory(dataset), Resident)
+        monkeypatch.setattr(readers, "HELD", 3 * 6 * 8 * 4 - 1)  # bytes of three images and masks, less one
+        assert in_memory(dataset) is dataset
 
     def test_resident_reads_once(self, camvid):
         dataset = Resident(open_dataset("camvid", "train", camvid))
@@ -328,7 +342,17 @@ class TestOwn:
         with pytest.raises(InputError, match=message):
             open_dataset(f"{own}/", "train")
 
-    @pytest.mark.parametrize(("text", "message"), [("9", "9: no such image"), ("1 1", "1: twice"), ("", "no images in split")])
+    def test_a_byte_order_mark_is_no_part_of_a_name_and_names_may_have_spaces(self, own):
+        (own / "images/1.png").rename(own / "images/first one.png")
+        (own / "masks/1.png").rename(own / "masks/first one.png")
+        (own / "splits").mkdir()
+        (own / "splits/train.txt").write_text("0\r\nfirst one\r\n\r\n", encoding="utf-8-sig")
+        (own / "classes.txt").write_text("road\r\nroof\r\nrest\r\n", encoding="utf-8-sig")
+        dataset = open_dataset(str(own), "train")
+        assert dataset.ids == ["0", "first one"] and dataset.labels.classes == ("road", "roof", "rest")
+        assert (dataset[1][1] == 1).all()
+
+    @pytest.mark.parametrize(("text", "message"), [("9", "9: no such image"), ("1\n1", "1: twice"), ("", "no images in split")])
     def test_split_lists_that_do_not_fit(self, own, text, message):
         (own / "splits").mkdir()
         (own / "splits" / "train.txt").write_text(text)

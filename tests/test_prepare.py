@@ -361,6 +361,21 @@ class TestContext:
         coloured = decode_colours(np.array([list(seen.values())], np.uint8), voc_colours(60))
         assert [LABELS["context"].classes[i] for i in coloured[0]] == list(seen)
 
+    @pytest.mark.parametrize(("name", "seen"), [
+        # a dog on leaves; a bicycle before a tree; a dog and two sheep; a child with a bottle
+        ("voc", {"dog": (64, 0, 128), "bicycle": (0, 128, 0), "sheep": (128, 64, 0), "bottle": (128, 0, 128), "person": (192, 128, 128)}),
+        # wrestlers; a man in a jacket, his bare neck of the head; men at a motorbike; a panel
+        ("person", {"head": (128, 0, 0), "torso": (0, 128, 0), "upper arms": (128, 128, 0), "lower arms": (0, 0, 128),
+                    "upper legs": (128, 0, 128), "lower legs": (0, 128, 128)}),
+        # a kitchen with a blind; two bedrooms; a living room; a room with curtains, a picture and a chair
+        ("nyu", {"wall": (0, 0, 0), "floor": (128, 0, 0), "cabinet": (0, 128, 0), "bed": (128, 128, 0), "chair": (0, 0, 128),
+                 "sofa": (128, 0, 128), "window": (64, 0, 0), "picture": (64, 128, 0), "counter": (192, 128, 0), "blinds": (64, 0, 128),
+                 "curtain": (192, 128, 128), "pillow": (128, 64, 0)})])
+    def test_indices_of_the_authors_masks_mean_what_their_photos_show(self, name, seen):
+        """The authors' example masks hold indices with VOC's palette: looked at, by colour."""
+        indices = decode_colours(np.array([list(seen.values())], np.uint8), voc_colours(len(LABELS[name].classes)))
+        assert [LABELS[name].classes[i] for i in indices[0]] == list(seen)
+
     def test_both_tables_hold_all_classes(self):
         assert {*CONTEXT_IDS} == {*LABELS["context"].classes} - {"background"} and len(CONTEXT_IDS) == 59
         published = (2, 259, 260, 415, 324, 9, 258, 144, 18, 19, 22, 23, 397, 25, 284, 158, 159, 416, 33, 162, 420, 454, 295, 296,
@@ -459,6 +474,17 @@ class TestCoco:
                                        {"size": [40, 60]}, [["a"] * 6], {"size": [40, 60], "counts": 5}, "x"))
     def test_a_bad_region_is_named(self, raw, out, shape):
         self.make(raw, annotations=[{"id": 1, "image_id": 1, "category_id": 1, "segmentation": shape, "iscrowd": 0, "area": 9}])
+        fails("instances_train2017.json: a region of image many cannot be decoded", "coco", raw, out)
+
+    @pytest.mark.parametrize("cut", (0, 1, 2, 5))
+    def test_compressed_run_lengths_that_were_cut_are_named(self, raw, out, cut):
+        noise = np.random.RandomState(0).rand(*self.SIZE) > 0.3
+        shape = compressed(noise)
+        whole = shape["counts"]
+        assert sum(module._run_lengths(whole)) == noise.size
+        shape["counts"] = whole[: -cut] if cut else ""
+        part = {"id": 1, "image_id": 1, "category_id": 17, "segmentation": shape, "iscrowd": 0, "area": 1}
+        self.make(raw, annotations=[part])
         fails("instances_train2017.json: a region of image many cannot be decoded", "coco", raw, out)
 
     def test_without_pycocotools_the_extra_is_named(self, raw, out, monkeypatch):
@@ -755,6 +781,19 @@ class TestArchives:
         assert prepare("voc", raw, out)["splits"] == {"train": 2, "val": 1}
 
 
+    def test_an_archive_that_was_replaced_is_unpacked_again(self, raw, out):
+        folder = voc(raw)
+        bad = folder / "JPEGImages/2007_000002.jpg"
+        whole = bad.read_bytes()
+        bad.write_bytes(whole[: len(whole) // 2])
+        pack(raw, raw / "VOCtrainval_11-May-2012.tar")
+        fails("2007_000002.jpg: cannot be read", "voc", raw, out)
+        voc(raw)
+        (raw / "VOCtrainval_11-May-2012.tar").unlink()
+        pack(raw, raw / "VOCtrainval_11-May-2012.tar")
+        assert prepare("voc", raw, out)["splits"] == {"train": 2, "val": 1}
+
+
 def interrupt_after(count: int):
     """The true `convert`, but Ctrl+C comes after some items."""
     convert, done = module.convert, []
@@ -785,7 +824,7 @@ class TestRuns:
         assert not (out / "broken/voc/manifest.json").exists()
         assert len([*(out / "broken/voc/masks").iterdir()]) == after
         made = []
-        monkeypatch.setattr(module, "read_mask", lambda path, *_: made.append(path.stem) or MASK)
+        monkeypatch.setattr(module, "_voc_mask", lambda path: made.append(path.stem) or MASK)
         assert prepare("voc", raw, out / "broken") == unbroken
         assert contents(out / "broken/voc") == contents(out / "unbroken/voc")
         assert len(made) == 7 - after  # what was there is kept
@@ -802,6 +841,58 @@ class TestRuns:
                 prepare("voc", raw, out)
         assert not [*(out / "voc/masks").iterdir()]
         assert prepare("voc", raw, out)["splits"] == {"train": 2, "val": 1}
+
+    def interrupted(self, raw, out, monkeypatch):
+        voc(raw)
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "convert", interrupt_after(2))
+            with pytest.raises(KeyboardInterrupt):
+                prepare("voc", raw, out)
+
+    def test_what_a_power_cut_left_empty_is_made_anew(self, raw, out, monkeypatch):
+        self.interrupted(raw, out, monkeypatch)
+        image, mask = out / "voc/images/2007_000001.jpg", out / "voc/masks/2007_000002.png"
+        assert mask.stat().st_size
+        image.unlink()
+        image.write_bytes(b"")
+        mask.write_bytes(b"")
+        prepare("voc", raw, out)
+        assert image.read_bytes() == (raw / "VOCdevkit/VOC2012/JPEGImages/2007_000001.jpg").read_bytes()
+        assert np.array_equal(read(out, "voc", "2007_000002"), MASK)
+
+    def test_nothing_of_other_raw_files_is_kept(self, raw, out, monkeypatch):
+        self.interrupted(raw, out, monkeypatch)
+        other = raw.parent / "other"
+        voc(other, masks=np.zeros((7, 9), np.uint8))
+        prepare("voc", other, out)
+        assert (read(out, "voc", "2007_000001") == np.zeros((7, 9))).all()
+        assert (out / "voc/images/2007_000001.jpg").read_bytes() == (other / "VOCdevkit/VOC2012/JPEGImages/2007_000001.jpg").read_bytes()
+        assert {path.name for path in (out / "voc").iterdir()} == {"images", "masks", "splits", "SHA256SUMS", "manifest.json"}
+
+    def test_raw_files_may_lie_where_the_result_goes(self, tmp_path):
+        voc(tmp_path / "voc")
+        assert prepare("voc", tmp_path / "voc", tmp_path)["splits"] == {"train": 2, "val": 1}
+        assert len(open_dataset("voc", "train", tmp_path)) == 2
+
+    def test_no_images_at_all(self, raw, out):
+        for name in ("gtFine", "leftImg8bit"):
+            (raw / name).mkdir(parents=True)
+        fails("no images for train in", "cityscapes", raw, out)
+
+    def test_lists_and_sums_that_were_changed_show(self, raw, out):
+        voc(raw)
+        before = prepare("voc", raw, out)["sha256"]["train"]
+        assert open_dataset("voc", "train", out).digest == before
+        (out / "voc/splits/train.txt").write_text("2007_000001\n")
+        assert open_dataset("voc", "train", out).digest != before
+        assert check("voc", out)["changed"] == [f"{out / 'voc/splits/train'}.txt or SHA256SUMS: not what was prepared"]
+        (out / "voc/splits/train.txt").write_bytes(b"\xff\n")
+        with pytest.raises(InputError, match="voc: .*cannot be read"):
+            open_dataset("voc", "train", out)
+        (out / "voc/manifest.json").write_text("[]")
+        for act in (lambda: open_dataset("voc", "train", out), lambda: prepare("voc", raw, out)):
+            with pytest.raises(InputError, match="manifest.json: not a manifest"):
+                act()
 
     def test_a_finished_folder_is_left_alone(self, raw, out):
         voc(raw)

@@ -18,6 +18,7 @@ import rflw
 from rflw import InputError, build, engine, training
 from rflw.config import RECIPES, Recipe, Stage
 from rflw.datasets.labels import LABELS
+from rflw.datasets.readers import Resident
 from rflw.datasets.synthetic import Embedded
 from rflw.nn.checkpoints import MOBILE, to_theirs
 from rflw.training import begin_with
@@ -307,6 +308,14 @@ class TestBeginWith:
     def test_a_run_begins_with_it(self, few, ours, tmp_path):
         still = replace(tiny(epochs=1, init=str(ours[1]), ema=0.0), stages=(Stage("embedded", 1, 0.0, 0.0),))
         assert_equal(training.fit(still, tmp_path / "run", device="cpu")[0], ours[0], 1e-3)  # kept as float16
+
+
+def test_sets_of_one_size_and_no_jitter_can_be_held(few):
+    same, mixed, disk = Resident(Few("val")), Resident(Few("val")), Few("val")
+    mixed.items[1] = (np.zeros((96, 127, 3), np.uint8), np.zeros((96, 127), np.uint8))
+    plain = tiny(jitter=0.0)
+    assert training.can_be_held(plain, [same]) and not training.can_be_held(tiny(jitter=0.1), [same])
+    assert not training.can_be_held(plain, [same, mixed]) and not training.can_be_held(plain, [disk])
 
 
 class TestRehearsal:

@@ -22,7 +22,7 @@ def check(name: str, root=None, progress: bool = False) -> dict:
     changed are files of a prepared set that are not, or no longer, what its SHA256SUMS says.
     sha256 is over ids, pixels and labels, as in the records of training. Raises InputError if the set is not there.
     """
-    splits, seen, shared = {}, {}, []
+    splits, seen, shared, changed = {}, {}, [], []
     official = OFFICIAL.get(name) or {"train": None} | ({"val": None} if is_folder(name) else {})  # of COCO, training images only
     for split in official:
         dataset = open_dataset(name, split, root)
@@ -41,7 +41,10 @@ def check(name: str, root=None, progress: bool = False) -> dict:
         classes = dataset.labels.classes
         splits[split] = {"images": len(dataset), "official": official[split], "faults": faults,
                          "pixels": dict(zip(classes, pixels.tolist())), "void": int(pixels[VOID]), "sha256": whole.hexdigest()}
-    changed = _changed(dataset.folder) if isinstance(dataset, Prepared) else []
+        if isinstance(dataset, Prepared) and dataset.changed:
+            changed.append(f"{dataset.folder / 'splits' / split}.txt or SHA256SUMS: not what was prepared")
+    if isinstance(dataset, Prepared):
+        changed += _changed(dataset.folder)
     clean = not shared and not changed and all(not s["faults"] and s["official"] in (None, s["images"]) for s in splits.values())
     return {"data": name, "splits": splits, "shared": shared, "changed": changed, "clean": clean}
 

@@ -10,6 +10,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+import filecmp
 from functools import partial
 import hashlib
 import json
@@ -66,15 +67,17 @@ def prepare(name: str, raw: Path, out: Path, workers: int = 0, progress: bool = 
     """
     if name not in PLANS:
         raise InputError(f"cannot prepare {name!r}: one of {', '.join(PLANS)}")
+    if workers < 0:
+        raise InputError(f"{workers} workers: 0 or more")
     raw, out = Path(raw), Path(out)
     folder, store = out / name, out / f".raw-{name}"
     if (folder / "manifest.json").exists():
-        return _json(folder / "manifest.json")
+        return read_manifest(folder)
     files = RawFiles(raw, store, folder, progress)
+    plan = _plan(name, files)
+    _start_over_unless(folder / "raw.json", files.used())
     for part in ("images", "masks", "splits"):
         make_folder(folder / part)
-    plan = PLANS[name](files)
-    _check_ids(name, [item.id for items in plan.splits.values() for item in items])
 
     sums, manifest = [], {"name": name, "classes": len(LABELS[name].classes), "splits": {}, "sha256": {}}
     for split, items in plan.splits.items():
@@ -90,6 +93,7 @@ def prepare(name: str, raw: Path, out: Path, workers: int = 0, progress: bool = 
         split: {"official": official, "found": manifest["splits"].get(split, 0)}
         for split, official in COUNTS[name].items() if manifest["splits"].get(split, 0) != official}}
     _write_text(folder / "manifest.json", json.dumps(manifest, indent=1) + "\n")
+    (folder / "raw.json").unlink()
     shutil.rmtree(store, ignore_errors=True)  # what archives held is in its place now
     return manifest
 
@@ -97,11 +101,36 @@ def prepare(name: str, raw: Path, out: Path, workers: int = 0, progress: bool = 
 def raw_items(name: str, raw: Path) -> dict[str, list[Item]]:
     """What `prepare` would convert, by split, straight from the folders under `raw`. Raises InputError as `prepare` does, where
     archives are not unpacked, and where all masks would have to be looked at first."""
-    plan = PLANS[name](RawFiles(Path(raw)))
+    plan = _plan(name, RawFiles(Path(raw)))
     if plan.labelled:
         raise InputError(f"{name}: images with too few labelled pixels must be sorted out first: `rflw data prepare {name} --raw {raw}`")
-    _check_ids(name, [item.id for items in plan.splits.values() for item in items])
     return plan.splits
+
+
+def _plan(name: str, files: "RawFiles") -> Plan:
+    plan = PLANS[name](files)
+    _check_ids(name, [item.id for items in plan.splits.values() for item in items])
+    empty = next((split for split, items in plan.splits.items() if not items), None)
+    if empty:
+        raise InputError(f"{name}: no images for {empty} in {files.folder}")
+    return plan
+
+
+def _start_over_unless(marker: Path, used: list[dict]) -> None:
+    """Take away what an interrupted run made of other raw files than these; note these."""
+    if not marker.exists() or _json(marker) != used:
+        for part in ("images", "masks"):
+            shutil.rmtree(marker.parent / part, ignore_errors=True)
+        make_folder(marker.parent)
+        _write_text(marker, json.dumps(used))
+
+
+def read_manifest(folder: Path) -> dict:
+    """The manifest of a prepared folder. Raises InputError for what is none."""
+    manifest = _json(folder / "manifest.json")
+    if not isinstance(manifest, dict) or not {"splits", "sha256", "statements", "unexpected"} <= {*manifest}:
+        raise InputError(f"{folder / 'manifest.json'}: not a manifest of a prepared data set")
+    return manifest
 
 
 def _converted(items: list[Item], folder: Path, name: str, labelled: int, workers: int, bar: str | None) -> Iterator[str | None]:
@@ -122,7 +151,7 @@ def convert(item: Item, folder: Path, name: str, labelled: int = 0) -> str | Non
     """Write image and mask of an item unless they are there -> their lines for SHA256SUMS; None if too little is labelled."""
     suffix = item.image.suffix.lower() if isinstance(item.image, Path) else ".png"
     image, mask = Path("images", item.id + suffix), Path("masks", f"{item.id}.png")
-    if not ((folder / image).exists() and (folder / mask).exists()):
+    if not _whole(item, folder / image, folder / mask, name):
         array = item.mask()
         if labelled and np.count_nonzero((array != 0) & (array != VOID)) < labelled:
             return None
@@ -140,6 +169,17 @@ def convert(item: Item, folder: Path, name: str, labelled: int = 0) -> str | Non
     return sum_line(folder, image) + sum_line(folder, mask)
 
 
+def _whole(item: Item, image: Path, mask: Path, name: str) -> bool:
+    """Whether an earlier run wrote the pair, and no power cut left less of it."""
+    try:
+        if isinstance(item.image, Path) and not (image.samefile(item.image) or filecmp.cmp(image, item.image, shallow=False)):
+            return False
+        read_mask(mask, len(LABELS[name].classes), size=read_image(image).shape[:2])
+        return True
+    except (OSError, InputError):
+        return False
+
+
 def sum_line(folder: Path, path: Path) -> str:
     """A file's line in SHA256SUMS, `path` being from `folder` on."""
     return f"{hashlib.sha256((folder / path).read_bytes()).hexdigest()}  {path.as_posix()}\n"
@@ -147,6 +187,7 @@ def sum_line(folder: Path, path: Path) -> str:
 
 def _take_over(source: Path, target: Path) -> None:
     """Link where the file system can, which costs no space; else copy."""
+    target.unlink(missing_ok=True)  # a part of it
     try:
         os.link(source.resolve(), target)
     except OSError:
@@ -219,7 +260,8 @@ class RawFiles:
         seen = set()
         for parent, folders, files in os.walk(root, followlinks=True):
             here = Path(parent).resolve()
-            if here in seen or here == self.target or {"SHA256SUMS", "manifest.json"} <= {*files}:  # prepared, not raw
+            made = here.parent == self.target and here.name in ("images", "masks", "splits")
+            if here in seen or made or {"SHA256SUMS", "manifest.json"} <= {*files}:  # prepared, not raw
                 folders.clear()
                 continue
             seen.add(here)
@@ -238,7 +280,8 @@ class RawFiles:
         for archive in (path for name in source.archives for path in self.search(name)):
             if found or not self.store:
                 break
-            target = self.store / "_".join(archive.relative_to(self.folder).parts)
+            state = archive.stat()  # another file of the same name is unpacked anew
+            target = self.store / "_".join((*archive.relative_to(self.folder).parts, f"{state.st_size:x}", f"{state.st_mtime_ns:x}"))
             if target not in self._unpacked:
                 unpack(archive, target, self.progress)
                 self._index(target)
@@ -347,7 +390,7 @@ def _mat(path: Path, *keys: str):
 def _ids(path: Path) -> list[str]:
     """A split list: one id a line, what follows a space is not part of it."""
     try:
-        ids = [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
+        ids = [line.split()[0] for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, ValueError) as e:
         raise InputError(f"{path}: the list of ids cannot be read ({_reason(e)})") from e
     _check_ids(path, ids)
@@ -631,7 +674,8 @@ def _paint(path: Path, key: str, size: tuple[int, int], shapes: list[tuple[int, 
                 polygons = [polygon for polygon in shape if len(polygon) >= 6]  # fewer than three corners have no area
                 lengths = coco.frPyObjects(polygons, *size) if polygons else []
             else:
-                if isinstance(shape["counts"], list) and sum(shape["counts"]) != size[0] * size[1]:  # would read beyond
+                counts = shape["counts"] if isinstance(shape["counts"], list) else _run_lengths(shape["counts"])
+                if min(counts, default=0) < 0 or sum(counts) != size[0] * size[1]:  # would read beyond, or leave pixels open
                     raise ValueError(f"run lengths of an image other than {size[1]}x{size[0]}")
                 lengths = [coco.frPyObjects(shape, *size) if isinstance(shape["counts"], list) else shape]
             if lengths:
@@ -639,6 +683,22 @@ def _paint(path: Path, key: str, size: tuple[int, int], shapes: list[tuple[int, 
     except (ValueError, LookupError, TypeError, OverflowError, MemoryError) as e:
         raise InputError(f"{path}: a region of image {key} cannot be decoded ({_reason(e)})") from e
     return out
+
+
+def _run_lengths(text: str | bytes) -> list[int]:
+    """The numbers in COCO's compressed run lengths: 5 bits a character from the lowest, each the difference to the last but one."""
+    lengths, value, shift = [], 0, 0
+    for code in text.encode() if isinstance(text, str) else text:
+        code -= 48
+        value |= (code & 31) << shift
+        shift += 5
+        if not code & 32:  # the last character of a number; its fifth bit is the sign
+            value -= (code & 16) and 1 << shift
+            lengths.append(value + (lengths[-2] if len(lengths) > 2 else 0))
+            value = shift = 0
+    if shift:
+        raise ValueError("run lengths that are cut off")
+    return lengths
 
 
 def _cityscapes(files: RawFiles) -> Plan:
@@ -672,8 +732,8 @@ def _nyu(files: RawFiles) -> Plan:
         raise InputError(f"{classes}: mapClass is not 894 numbers in 1..40")
     table = np.concatenate([[VOID], numbers - 1])
     with _hdf5(path) as file:
-        count = len(file["images"])
-        if (file["images"].shape[1:] != (3, *FRAME[::-1]) or file["labels"].shape != (count, *FRAME[::-1])
+        count = len(file["images"]) if file["images"].ndim else 0
+        if (not count or file["images"].shape[1:] != (3, *FRAME[::-1]) or file["labels"].shape != (count, *FRAME[::-1])
                 or file["images"].dtype != np.uint8):
             raise InputError(f"{path}: not {FRAME[1]}x{FRAME[0]} images of 8 bits and labels of the same number")
         box, how = _border(file["images"])
@@ -703,7 +763,7 @@ def _hdf5(path: Path):
     try:
         with h5py.File(path) as file:
             yield file
-    except (OSError, KeyError, RuntimeError, AttributeError) as e:
+    except (OSError, KeyError, RuntimeError, AttributeError, TypeError, IndexError) as e:
         raise InputError(f"{path}: cannot be read as a MATLAB 7.3 file ({_reason(e)})") from e
 
 

@@ -5,7 +5,6 @@ An image is (H, W, 3) uint8 RGB, a mask (H, W) uint8 with classes 0..K-1 and 255
 from collections import Counter
 import hashlib
 from itertools import groupby
-import json
 import os
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import numpy as np
 
 from rflw.datasets.images import read_image, read_mask
 from rflw.datasets.labels import LABELS, Labels, labels_for
-from rflw.datasets.prepare import raw_items
+from rflw.datasets.prepare import raw_items, read_manifest
 from rflw.datasets.synthetic import Embedded
 from rflw.errors import InputError
 
@@ -45,9 +44,12 @@ class CamVid:
         self.ids = [frame.stem for frame in self.frames]
         if not self.frames:
             raise InputError(f"camvid: no PNG files in {frames}")
-        missing = next((mask for mask in self.masks if not mask.exists()), None)
+        missing = [mask for mask in self.masks if not mask.exists()]
         if missing:
-            raise InputError(f"camvid: {missing} is missing, the mask of {frames / missing.name}")
+            raise InputError(f"camvid: {missing[0]} is missing, the mask of {frames / missing[0].name}{_more(missing)}")
+        lone = [mask for mask in sorted(masks.glob("*.png")) if not (frames / mask.name).exists()]
+        if lone:
+            raise InputError(f"camvid: {frames / lone[0].name} is missing, the frame of {lone[0]}{_more(lone)}")
 
     def _sequences(self) -> list[list[Path]]:
         return [list(group) for _, group in groupby(self.frames, key=lambda frame: frame.name[:6])]
@@ -61,27 +63,33 @@ class CamVid:
         return image, read_mask(self.masks[index], classes, void=classes, size=image.shape[:2])
 
 
+def _more(paths: list[Path]) -> str:
+    return f"; so are those of {', '.join(path.stem for path in paths[1:])}" if paths[1:] else ""
+
+
 class Prepared:
     """A data set in the form that `rflw data prepare` makes: folders `images`, `masks` (index PNGs) and `splits`, and a
     manifest.json that is written last."""
 
     def __init__(self, root: Path, name: str, split: str = "train"):
         self.folder, self.name, self.split, self.labels = root, name, split, LABELS[name]
-        try:
-            manifest = json.loads((root / "manifest.json").read_text())
-            self.digest = manifest["sha256"].get(split)
-        except OSError as e:
+        if not (root / "manifest.json").exists():
             raise InputError(f"{name}: no {root / 'manifest.json'}: make the folder with `rflw data prepare {name} --raw DIR "
-                             f"--out {root.parent}`, or name the folder that holds {name}/ with --root or RFLW_DATA") from e
-        except (ValueError, KeyError, AttributeError, TypeError) as e:
-            raise InputError(f"{root / 'manifest.json'}: not a manifest ({e})") from e
-        if self.digest is None:
+                             f"--out {root.parent}`, or name the folder that holds {name}/ with --root or RFLW_DATA")
+        manifest = read_manifest(root)
+        if split not in manifest["sha256"]:
             raise InputError(f"{name}: no split {split!r}, only {', '.join(manifest['sha256'])}")
         try:
             self.ids = (root / "splits" / f"{split}.txt").read_text().split()
-        except OSError as e:
-            raise InputError(f"{name}: no {root / 'splits' / f'{split}.txt'} ({e.strerror})") from e
-        self.images, self.masks = {path.stem: path for path in (root / "images").iterdir()}, root / "masks"
+            sums = (root / "SHA256SUMS").read_text().splitlines(keepends=True)
+            self.images, self.masks = {path.stem: path for path in (root / "images").iterdir()}, root / "masks"
+        except (OSError, ValueError) as e:
+            raise InputError(f"{name}: {getattr(e, 'filename', None) or root}: cannot be read "
+                             f"({getattr(e, 'strerror', None) or e})") from e
+        here = {*self.ids}  # the sums of what the list names: a list that was changed has another digest
+        lines = [line for line in sums if Path(line.rstrip().partition("  ")[2]).stem in here]
+        self.digest = hashlib.sha256("".join(lines).encode()).hexdigest()
+        self.changed = self.digest != manifest["sha256"][split] or len(here) != len(self.ids)
         missing = next((i for i in self.ids if i not in self.images), None)
         if missing is not None:
             raise InputError(f"{name}: {root / 'images'} has no image {missing}, which {split}.txt lists")
@@ -152,7 +160,8 @@ class Own:
                 raise InputError(f"{folder.parent}: no split {split!r}, only train, val")
             return [key for i, key in enumerate(self.images) if (i % 5 == 4) == (split == "val")]
         try:
-            ids = (folder / f"{split}.txt").read_text().split()
+            lines = (folder / f"{split}.txt").read_text(encoding="utf-8-sig").splitlines()
+            ids = [line.strip() for line in lines if line.strip()]
         except (OSError, UnicodeDecodeError) as e:
             raise InputError(f"{folder / f'{split}.txt'}: cannot be read ({getattr(e, 'strerror', None) or e})") from e
         wrong = next((key for key, count in Counter(ids).items() if key not in self.images or count > 1), None)
@@ -174,7 +183,7 @@ def own_labels(root: Path) -> Labels:
     """The classes of one's own data. Raises InputError if classes.txt is no list of 2 to 255 names."""
     path = root / "classes.txt"
     try:
-        names = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+        names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as e:
         raise InputError(f"{path}: cannot be read ({getattr(e, 'strerror', None) or e})") from e
     if not 2 <= len(names) <= 255:
@@ -216,9 +225,17 @@ def labels_of(name: str) -> Labels:
     return LABELS[name]
 
 
+HELD = 3e9  # bytes of decoded images and masks that are kept in memory
+
+
 def in_memory(dataset):
-    """The data set, in memory if it is small enough for that (NYUDv2, 1.4 GB, is)."""
-    return Resident(dataset) if len(dataset) < 2500 else dataset
+    """The data set, in memory if it is small enough for that, by its first image (NYUDv2, 1.4 GB, is)."""
+    return Resident(dataset) if len(dataset) and len(dataset) * dataset[0][0].nbytes * 4 / 3 < HELD else dataset
+
+
+def of_one_size(dataset) -> bool:
+    """Whether all images are as large as the first."""
+    return all(dataset[i][0].shape == dataset[0][0].shape for i in range(len(dataset)))
 
 
 class Resident:
