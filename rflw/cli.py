@@ -376,7 +376,8 @@ app.add_typer(data, name="data")
 def data_prepare(name: Annotated[str, typer.Argument(help="voc, sbd, coco, nyu, person, context or cityscapes.")],
                  raw: Annotated[Path, typer.Option(help="Folder with the official files, unpacked or not.")],
                  out: Annotated[Path | None, typer.Option(help="Data root to write NAME/ in; else RFLW_DATA, else data/datasets.")] = None,
-                 workers: Annotated[int, typer.Option(help="Processes; 0: this one.")] = 0, json: Json = False):
+                 workers: Annotated[int | None, typer.Option(help="Processes; 0: this one; default: one a core.")] = None,
+                 json: Json = False):
     """Turn the official raw files of a data set into images, index masks, split lists and a manifest. May be interrupted and
     run again.
 
@@ -387,7 +388,7 @@ def data_prepare(name: Annotated[str, typer.Argument(help="voc, sbd, coco, nyu, 
     out = out or Path(os.environ.get("RFLW_DATA") or ROOT)
     if (out / name / "manifest.json").exists():
         print(f"rflw: {out / name} is prepared already and stays; delete it to make it anew", file=sys.stderr)
-    manifest = prepare(name, raw, out, workers, progress=True)
+    manifest = prepare(name, raw, out, os.cpu_count() if workers is None else workers, progress=True)
     if json:
         return _print_json(manifest)
     print(f"{out / name}: {', '.join(f'{count} {split}' for split, count in manifest['splits'].items())}")

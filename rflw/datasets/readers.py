@@ -67,7 +67,24 @@ def _more(paths: list[Path]) -> str:
     return f"; so are those of {', '.join(path.stem for path in paths[1:])}" if paths[1:] else ""
 
 
-class Prepared:
+class _Pairs:
+    """Images by id, and a folder of index masks named after the ids."""
+
+    ids: list[str]
+    images: dict[str, Path]
+    masks: Path
+    labels: Labels
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        key = self.ids[index]
+        image = read_image(self.images[key])
+        return image, read_mask(self.masks / f"{key}.png", len(self.labels.classes), size=image.shape[:2])
+
+
+class Prepared(_Pairs):
     """A data set in the form that `rflw data prepare` makes: folders `images`, `masks` (index PNGs) and `splits`, and a
     manifest.json that is written last."""
 
@@ -93,14 +110,6 @@ class Prepared:
         missing = next((i for i in self.ids if i not in self.images), None)
         if missing is not None:
             raise InputError(f"{name}: {root / 'images'} has no image {missing}, which {split}.txt lists")
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        key = self.ids[index]
-        image = read_image(self.images[key])
-        return image, read_mask(self.masks / f"{key}.png", len(self.labels.classes), size=image.shape[:2])
 
 
 class Raw:
@@ -128,7 +137,7 @@ class Raw:
         return image, mask
 
 
-class Own:
+class Own(_Pairs):
     """Anybody's own data: a folder with `classes.txt`, a name a line, `images` and `masks`, PNGs of the same names with the index
     of a line, from 0, or 255 for void. `splits/train.txt` and `splits/val.txt` may list names; without them every fifth image, in
     the order of names, is for validation."""
@@ -169,14 +178,6 @@ class Own:
             why = "twice" if wrong in self.images else "no such image (names are listed without their ending)"
             raise InputError(f"{folder / f'{split}.txt'}: {wrong}: {why}")
         return ids
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        key = self.ids[index]
-        image = read_image(self.images[key])
-        return image, read_mask(self.masks / f"{key}.png", len(self.labels.classes), size=image.shape[:2])
 
 
 def own_labels(root: Path) -> Labels:
