@@ -297,8 +297,8 @@ def test_from_raw_files_to_a_data_set_that_can_be_read(rflw, tmp_path):
     result = json.loads(rflw("data", "check", "voc", "--root", tmp_path / "root", "--json", "--results", tmp_path)[1])
     faults = result["splits"]["val"]["faults"]
     assert len(faults) == 1 and "masks/2007_000001.png: not an image" in faults[0]
-    assert [line.removeprefix(str(tmp_path)) for line in result["changed"]] == [
-        "/root/voc/masks/2007_000000.png: missing", "/root/voc/masks/2007_000001.png: not the file that was prepared"]
+    assert [line.removeprefix(f"{tmp_path / 'root'}/") for line in result["changed"]] == [
+        "voc/masks/2007_000000.png: missing", "voc/masks/2007_000001.png: not the file that was prepared"]
     assert engine.records.read("check-voc", tmp_path)["metrics"] == result
     assert "2007_000000.png: missing\n" in rflw("data", "check", "voc", "--root", tmp_path / "root")[1]
     here = {row["data"]: row["training_images"] for row in json.loads(rflw("data", "list", "--root", tmp_path / "root", "--json")[1])}

@@ -874,6 +874,12 @@ class TestRuns:
         assert prepare("voc", tmp_path / "voc", tmp_path)["splits"] == {"train": 2, "val": 1}
         assert len(open_dataset("voc", "train", tmp_path)) == 2
 
+    def test_folders_of_others_are_left_alone(self, tmp_path):
+        voc(tmp_path / "voc")
+        mine = photo(tmp_path / "voc/images/mine.jpg")
+        fails("voc/images: is there already, and not from rflw data prepare", "voc", tmp_path / "voc", tmp_path)
+        assert mine.exists()
+
     def test_no_images_at_all(self, raw, out):
         for name in ("gtFine", "leftImg8bit"):
             (raw / name).mkdir(parents=True)

@@ -117,10 +117,14 @@ def _plan(name: str, files: "RawFiles") -> Plan:
 
 
 def _start_over_unless(marker: Path, used: list[dict]) -> None:
-    """Take away what an interrupted run made of other raw files than these; note these."""
+    """Take away what an interrupted run made of other raw files than these; note these. What no run made stays, and is refused."""
+    parts = [marker.parent / part for part in ("images", "masks")]
+    foreign = next((part for part in parts if part.exists()), None)
+    if foreign and not marker.exists():
+        raise InputError(f"{foreign}: is there already, and not from rflw data prepare; choose another folder with --out")
     if not marker.exists() or _json(marker) != used:
-        for part in ("images", "masks"):
-            shutil.rmtree(marker.parent / part, ignore_errors=True)
+        for part in parts:
+            shutil.rmtree(part, ignore_errors=True)
         make_folder(marker.parent)
         _write_text(marker, json.dumps(used))
 
