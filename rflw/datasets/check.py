@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from rflw.datasets.labels import VOID
 from rflw.datasets.prepare import COUNTS, sum_line
-from rflw.datasets.readers import Prepared, is_folder, open_dataset
+from rflw.datasets.readers import Prepared, add_item, is_folder, open_dataset
 from rflw.errors import InputError
 
 OFFICIAL = COUNTS | {"camvid": {"train": 367, "val": 101}, "embedded": {"train": 2048, "val": 128}}
@@ -34,7 +34,7 @@ def check(name: str, root=None, progress: bool = False) -> dict:
                 faults.append(str(e))
                 continue
             pixels += np.bincount(mask.ravel(), minlength=256)
-            whole.update(f"{key} {image.shape}".encode() + image.tobytes() + mask.tobytes())
+            add_item(whole, key, image, mask)
             first = seen.setdefault(hashlib.sha256(image.tobytes()).digest(), (split, key))
             if first[0] != split:
                 shared.append([*first, split, key])

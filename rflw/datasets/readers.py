@@ -264,7 +264,12 @@ def manifest_hash(dataset) -> str:
         return dataset.digest
     digest = hashlib.sha256()
     for name, (image, mask) in zip(dataset.ids, (dataset[i] for i in range(len(dataset)))):
-        digest.update(f"{name} {image.shape}".encode())
-        digest.update(image.tobytes())
-        digest.update(mask.tobytes())
+        add_item(digest, name, image, mask)
     return digest.hexdigest()
+
+
+def add_item(digest, name: str, image: np.ndarray, mask: np.ndarray) -> None:
+    """Let a hash take in one item of a data set."""
+    digest.update(f"{name} {image.shape}".encode())
+    digest.update(image.tobytes())
+    digest.update(mask.tobytes())
