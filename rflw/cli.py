@@ -44,7 +44,7 @@ def run() -> None:
 def main() -> None:
     """The command line; usage errors and InputError become one line and exit code 2."""
     try:
-        code = app(args=_spread(sys.argv[1:], "--scales") or ["--help"], standalone_mode=False)
+        code = app(args=_spread(sys.argv[1:]) or ["--help"], standalone_mode=False)
     except InputError as e:
         _fail(str(e))
     except ClickException as e:
@@ -59,12 +59,12 @@ def main() -> None:
     raise SystemExit(code if isinstance(code, int) else 0)
 
 
-def _spread(words: list[str], option: str) -> list[str]:
+def _spread(words: list[str], options=("--scales", "--modes")) -> list[str]:
     """`--scales 1 2` as `--scales 1 --scales 2`: the form that the parser takes."""
     spread = []
     for word in words:
-        if len(spread) > 1 and spread[-2] == option and not word.startswith("-"):
-            spread.append(option)  # a second value
+        if len(spread) > 1 and spread[-2] in options and not word.startswith("-"):
+            spread.append(spread[-2])  # a second value
         spread.append(word)
     return spread
 
@@ -110,63 +110,140 @@ def complexity(name: Annotated[str, typer.Argument(help="A model, see `rflw mode
 
 
 @app.command()
-def predict(images: Annotated[list[Path], typer.Argument(help="Photos.")],
+def predict(images: Annotated[list[Path], typer.Argument(help="Photos, folders of photos, videos.")],
             checkpoint: Annotated[str, typer.Option(help="A shipped checkpoint's name, or a .safetensors file.")] = "camvid",
             output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the results.")] = Path("."),
             short_side: Annotated[int | None, typer.Option(
                 help="Pixels of the shorter side that the network sees; 0: the photo's own; default: the checkpoint's.")] = None,
-            precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto", device: Device = "auto"):
-    """Label every pixel of a photo: NAME_mask.png (class indices) and NAME_overlay.png (picture with a legend).
+            precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
+            batch: Annotated[int, typer.Option(help="Images of one size that go through the network at once.")] = 1,
+            compiled: Annotated[bool, typer.Option("--compile", help="Let torch.compile make code for each size first, half a minute; "
+                                                   "pays off for videos.")] = False,
+            device: Device = "auto"):
+    """Label every pixel. Of a photo: NAME_mask.png (class indices) and NAME_overlay.png (picture with a legend); of a video:
+    NAME_mask.mkv (class indices, lossless) and NAME_overlay.mp4. In folders and videos, what cannot be read is skipped and counted.
 
     Example: rflw predict street.jpg --checkpoint camvid -o out
     """
     import gc
     gc.disable()  # while modules load: a tenth of the start of a command that people wait for
+    import time
 
-    from PIL.PngImagePlugin import PngInfo
-
-    from rflw import engine, plots, records
+    from rflw import engine
+    from rflw.datasets import streams
     from rflw.datasets.images import read_image
     from rflw.datasets.labels import LABELS, labels_for
     gc.enable()
-    stems = [path.stem for path in images]
-    twice = next((stem for stem in stems if stems.count(stem) > 1), None)
+    if batch < 1:
+        raise InputError(f"--batch {batch}: 1 at least")
+    folders = {path: streams.photos(path) for path in images if path.is_dir()}
+    videos = [path for path in images if path not in folders and streams.is_video(path)]
+    named = [path for path in images if path not in folders and path not in videos]
+    single = [*named, *(path for found in folders.values() for path in found)]
+    stems = [path.stem for path in (*single, *videos)]
+    twice = next((stem for stem in stems if stems.count(stem) > 1), None) if len(set(stems)) < len(stems) else None
     if twice:
-        raise InputError(f"two photos are named {twice}: their results would overwrite each other")
-    for path in images:  # all is checked before anything is written
-        for suffix in ("mask", "overlay"):
-            _only_ours(output / f"{path.stem}_{suffix}.png", images)
-        if len(images) > 1:
-            read_image(path)
+        raise InputError(f"two inputs are named {twice}: their results would overwrite each other")
+    inputs = {path.resolve() for path in (*single, *videos)}
+    for paths, endings in ((single, (".png", ".png")), (videos, (".mkv", ".mp4"))):  # all is checked before anything is written
+        for path in paths:
+            for suffix, ending in zip(("mask", "overlay"), endings):
+                _only_ours(output / f"{path.stem}_{suffix}{ending}", inputs)
+    for path in named if len(named) > 1 else ():
+        read_image(path)
+    rates = {path: streams.frame_rate(path) for path in videos}
     model = engine.load(checkpoint).to(engine.pick_device(device))
     labels = LABELS.get(model.card["data"], labels_for(model.card["classes"]))
     side = model.card.get("short_side") if short_side is None else short_side
+    if compiled:
+        from rflw import deploy
+        precision = engine.pick_precision(precision, engine.pick_device(device))
+        model, precision = deploy.optimise(model, precision, compiled=True), "fp32"  # its input and output
+        if "compile" in model.left_out:
+            print(f"rflw: not compiled: {model.left_out['compile']}", file=sys.stderr)
+    many, skipped, network_s, count = bool(folders or videos), [], 0.0, 0
+    start = time.perf_counter()
+
+    def labelled(frames):
+        """(key, image, mask) of each frame, with the time of the network taken."""
+        nonlocal network_s, count
+        for keys, stack in streams.in_batches(streams.read_ahead(frames), batch):
+            began = time.perf_counter()
+            try:
+                masks = engine.class_maps(model, stack, side, precision)
+            except InputError as e:
+                if not many:
+                    raise InputError(f"{keys[0]}: {e}") from e
+                skipped.extend(f"{key}: {e}" for key in keys)
+                continue
+            network_s, count = network_s + time.perf_counter() - began, count + len(keys)
+            yield from zip(keys, stack, masks)
+
+    for path in named:
+        _write_photo(path, read_image(path), engine.predict(model, path, side, precision), labels, output)
+    for found in folders.values():
+        for path, image, mask in labelled(streams.read_photos(found, skipped)):
+            _write_photo(path, image, mask, labels, output)
+    for path in videos:
+        _write_video(path, labelled(streams.read_video(path, skipped)), rates[path], labels, output)
+    if many:
+        for line in skipped[:10]:
+            print(f"rflw: skipped: {line}", file=sys.stderr)
+        print(f"{count} frames in {time.perf_counter() - start:.1f} s, {count / (time.perf_counter() - start):.2f} frames/s from file to "
+              f"file; the network alone {count / max(network_s, 1e-9):.2f}; {len(skipped)} skipped")
+
+
+def _write_photo(path: Path, image, mask, labels, output: Path) -> None:
+    from PIL.PngImagePlugin import PngInfo
+
+    from rflw import plots, records
     mark = PngInfo()
     mark.add_text("Software", "rflw")
-    for path in images:
-        image = read_image(path)
-        try:
-            mask = engine.predict(model, image, side, precision)
-        except InputError as e:
-            raise InputError(f"{path}: {e}") from e
-        pictures = {"mask": plots.index_image(mask, labels), "overlay": plots.overlay(image, mask, labels)}
-        for suffix, picture in pictures.items():
-            target = output / f"{path.stem}_{suffix}.png"
-            records.write_whole(target, lambda partial, picture=picture: picture.save(partial, "PNG", pnginfo=mark))
-            print(target)
+    pictures = {"mask": plots.index_image(mask, labels), "overlay": plots.overlay(image, mask, labels)}
+    for suffix, picture in pictures.items():
+        target = output / f"{path.stem}_{suffix}.png"
+        records.write_whole(target, lambda partial, picture=picture: picture.save(partial, "PNG", pnginfo=mark))
+        print(target)
 
 
-def _only_ours(target: Path, inputs: list[Path]) -> None:
-    """Refuse to overwrite a photo that is to be labelled, or a file that `rflw predict` has not written."""
-    from PIL import Image
+def _write_video(path: Path, frames, rate: float, labels, output: Path) -> None:
+    """Two videos from (number, image, mask) triples; neither is left half-written."""
+    import numpy as np
+
+    from rflw import plots, records
+    from rflw.datasets.streams import VideoWriter
+    targets = [output / f"{path.stem}_mask.mkv", output / f"{path.stem}_overlay.mp4"]
+
+    def write(mask_file: str, overlay_file: str) -> None:
+        writers = []
+        for _, image, mask in frames:
+            if not writers:
+                writers = [VideoWriter(mask_file, rate, mask.shape, lossless=True), VideoWriter(overlay_file, rate, mask.shape)]
+            writers[0].write(mask)
+            writers[1].write(np.asarray(plots.overlay(image, mask, labels)))
+        for writer in writers:
+            writer.close()
+
+    records.write_whole(targets[0], lambda mask: records.write_whole(targets[1], lambda overlay: write(mask, overlay)))
+    for target in targets:
+        print(target)
+
+
+def _only_ours(target: Path, inputs: set[Path]) -> None:
+    """Refuse to overwrite what is to be labelled, or a file that `rflw predict` has not written."""
     if not target.exists():
         return
-    if target.resolve() in [path.resolve() for path in inputs]:
+    if target.resolve() in inputs:
         raise InputError(f"{target}: one of the photos would be overwritten; choose another folder with -o")
     try:
-        with Image.open(target) as picture:
-            ours = picture.info.get("Software") == "rflw"
-    except OSError:
+        if target.suffix == ".png":
+            from PIL import Image
+            with Image.open(target) as picture:
+                ours = picture.info.get("Software") == "rflw"
+        else:
+            from rflw.datasets.streams import comment
+            ours = comment(target) == "rflw"
+    except (OSError, InputError):
         ours = False
     if not ours:
         raise InputError(f"{target}: is there already, and not from rflw predict; choose another folder with -o")
@@ -480,6 +557,9 @@ def evaluate(checkpoint: Annotated[str, typer.Argument(help="A shipped checkpoin
              scales: Annotated[list[float], typer.Option(help="Scales of the image, averaged: --scales 0.5 0.75 1 1.25 1.5.")] = (1.0,),
              flip: Annotated[bool, typer.Option("--flip", help="Average with the mirror image, too.")] = False,
              precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
+             deployed: Annotated[str | None, typer.Option(
+                 help="Measure the network as `rflw.deploy.optimise` makes it in this precision (fp32, bf16, fp16, int8), and how far it "
+                      "agrees with the plain one.")] = None,
              save: Annotated[Path | None, typer.Option(
                  help="Folder for the predictions, in the form that the benchmark takes: VOC palette, Cityscapes labelIds.")] = None,
              figure: Annotated[Path | None, typer.Option(
@@ -501,21 +581,33 @@ def evaluate(checkpoint: Annotated[str, typer.Argument(help="A shipped checkpoin
     if len(labels.classes) != model.num_classes:
         raise InputError(f"{checkpoint} has {model.num_classes} classes, {name} has {len(labels.classes)}")
     boundaries = []  # mean over classes, of every image that has any
+    plain, same, pixels = model, 0, 0
+    if deployed:
+        from rflw import deploy
+        model, precision = deploy.optimise(model, deployed, calibration=_some_images(name, root) if deployed == "int8" else None), "fp32"
 
     def each(index, prediction, mask):
+        nonlocal same, pixels
+        if deployed:
+            reference = engine.scores(plain, dataset[index][0], mask.shape, "fp32", scales, flip).argmax(1)[0]
+            same, pixels = same + (prediction == reference).sum().item(), pixels + mask.numel()
         boundary = metrics.boundary_f(prediction, mask, model.num_classes).nanmean().item()
         boundaries.extend([] if isnan(boundary) else [boundary])
         if save:
             picture = plots.submission(prediction.byte().cpu().numpy(), labels)
             records.write_whole(save / f"{dataset.ids[index]}.png", lambda partial: picture.save(partial, "PNG"))
 
-    way = f"{'' if tuple(scales) == (1.0,) else '-'.join(['', 'scales', *(f'{s:g}' for s in scales)])}{'-flip' * flip}"
-    command = f"rflw eval {checkpoint} --data {name} --split {split} --scales {' '.join(f'{s:g}' for s in scales)}{' --flip' * flip}"
+    as_deployed = f"-deployed-{deployed}" if deployed else ""
+    way = f"{'' if tuple(scales) == (1.0,) else '-'.join(['', 'scales', *(f'{s:g}' for s in scales)])}{'-flip' * flip}{as_deployed}"
+    command = (f"rflw eval {checkpoint} --data {name} --split {split} --scales {' '.join(f'{s:g}' for s in scales)}{' --flip' * flip}"
+               f"{f' --deployed {deployed}' if deployed else ''}")
     config = {"checkpoint": checkpoint, "model": model.name, "data": name, "split": split, "scales": list(scales), "flip": flip}
     with records.timed(f"eval-{Path(checkpoint).stem}-{Path(name).name}-{split}{way}", command, "eval", config) as record:
         matrices = engine.evaluate(model, dataset, precision, scales, flip, each, progress=True)
     result = {"data": name, "split": split, "images": len(dataset), **engine.summary(matrices, labels.classes),
               "boundary_f": sum(boundaries) / len(boundaries) if boundaries else None, "scales": list(scales), "flip": flip}
+    if deployed:
+        result |= {"deployed": deployed, "agreement": same / pixels, "steps": list(model.steps)}
     if results:
         records.write(record | {"metrics": result}, results)
     if figure:
@@ -536,14 +628,117 @@ def evaluate(checkpoint: Annotated[str, typer.Argument(help="A shipped checkpoin
     low, high = result["miou_interval"]
     print(f"{'mIoU':24} {100 * result['miou']:6.2f}   95 % interval over images {100 * low:.2f} to {100 * high:.2f}")
     for key, words in (("miou_absent_as_one", "mIoU, absent as one"), ("frequency_weighted_iou", "frequency-weighted IoU"),
-                       ("pixel_accuracy", "pixel accuracy"), ("boundary_f", "boundary F-score")):
-        if result[key] is not None:
+                       ("pixel_accuracy", "pixel accuracy"), ("boundary_f", "boundary F-score"), ("agreement", "as the plain network")):
+        if result.get(key) is not None:
             print(f"{words:24} {100 * result[key]:6.2f}")
 
 
-bench = typer.Typer(help="Speed: modes take turns in one run, so that ratios hold on a busy machine.")
+def _some_images(name: str, root: Path | None, number: int = 32) -> list:
+    """Training images, evenly spread, to calibrate int8 with."""
+    from rflw.datasets.readers import open_dataset
+    dataset = open_dataset(name, "train", root)
+    return [dataset[round(i * (len(dataset) - 1) / max(number - 1, 1))][0] for i in range(min(number, len(dataset)))]
+
+
+@app.command()
+def export(checkpoint: Annotated[str, typer.Argument(help="A shipped checkpoint's name, or a .safetensors file.")],
+           output: Annotated[Path, typer.Option("-o", "--output", help="File to write.")],
+           form: Annotated[str, typer.Option("--format", help="onnx, or torch-export (for torch.export.load).")] = "onnx",
+           whole: Annotated[bool, typer.Option("--whole", help="Take a uint8 image, give its uint8 class map: with what goes before and "
+                                               "after the network.")] = False,
+           int8: Annotated[bool, typer.Option("--int8", help="Quantise, after training, with --calibrate's images.")] = False,
+           calibrate: Annotated[str | None, typer.Option(
+               help="Data set whose training images calibrate; default: the checkpoint's.")] = None,
+           opset: Annotated[int | None, typer.Option(help="ONNX operator set; default: PyTorch's.")] = None, root: Root = None,
+           json: Json = False):
+    """Write a network for other runtimes, for images of any height and width, and check what was written against PyTorch.
+
+    Example: rflw export camvid --format onnx --whole -o camvid.onnx
+    """
+    import logging
+    import warnings
+
+    from rflw import deploy, engine
+    logging.disable(logging.WARNING)  # what torch.onnx says of itself
+    warnings.simplefilter("ignore")
+    model = engine.load(checkpoint)
+    images = _some_images(calibrate or model.card["data"], root) if int8 else None
+    facts = deploy.export(model, output, form, whole, opset, images)
+    if json:
+        return _print_json(facts)
+    within = "" if facts["error"] is None else f", logits within {facts['error']:.1e}"
+    print(f"{facts['file']}: {facts['mb']:.1f} MB, {facts['input']} -> {facts['output']}; checked: {100 * facts['agreement']:.2f} % "
+          f"of pixels agree with PyTorch{within}")
+
+
+class _Bench(typer.core.TyperGroup):
+    """`rflw bench NETWORK` is `rflw bench network NETWORK`."""
+
+    def resolve_command(self, ctx, args):
+        return super().resolve_command(ctx, args if args[0] in self.commands else ["network", *args])
+
+
+bench = typer.Typer(help="Speed: modes take turns in one run, so that ratios hold on a busy machine.", cls=_Bench)
 app.add_typer(bench, name="bench")
 Rounds = Annotated[int, typer.Option(help="Rounds that count; the median is printed.")]
+
+
+@bench.command(name="network")
+def bench_network(names: Annotated[list[str], typer.Argument(
+                      help="Networks, see `rflw models`; checkpoints; torchvision:NAME; smp:DECODER-ENCODER.")],
+                  modes: Annotated[list[str], typer.Option(
+                      help="eager-fp32 is the plain graph; optimised-PRECISION has every step, onnx-PRECISION is the exported file; "
+                           "steps joined by +, e.g. channels-last+fold+merge-fp32. Default: eager-fp32, optimised-fp32, "
+                           "optimised-bf16.")] = (),
+                  size: Annotated[tuple[int, int], typer.Option(help="Rows and columns of the input.")] = (512, 512),
+                  batch: Annotated[int, typer.Option(help="Images at once.")] = 1,
+                  passes: Annotated[int, typer.Option(help="Passes of each that count.")] = 100, classes: Classes = 21,
+                  peers: Annotated[bool, typer.Option("--peers", help="Also other libraries' networks on the same encoders.")] = False,
+                  whole_way: Annotated[bool, typer.Option("--whole-way", help="Also from a JPEG to its class map.")] = False,
+                  calibrate: Annotated[str | None, typer.Option(help="Data set whose images calibrate int8.")] = None,
+                  label: Annotated[str | None, typer.Option(
+                      help="Name of the record, after bench-runtime-; default: size, batch, device.")] = None,
+                  results: Record = None, root: Root = None, device: Device = "auto", json: Json = False):
+    """Time forward passes as the paper does (random input, mean and standard deviation after warm-up), in several modes.
+
+    Example: rflw bench network refinenet-lw-resnet50 refinenet-resnet50 --size 468 625
+    """
+    import logging
+
+    from rflw import bench, records
+    logging.disable(logging.WARNING)  # what torch.onnx and torchao say of themselves
+    if peers:
+        encoders = [encoder for encoder in bench.PEERS if any(name.endswith(f"-{encoder}") for name in names)]
+        found = [peer for encoder in encoders for peer in bench.PEERS[encoder]]
+        if not found:
+            raise InputError(f"--peers: none are known of these networks; encoders that have some: {', '.join(bench.PEERS)}")
+        names = [*names, *found]
+    label = label or f"{size[0]}x{size[1]}-b{batch}-{device}"
+    command = (f"rflw bench network {' '.join(names)}{' --modes ' * bool(modes)}{' '.join(modes)} --size {size[0]} {size[1]} "
+               f"--batch {batch} --passes {passes} --device {device}{' --whole-way' * whole_way}"
+               f"{f' --calibrate {calibrate}' if calibrate else ''} --label {label}")
+    config = {"names": list(names), "modes": list(modes), "size": list(size), "batch": batch, "passes": passes, "classes": classes}
+    with records.timed(f"bench-runtime-{label}", command, config=config) as record:
+        images = _some_images(calibrate, root) if calibrate else None
+        record["metrics"] = measured = bench.network_speed(names, modes, size, batch, device, passes, classes, whole_way, images, progress=True)
+    if measured["gpu"]:
+        record["hardware"]["gpu"] = measured["gpu"]
+    if results:
+        records.write(record, results)
+    if json:
+        return _print_json(measured["rows"])
+    wide = max(len(row["model"]) for row in measured["rows"])
+    print(f"{'network':{wide}} {'mode':34} {'ms, mean':>9} {'std':>7} {'median':>8} {'images/s':>9} {'times':>7} {'% of peak':>9} "
+          f"{'MB':>7} {'error':>8}")
+    for row in measured["rows"]:
+        latency, memory = row["latency_ms"], "" if row["working_mb"] is None else f"{row['working_mb']:.0f}"
+        print(f"{row['model']:{wide}} {row['mode']:34} {latency['mean']:9.2f} {latency['std']:7.2f} {latency['median']:8.2f} "
+              f"{row['images_per_s']:9.2f} {row['faster']['ratio']:6.2f}x {100 * row['share_of_peak']:9.1f} {memory:>7} {row['error']:8.1e}")
+        for step, why in row["left_out"].items():
+            print(f"{'':{wide}} without {step}: {why}")
+        if whole_way:
+            parts = ", ".join(f"{part} {ms:.1f}" for part, ms in row["whole_way_ms"].items())
+            print(f"{'':{wide}} from a JPEG to its classes: {parts} ms")
 
 
 @bench.command(name="train")

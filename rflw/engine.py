@@ -1,5 +1,6 @@
 """Devices, checkpoints, prediction and evaluation: plain functions over a network."""
 from contextlib import nullcontext
+import ctypes
 import json
 import math
 from pathlib import Path
@@ -38,14 +39,30 @@ def pick_precision(name: str, device: torch.device) -> str:
         raise InputError(f"unknown precision {name!r}: auto, fp32, bf16 or fp16")
     if name != "auto":
         return name
-    native = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
-    return "bf16" if native else "fp32"
+    return "bf16" if computes_in_bf16(device) else "fp32"
+
+
+def computes_in_bf16(device: torch.device) -> bool:
+    """Whether the device multiplies in bfloat16 by itself; others imitate it, slowly."""
+    return torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
 
 
 def autocast(precision: str, device: torch.device):
     if precision == "fp32":
         return nullcontext()
     return torch.autocast(device.type, {"bf16": torch.bfloat16, "fp16": torch.float16}[precision])
+
+
+def keep_freed_memory() -> None:
+    """Have the C library keep what tensors free, for the next ones. It would give every large block back to the system
+    and fault each page in again: a quarter of a pass on CPUs. Where there is no such setting, nothing happens."""
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):
+        return
+    m_trim_threshold, m_mmap_max = -1, -4  # of glibc's malloc.h
+    mallopt(m_mmap_max, 0)
+    mallopt(m_trim_threshold, 2**31 - 1)
 
 
 # ---------------------------------------------------------------- checkpoints
@@ -162,20 +179,20 @@ def load(path: str | Path) -> RefineNet:
         raise InputError(f"{file}: {fault}")
     model.load_state_dict(state)
     model.card = card
-    return model.eval()
+    return model.eval().to(memory_format=torch.channels_last)
 
 
 # ---------------------------------------------------------------- prediction
 
 
-def normalise(image, model: RefineNet, device: torch.device) -> Tensor:
-    """(H, W, 3) uint8 array -> (1, 3, H, W) float32 as the network wants it, channels last."""
-    x = torch.from_numpy(np.ascontiguousarray(image)).to(device).permute(2, 0, 1)[None].float() / 255
+def normalise(images, model: RefineNet, device: torch.device) -> Tensor:
+    """(H, W, 3) or (B, H, W, 3) uint8 array -> (B, 3, H, W) float32 as the network wants it, channels last."""
+    x = torch.from_numpy(np.ascontiguousarray(images)).to(device)
+    x = (x if x.ndim == 4 else x[None]).permute(0, 3, 1, 2).float() / 255
     mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (model.mean, model.std))
     return ((x - mean) / std).contiguous(memory_format=torch.channels_last)
 
 
-@torch.inference_mode()
 def predict(model: RefineNet, image, short_side: int | None = None, precision: str = "fp32"):
     """An image (path, PIL image or (H, W, 3) uint8 array) -> its class map, (H, W) uint8 array, at its own size.
 
@@ -189,22 +206,27 @@ def predict(model: RefineNet, image, short_side: int | None = None, precision: s
         raise InputError(f"image: an array of {rgb.dtype} and shape {rgb.shape}; (height, width, 3) of uint8 is needed")
     if short_side and short_side < MIN_SIZE:
         raise InputError(f"a shorter side of {short_side} pixels: {MIN_SIZE} is the least, 0 keeps the image's own")
-    h, w = rgb.shape[:2]
-    if min(h, w) < MIN_SIZE:
+    if min(rgb.shape[:2]) < MIN_SIZE:
         where = "image" if rgb is image or hasattr(image, "mode") else image
-        raise InputError(f"{where}: {w}x{h} pixels; the networks take {MIN_SIZE}x{MIN_SIZE} and up")
+        raise InputError(f"{where}: {rgb.shape[1]}x{rgb.shape[0]} pixels; the networks take {MIN_SIZE}x{MIN_SIZE} and up")
+    return class_maps(model, rgb[None], short_side, precision)[0]
+
+
+@torch.inference_mode()
+def class_maps(model: RefineNet, images, short_side: int | None = None, precision: str = "fp32"):
+    """(B, H, W, 3) uint8 array -> (B, H, W) uint8 array, as `predict`, which checks its image first."""
     if model.num_classes > 256:
         raise InputError(f"{model.num_classes} classes do not fit into 8 bits")
-    device = next(model.parameters()).device
-    x = normalise(rgb, model, device)
+    device, (h, w) = next(model.parameters()).device, images.shape[1:3]
+    x = normalise(images, model, device)
     if short_side and short_side != min(h, w):
         ratio = short_side / min(h, w)
         x = F.interpolate(x, size=(round(h * ratio), round(w * ratio)), mode="bilinear", antialias=True)
     training = model.training
     with autocast(pick_precision(precision, device), device):
-        logits = model.eval().to(memory_format=torch.channels_last)(x)
+        logits = model.eval()(x)
     model.train(training)
-    return upsample(logits, (h, w)).argmax(1)[0].to(torch.uint8).cpu().numpy()
+    return upsample(logits, (h, w)).argmax(1).to(torch.uint8).cpu().numpy()
 
 
 def upsample(logits: Tensor, size) -> Tensor:

@@ -1,6 +1,5 @@
 """Training by a recipe: one run, from its seed to its record, that stops and goes on exactly."""
 import csv
-import ctypes
 from dataclasses import asdict, dataclass, field
 import hashlib
 import logging
@@ -26,7 +25,19 @@ from rflw.config import OWN, RECIPES, Recipe
 from rflw.datasets.labels import LABELS, VOID, Labels
 from rflw.datasets.readers import Resident, in_memory, labels_of, manifest_hash, of_one_size, open_dataset
 from rflw.datasets.resident import ResidentSet
-from rflw.engine import SHIPPED, checkpoint_file, evaluate, load, pick_device, pick_precision, save, summary, upsample, weights_of
+from rflw.engine import (
+    SHIPPED,
+    checkpoint_file,
+    evaluate,
+    keep_freed_memory,
+    load,
+    pick_device,
+    pick_precision,
+    save,
+    summary,
+    upsample,
+    weights_of,
+)
 from rflw.errors import InputError
 from rflw.nn import pooling
 from rflw.nn.refinenet import RefineNet, build, init_decoder
@@ -170,18 +181,6 @@ def make_fabric(device: torch.device, precision: str):
     if world > 1:
         fabric.launch()
     return fabric
-
-
-def keep_freed_memory() -> None:
-    """Have the C library keep what tensors free, for the next ones. It would give every large block back to the system
-    and fault each page in again: a quarter of a training step on CPUs. Where there is no such setting, nothing happens."""
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError, TypeError):
-        return
-    m_trim_threshold, m_mmap_max = -1, -4  # of glibc's malloc.h
-    mallopt(m_mmap_max, 0)
-    mallopt(m_trim_threshold, 2**31 - 1)
 
 
 # ---------------------------------------------------------------- one run

@@ -8,18 +8,18 @@ PACKAGE = Path(__file__).resolve().parents[1] / "rflw"
 ROWS = (
     {"errors", "config", "paper", "records", "datasets.labels"},
     {"nn.blocks", "nn.pooling", "nn.encoders", "nn.nasnet", "nn.refinenet", "nn.checkpoints", "datasets.images", "datasets.readers",
-     "datasets.transforms", "datasets.synthetic", "datasets.resident", "datasets.prepare", "datasets.check", "metrics",
+     "datasets.streams", "datasets.transforms", "datasets.synthetic", "datasets.resident", "datasets.prepare", "datasets.check", "metrics",
      "analysis.complexity", "analysis.runtime", "analysis.shapes", "analysis.statistics"},
-    {"engine", "training", "bench"},
+    {"engine", "deploy", "training", "bench"},
     {"plots", "campaign"},
     {"cli", "__init__", "__main__"},
 )
 ARROWS = {("nn.encoders", "nn.nasnet"), ("nn.refinenet", "nn.blocks"), ("nn.refinenet", "nn.encoders"),
           ("nn.pooling", "nn.blocks"), ("datasets.readers", "datasets.images"), ("datasets.readers", "datasets.synthetic"),
-          ("datasets.readers", "datasets.prepare"), ("datasets.prepare", "datasets.images"),
+          ("datasets.readers", "datasets.prepare"), ("datasets.prepare", "datasets.images"), ("datasets.streams", "datasets.images"),
           ("datasets.check", "datasets.readers"), ("datasets.check", "datasets.prepare"), ("training", "engine"),
-          ("bench", "engine"), ("bench", "training"), ("config", "errors"), ("paper", "errors"), ("records", "errors"), ("__main__", "cli")}
-NO_TORCH = {"analysis.statistics", "datasets.images", "datasets.readers", "datasets.prepare", "datasets.labels", "errors", "config",
+          ("bench", "engine"), ("bench", "training"), ("bench", "deploy"), ("deploy", "engine"), ("config", "errors"), ("paper", "errors"), ("records", "errors"), ("__main__", "cli")}
+NO_TORCH = {"analysis.statistics", "datasets.images", "datasets.streams", "datasets.readers", "datasets.prepare", "datasets.labels", "errors", "config",
             "paper", "records", "plots"}
 MODULES = {".".join(p.relative_to(PACKAGE).with_suffix("").parts): p for p in PACKAGE.rglob("*.py")
            if p.name != "__init__.py" or p.parent == PACKAGE}

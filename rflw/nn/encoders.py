@@ -57,10 +57,10 @@ class ConvBN(nn.Module):
         self.act = nn.Identity() if linear else nn.ReLU6(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.same:  # the output has ceil(size / 2) pixels; what must be added for that goes to the end first
+        if self.same:  # even sizes need one row less; they get it all the same, after all windows: sizes stay simple for compilers
             k, (h, w) = self.conv.kernel_size[0], x.shape[-2:]
-            dy, dx = k - 2 + h % 2, k - 2 + w % 2
-            x = F.pad(x, (dx // 2, dx - dx // 2, dy // 2, dy - dy // 2))
+            top, left = (k - 2 + h % 2) // 2, (k - 2 + w % 2) // 2
+            x = F.pad(x, (left, k - 1 - left, top, k - 1 - top))
         if self.conv.groups > 1 and x.device.type == "cpu" and torch.is_grad_enabled():
             # oneDNN's bf16 gradients of depthwise convolutions take much longer than those in fp32
             with torch.autocast("cpu", enabled=False):
