@@ -110,9 +110,9 @@ def network_speed(names: Iterable[str], modes: Iterable[str] = (), size: tuple[i
     """Time forward passes by the paper's protocol -> {"rows": [...], "peaks": see `runtime.peaks`, "threads", "gpu"}.
 
     A row for each network and mode: {"model", "mode", "device", "size", "batch", "latency_ms": {mean, std, median, p5, p95},
-    "images_per_s", "faster": {ratio, low, high} than its model's first mode, "params", "macs", "bytes" (`runtime.traffic`), "gmacs_per_s",
-    "share_of_peak" of matrix products, "roofline_ms", "weights_mb", "working_mb", "joules", "error" (relative, of the logits) and "agreement" (share of pixels) against the
-    first mode, "steps", "left_out"}. All take turns on the same random images.
+    "images_per_s", "faster": {ratio, low, high} than its model's first mode, "params", "macs", "bytes" (`runtime.traffic`),
+    "gmacs_per_s", "share_of_peak" of matrix products, "roofline_ms", "weights_mb", "working_mb", "joules", "error" (relative, of the
+    logits) and "agreement" (share of pixels) against the first mode, "steps", "left_out"}. All take turns on the same random images.
     modes: as `prepared` takes; none: the plain graph, and all steps in fp32 and, where the device computes in it, bf16.
     whole_way: adds "whole_way_ms" of decoding a JPEG, preparing, network, resizing with argmax, and "total" (batch 1).
     Raises InputError for unknown networks and modes, and sizes that a network does not take.

@@ -720,7 +720,8 @@ def bench_network(names: Annotated[list[str], typer.Argument(
     config = {"names": list(names), "modes": list(modes), "size": list(size), "batch": batch, "passes": passes, "classes": classes}
     with records.timed(f"bench-runtime-{label}", command, config=config) as record:
         images = _some_images(calibrate, root) if calibrate else None
-        record["metrics"] = measured = bench.network_speed(names, modes, size, batch, device, passes, classes, whole_way, images, progress=True)
+        measured = bench.network_speed(names, modes, size, batch, device, passes, classes, whole_way, images, progress=True)
+        record["metrics"] = measured
     if measured["gpu"]:
         record["hardware"]["gpu"] = measured["gpu"]
     if results:
@@ -733,7 +734,8 @@ def bench_network(names: Annotated[list[str], typer.Argument(
     for row in measured["rows"]:
         latency, memory = row["latency_ms"], "" if row["working_mb"] is None else f"{row['working_mb']:.0f}"
         print(f"{row['model']:{wide}} {row['mode']:34} {latency['mean']:9.2f} {latency['std']:7.2f} {latency['median']:8.2f} "
-              f"{row['images_per_s']:9.2f} {row['faster']['ratio']:6.2f}x {100 * row['share_of_peak']:9.1f} {memory:>7} {row['error']:8.1e}")
+              f"{row['images_per_s']:9.2f} {row['faster']['ratio']:6.2f}x {100 * row['share_of_peak']:9.1f} {memory:>7} "
+              f"{row['error']:8.1e}")
         for step, why in row["left_out"].items():
             print(f"{'':{wide}} without {step}: {why}")
         if whole_way:

@@ -9,6 +9,7 @@ from copy import deepcopy
 from importlib import import_module
 from pathlib import Path
 import tempfile
+import warnings
 
 import numpy as np
 import torch
@@ -185,23 +186,25 @@ def _pools(net: nn.Module, device: torch.device, compiled: bool) -> str | None:
 def _quantise(net: nn.Module, batches: list[Tensor]) -> nn.Module:
     """int8 weights and values of the convolutions, from what the batches show; static, symmetric weights a channel."""
     try:
-        from torchao.quantization.pt2e import allow_exported_model_train_eval, move_exported_model_to_eval
-        from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
-        from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import (
-            X86InductorQuantizer,
-            get_default_x86_inductor_quantization_config,
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            from torchao.quantization.pt2e import allow_exported_model_train_eval, move_exported_model_to_eval
+            from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+            from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
     except ImportError as e:
         raise InputError("int8 needs torchao: pip install 'rflw[deploy]'") from e
     if not batches:
         raise InputError("int8: no images to calibrate it")
     sizes = {2: torch.export.Dim("height", min=MIN_SIZE), 3: torch.export.Dim("width", min=MIN_SIZE)}
     exported = torch.export.export(net, (batches[0],), dynamic_shapes=(sizes,)).module()
-    quantiser = X86InductorQuantizer().set_global(get_default_x86_inductor_quantization_config())
-    prepared = prepare_pt2e(exported, quantiser)
-    for batch in batches:
-        prepared(batch)
-    return allow_exported_model_train_eval(move_exported_model_to_eval(convert_pt2e(prepared)))  # later calls of eval() do nothing
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what stays in fp32
+        quantiser = x86.X86InductorQuantizer().set_global(x86.get_default_x86_inductor_quantization_config())
+        prepared = prepare_pt2e(exported, quantiser)
+        for batch in batches:
+            prepared(batch)
+        quantised = convert_pt2e(prepared)
+    return allow_exported_model_train_eval(move_exported_model_to_eval(quantised))  # later calls of eval() do nothing
 
 
 # ---------------------------------------------------------------- export
@@ -239,13 +242,14 @@ def export(model: RefineNet, path: str | Path, form: str = "onnx", whole: bool =
         raise InputError(f"unknown format {form!r}: one of {', '.join(FORMATS)}")
     if calibration is not None and (form != "onnx" or not calibration):
         raise InputError("int8: for onnx, with images to calibrate it")
-    net = deepcopy(model).cpu().float().eval().requires_grad_(False).to(memory_format=torch.contiguous_format)
+    plain = deepcopy(model).cpu().float().eval().requires_grad_(False).to(memory_format=torch.contiguous_format)
+    net = deepcopy(plain)
     fold_batch_norm(net)
     merge_linear(net)
     for chain in net.modules():
         if isinstance(chain, CRP):
             chain.pool = pooling.in_two
-    net = Whole(net) if whole else net
+    net, plain = (Whole(net), Whole(plain)) if whole else (net, plain)
     example = torch.zeros(97, 131, 3, dtype=torch.uint8) if whole else torch.zeros(1, 3, 97, 131)
     sizes = [torch.export.Dim(name, min=MIN_SIZE, max=2**14) for name in ("height", "width")]
     program = torch.export.export(net, (example,), dynamic_shapes=(dict(enumerate(sizes, 0 if whole else 2)),))
@@ -263,7 +267,7 @@ def export(model: RefineNet, path: str | Path, form: str = "onnx", whole: bool =
 
             def run(x):
                 return torch.from_numpy(session.run(None, {names["input"]: x.numpy()})[0])
-        facts.update(_compare(net, run, model, whole, calibration))
+        facts.update(_compare(plain, run, model, whole, calibration))
 
     facts = {}
     write_whole(Path(path), finish)

@@ -16,7 +16,7 @@ ROWS = (
 )
 ARROWS = {("nn.encoders", "nn.nasnet"), ("nn.refinenet", "nn.blocks"), ("nn.refinenet", "nn.encoders"),
           ("nn.pooling", "nn.blocks"), ("datasets.readers", "datasets.images"), ("datasets.readers", "datasets.synthetic"),
-          ("datasets.readers", "datasets.prepare"), ("datasets.prepare", "datasets.images"), ("datasets.streams", "datasets.images"),
+          ("datasets.readers", "datasets.prepare"), ("datasets.prepare", "datasets.images"), ("datasets.streams", "datasets.images"), ("analysis.runtime", "analysis.shapes"),
           ("datasets.check", "datasets.readers"), ("datasets.check", "datasets.prepare"), ("training", "engine"),
           ("bench", "engine"), ("bench", "training"), ("bench", "deploy"), ("deploy", "engine"), ("config", "errors"), ("paper", "errors"), ("records", "errors"), ("__main__", "cli")}
 NO_TORCH = {"analysis.statistics", "datasets.images", "datasets.streams", "datasets.readers", "datasets.prepare", "datasets.labels", "errors", "config",

@@ -107,6 +107,8 @@ class VideoWriter:
         self.stream = self.file.add_stream("ffv1" if lossless else "libx264", rate=Fraction(rate).limit_denominator(1001))
         self.stream.height, self.stream.width = size if lossless else (size[0] // 2 * 2, size[1] // 2 * 2)  # H.264 has even sizes
         self.stream.pix_fmt = "gray" if lossless else "yuv420p"
+        if lossless:
+            self.stream.gop_size = 1  # a broken frame spoils no other
 
     def write(self, picture: np.ndarray) -> None:
         picture = np.ascontiguousarray(picture[:self.stream.height, :self.stream.width])

@@ -1,0 +1,206 @@
+"""Fast inference computes what the plain network does, says what it did, and what it writes runs elsewhere."""
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import rflw
+from rflw import InputError, build, deploy, engine
+from rflw.datasets.synthetic import scene
+from rflw.nn import pooling
+from rflw.nn.blocks import CRP
+
+
+def awake(name: str, classes: int = 5) -> nn.Module:
+    """A random network whose batch norms have something to do."""
+    torch.manual_seed(0)
+    model = build(name, classes).eval()
+    for norm in (m for m in model.modules() if isinstance(m, nn.BatchNorm2d)):
+        for tensor, low, high in ((norm.weight, 0.5, 1.5), (norm.bias, -0.3, 0.3), (norm.running_mean, -0.3, 0.3), (norm.running_var, 0.5, 2)):
+            tensor.data.uniform_(low, high)
+    return model
+
+
+@pytest.fixture(scope="module")
+def small():
+    return awake("refinenet-lw-efficientnet_lite0")
+
+
+@pytest.fixture(scope="module")
+def images():
+    return torch.rand(2, 3, 65, 97, generator=torch.Generator().manual_seed(1))
+
+
+def close(a, b, tolerance=1e-4):
+    return a.shape == b.shape and ((a - b).norm() / b.norm()).item() < tolerance
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["refinenet-lw-efficientnet_lite0", "refinenet-lw-mobilenet_v2", "refinenet-lw-resnet50",
+                                  "refinenet-lw-timm:resnet18", "refinenet-lw-timm:mobilenetv3_small_050"])
+def test_folding_batch_norm_changes_no_answer(name, images):
+    model = awake(name)
+    expected = model(images)
+    norms = sum(isinstance(m, nn.BatchNorm2d) for m in model.modules())
+    assert deploy.fold_batch_norm(model) == norms
+    assert close(model(images), expected)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in model.modules())
+
+
+@torch.no_grad()
+def test_folding_leaves_what_does_not_follow_a_convolution(images):
+    shared = nn.Conv2d(3, 3, 1)
+    one, two = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+    net = nn.Sequential(nn.BatchNorm2d(3), shared, one, shared, two).eval()  # the convolution serves both
+    expected = net(images)
+    assert deploy.fold_batch_norm(net) == 0 and torch.equal(net(images), expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name, stages", [("refinenet-lw-resnet50", 3), ("refinenet-lw-efficientnet_lite0", 3),
+                                          ("refinenet-lw-mobilenet_v2", 0), ("refinenet-lw-rcu-efficientnet_lite0", 0),
+                                          ("refinenet-efficientnet_lite0", 0)])
+def test_merging_linear_maps_changes_no_answer(name, stages, images):
+    model = awake(name)
+    expected, before = model(images), sum(p.numel() for p in model.parameters())
+    assert deploy.merge_linear(model) == stages
+    assert close(model(images), expected)
+    assert before - sum(p.numel() for p in model.parameters()) == stages * 256 * 256  # a 1x1 of 256 -> 256 in each
+
+
+@torch.no_grad()
+def test_optimise_leaves_the_network_as_it_was_and_says_what_it_did(small, images):
+    before = {key: value.clone() for key, value in small.state_dict().items()}
+    fast = deploy.optimise(small, compiled=False)
+    assert close(fast(images), small(images))
+    assert all(torch.equal(value, before[key]) for key, value in small.state_dict().items())
+    assert fast.steps[:2] == ("fold", "merge") and fast.steps[2].startswith("pools: ") and fast.steps[3:] == ("channels-last",)
+    assert (fast.name, fast.num_classes, fast.mean) == (small.name, 5, small.mean) and fast.left_out == {}
+    plain = deploy.optimise(small, fold=False, merge=False, channels_last=False, pools=False, compiled=False)
+    assert plain.steps == () and torch.equal(plain(images), small(images))
+
+
+@torch.no_grad()
+def test_compiled_computes_the_same_at_every_size(small, images):
+    fast = deploy.optimise(small, compiled=True)
+    assert fast.steps[-1] == "compile" and fast.steps[2] == "pools: maxima"
+    for x in (images, images[:1, :, :40, :50]):
+        assert close(fast(x), small(x))
+    assert len(list(fast.parameters())) == len({id(p) for p in fast.parameters()})
+
+
+def test_code_is_made_for_the_first_sizes_only_and_with_constant_weights(small, monkeypatch):
+    from torch._inductor import config
+    seen = []
+
+    def fake(net, **_):
+        def run(x):
+            seen.append((tuple(x.shape[-2:]), config.freezing))
+            return net(x)
+        return run
+
+    monkeypatch.setattr(pooling, "can_compile", lambda: True)
+    monkeypatch.setattr(torch, "compile", fake)
+    fast = deploy.optimise(small, compiled=True)
+    for side in [40, 40, *range(41, 41 + deploy.SIZES)]:
+        fast(torch.zeros(1, 3, side, 40))
+    assert seen[:3] == [((40, 40), True), ((40, 40), False), ((41, 40), True)]
+    assert len(seen) == 1 + deploy.SIZES  # the last size went uncompiled
+
+
+def test_without_a_compiler_it_says_so(small, images, monkeypatch):
+    monkeypatch.setattr(pooling, "can_compile", lambda: False)
+    fast = deploy.optimise(small)
+    assert "compiler" in fast.left_out["compile"] and "compile" not in fast.steps
+    with torch.no_grad():
+        assert close(fast(images), small(images))
+
+
+def test_lower_precisions_agree_on_what_they_were_trained_for():
+    model, image = rflw.load("embedded"), scene("val", 5)[0]
+    calibration = [scene("val", i)[0] for i in range(6)]
+    expected = rflw.predict(model, image)
+    for precision, share in (("bf16", 0.98), ("int8", 0.95)):
+        if precision == "bf16" and not engine.computes_in_bf16(torch.device("cpu")):
+            continue
+        fast = deploy.optimise(model, precision, compiled=False, calibration=calibration)
+        assert (rflw.predict(fast, image) == expected).mean() > share, precision
+        assert precision in fast.steps
+    kinds = [node.target for node in fast.net.graph.nodes]  # int8: values really are 8 bits wide
+    assert any("quantize_per_tensor" in str(kind) for kind in kinds)
+
+
+def test_precisions_that_a_device_has_not_are_refused(small, monkeypatch):
+    monkeypatch.setattr(deploy, "computes_in_bf16", lambda device: False)
+    for precision, words in (("bf16", "does not compute"), ("fp16", "CUDA"), ("int8", "calibrate"), ("fp8", "unknown precision")):
+        with pytest.raises(InputError, match=words):
+            deploy.optimise(small, precision)
+
+
+class TestExport:
+    def run(self, path, **inputs):
+        import onnxruntime
+        return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, inputs)[0]
+
+    @torch.no_grad()
+    def test_onnx_takes_any_size(self, small, tmp_path):
+        facts = deploy.export(small, tmp_path / "net.onnx")
+        assert facts["error"] < 1e-4 and facts["agreement"] == 1 and (facts["input"], facts["output"]) == ("image", "logits")
+        for h, w in ((33, 33), (64, 200), (111, 50)):
+            x = torch.rand(1, 3, h, w)
+            got = torch.from_numpy(self.run(tmp_path / "net.onnx", image=x.numpy()))
+            assert got.shape == (1, 5, -(-h // 4), -(-w // 4)) and close(got, small(x))
+
+    def test_whole_is_predict(self, tmp_path):
+        model, image = rflw.load("embedded"), scene("val", 3)[0][:70, :101]
+        deploy.export(model, tmp_path / "net.onnx", whole=True, opset=18)
+        classes = self.run(tmp_path / "net.onnx", image=image)
+        assert classes.dtype == np.uint8 and classes.shape == (70, 101)
+        assert (classes == rflw.predict(model, image)).mean() > 0.999
+        import onnx
+        written = onnx.load(tmp_path / "net.onnx")
+        assert written.opset_import[0].version == 18
+        assert {p.key: p.value for p in written.metadata_props}["classes"].split(", ") == list(model.card["classes"])
+
+    def test_int8_is_small_and_agrees(self, tmp_path):
+        model = rflw.load("embedded")
+        facts = deploy.export(model, tmp_path / "net.onnx", whole=True, calibration=[scene("val", i)[0] for i in range(6)])
+        assert facts["mb"] < 0.3 * 4 * sum(p.numel() for p in model.parameters()) / 1e6 + 0.5
+        assert facts["agreement"] > 0.9
+
+    def test_torch_export_takes_any_size(self, small, tmp_path):
+        deploy.export(small, tmp_path / "net.pt2", "torch-export")
+        x = torch.rand(1, 3, 50, 81)
+        assert close(torch.export.load(tmp_path / "net.pt2").module()(x), small(x))
+
+    def test_a_wrong_file_is_refused_and_not_left(self, small, tmp_path, monkeypatch):
+        def spoil(net):
+            net.decoder.classifier.weight.data[0] *= 2
+        monkeypatch.setattr(deploy, "merge_linear", spoil)
+        with pytest.raises(InputError, match="does not compute what the network does"):
+            deploy.export(small, tmp_path / "net.pt2", "torch-export")
+        assert list(tmp_path.iterdir()) == []
+
+    def test_what_cannot_be_exported_is_refused(self, small, tmp_path, monkeypatch):
+        for form, options, words in (("tflite", {}, "unknown format"), ("torch-export", {"calibration": [scene("val", 0)[0]]}, "for onnx"),
+                                     ("onnx", {"calibration": []}, "images to calibrate"), ("onnx", {"opset": 5}, "operator set 5")):
+            with pytest.raises(InputError, match=words):
+                deploy.export(small, tmp_path / "net", form, **options)
+
+        def missing(name):
+            raise ImportError(name)
+        monkeypatch.setattr(deploy, "import_module", missing)
+        with pytest.raises(InputError, match=r"rflw\[deploy\]"):
+            deploy.export(small, tmp_path / "net")
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_every_form_of_the_pools_is_the_pool():
+    x = torch.randn(2, 3, 7, 9, generator=torch.Generator().manual_seed(0))
+    x[0, 0, 2, 3] = -torch.inf
+    for form in pooling.FORMS.values():
+        for size in ((7, 9), (1, 9), (7, 1), (2, 3)):
+            part = x[..., :size[0], :size[1]]
+            assert torch.equal(form(part), nn.functional.max_pool2d(part, 5, 1, 2))
+    assert pooling.fastest(torch.device("cpu")) in ("window", "rows and columns")
+    assert CRP(4, 1).pool is pooling.FORMS["window"]
