@@ -11,7 +11,7 @@ ROWS = (
      "datasets.transforms", "datasets.synthetic", "datasets.resident", "datasets.prepare", "datasets.check", "metrics",
      "analysis.complexity", "analysis.runtime", "analysis.shapes", "analysis.statistics"},
     {"engine", "training", "bench"},
-    {"plots", "campaign"},
+    {"plots", "campaign", "claims"},
     {"cli", "__init__", "__main__"},
 )
 ARROWS = {("nn.encoders", "nn.nasnet"), ("nn.refinenet", "nn.blocks"), ("nn.refinenet", "nn.encoders"),
@@ -20,7 +20,7 @@ ARROWS = {("nn.encoders", "nn.nasnet"), ("nn.refinenet", "nn.blocks"), ("nn.refi
           ("datasets.check", "datasets.readers"), ("datasets.check", "datasets.prepare"), ("training", "engine"),
           ("bench", "engine"), ("bench", "training"), ("config", "errors"), ("paper", "errors"), ("records", "errors"), ("__main__", "cli")}
 NO_TORCH = {"analysis.statistics", "datasets.images", "datasets.readers", "datasets.prepare", "datasets.labels", "errors", "config",
-            "paper", "records", "plots"}
+            "paper", "records", "plots", "claims"}
 MODULES = {".".join(p.relative_to(PACKAGE).with_suffix("").parts): p for p in PACKAGE.rglob("*.py")
            if p.name != "__init__.py" or p.parent == PACKAGE}
 
