@@ -36,7 +36,7 @@ KINDS = ("conv", "pool", "norm", "activation", "resize")
 COUNTING = (1, 1, 0, 0, 0)
 OTHER_COUNTING = tuple(rule for rule in product((1,), (0, 1), (0, 1, 2), (0, 1), (0, 1)) if rule != COUNTING)
 CARD = "1080 Ti"  # the paper's
-UNITS = {"percent": "%", "points": "points", "x": "times", "1": ""}  # what is printed for a unit, where that differs
+UNITS = {"percent": "%", "x": "times"}  # what is printed for a unit, where that differs
 DIGITS = {"percent": 1, "points": 1, "ms": 1, "FPS": 1, "x": 2, "M": 2, "B": 2}  # after the point, of ours; others are whole
 
 
@@ -48,7 +48,7 @@ class Claim:
     quote: str  # letter by letter, or the row and heading of a cell
     where: str  # "Table 3", "section 3.3", "abstract"
     source: str  # own, or quoted [n]
-    value: float
+    value: float | None  # None: a statement about a picture
     decimals: int  # printed after the point
     unit: str
     relation: str  # of ours to the value: "=", ">", ">=", "<"
@@ -65,12 +65,14 @@ class Claim:
     @property
     def level(self) -> str:
         """What kind of evidence a verdict takes."""
-        return TESTS[self.kind].level(self) if self.test else f"{self.source}, not this paper's"
+        return TESTS[self.kind].level(self) if self.test else self.source
 
     @property
     def stated(self) -> str:
         """What the paper says of the number: "> 5 %"."""
-        relation = "" if self.relation == "=" or self.kind == "score" and self.value else f"{self.relation} "
+        if self.value is None:
+            return "no number"
+        relation = "" if self.relation == "=" or self.relation == ">=" and self.value else f"{self.relation} ".replace(">=", "≥")
         return f"{relation}{self.value:.{self.decimals}f} {UNITS.get(self.unit, self.unit)}".strip()
 
     def holds(self, ours: Interval) -> bool | None:
@@ -204,9 +206,10 @@ def _expand(entry: dict, networks: dict[str, str], tolerances: dict) -> Iterable
         quote = over.quote if isinstance(over, paper.Statement) else f"{over.heading}: {over.model} {over}, {under.model} {under}"
         yield claim(entry["id"], quote, where, "own", over.value / under.value, 2, "x", test, relation or "=")
     else:
-        decimals = len(str(entry["value"]).partition(".")[2])
+        decimals = len(str(entry.get("value")).partition(".")[2])
+        value = float(entry["value"]) if "value" in entry else None
         yield claim(entry["id"], " ".join(entry["quote"].split()), _section(entry["section"]), entry.get("source", "own"),
-                    float(entry["value"]), decimals, entry["unit"], test, relation or "=")
+                    value, decimals, entry.get("unit", ""), test, relation or "=")
 
 
 def _tolerance(rule: dict, value: float, decimals: int, deviation: float | None) -> float:
@@ -282,8 +285,20 @@ def _check_complexity(record: dict) -> None:
         _ = row["params"] / 1, [row["macs"][kind] / 1 for kind in KINDS], row["parts"]["decoder"]["kernels"], row["taps"], row["classes"]
 
 
-def _check_rows(record: dict) -> None:
-    _ = [row.items() for row in record["metrics"]["rows"]]
+def _check_probe(record: dict) -> None:
+    _ = record["config"]["model"], record["config"]["data"]
+    for place in record["metrics"]["places"].values():
+        _ = [(sum(head["miou"]), sum(head["accuracy"])) for head in place["heads"].values()]
+
+
+def _check_saturation(record: dict) -> None:
+    _ = record["config"]["model"], record["config"]["data"], record["metrics"]["miou"] / 1
+    _ = [group["miou_without"] / 1 for group in record["metrics"]["groups"].values()]
+
+
+def _check_erf(record: dict) -> None:
+    _ = record["config"]["model"], record["config"]["data"], record["metrics"]["method"]
+    _ = [(layer["side"]["mean"] / 1, layer["side"]["low"], layer["side"]["n"]) for layer in record["metrics"]["layers"].values()]
 
 
 def _share(value: float | None) -> None:
@@ -292,7 +307,7 @@ def _share(value: float | None) -> None:
 
 
 RECORDS = {"train": _check_train, "eval": _check_eval, "check": _check_check, "bench": _check_bench, "complexity": _check_complexity,
-           "probe": _check_rows, "erf": _check_rows, "saturation": _check_rows}
+           "probe": _check_probe, "saturation": _check_saturation, "erf": _check_erf}
 
 
 def scores(found: Iterable[dict], recipe: str) -> dict[int, tuple[float, str]]:
@@ -446,8 +461,68 @@ def _data(claim: Claim, found: list[dict]) -> tuple[list[Answer], str]:
 
 
 def _probe(claim: Claim, found: list[dict]) -> tuple[list[Answer], str]:
-    """From heads trained on a frozen network (`rflw probe`)."""
-    return [], "no heads on record: rflw probe"
+    """From heads trained on a frozen network with the original decoder (`rflw probe`): a score, or what a block adds to it."""
+    test, answers = claim.test, []
+    for record in found:
+        if record["kind"] != "probe" or _form(record) != "refinenet" or test.get("data") not in (None, record["config"]["data"]):
+            continue
+        for head in next(iter(record["metrics"]["places"].values()))["heads"]:
+            def score(place, head=head, record=record):
+                return [100 * value for value in record["metrics"]["places"][place]["heads"][head][test["measure"]]]
+            if test["probe"] == "score":
+                values = score(test["row"][0].lower() + test["row"][1:])
+            else:
+                before, after, last = (score(place) for place in ("before RCU", "after RCU", "after CRP"))
+                rcu, crp = ([b - a for a, b in zip(*pair)] for pair in ((before, after), (after, last)))
+                values = rcu if test["probe"] == "rcu" else [b - a for a, b in zip(rcu, crp)]
+            answers.append(Answer(f"{_network(record)}, {head} heads{_seeds(len(values))}", mean_interval(values), (record["name"],),
+                                  substitute=record["config"]["data"] not in PAPER_DATA))
+    if "data" in test:
+        return answers, f"needs {PAPER_DATA[test['data']]}: no heads on record; rflw probe"
+    return answers, "no heads on a network with the original decoder on record"
+
+
+def _saturation(claim: Claim, found: list[dict]) -> tuple[list[Answer], str]:
+    """mIoU of trained networks with light-weight RCUs when all RCUs are switched off, minus what they have (`rflw probe`)."""
+    networks = {}
+    for record in found:
+        if record["kind"] == "saturation" and _form(record) == "refinenet-lw-rcu":
+            whole, without = record["metrics"]["miou"], record["metrics"]["groups"]["all RCU"]["miou_without"]
+            networks.setdefault(record["config"]["data"], []).append((100 * (without - whole), record["name"]))
+    answers = [Answer(f"{data}{_seeds(len(runs))}", mean_interval([gap for gap, _ in runs]), tuple(name for _, name in runs),
+                      substitute=data not in PAPER_DATA) for data, runs in networks.items()]
+    return answers, "no network with light-weight RCUs was measured"
+
+
+def _field(claim: Claim, found: list[dict]) -> tuple[list[Answer], str]:
+    """One receptive field's side over another's, of two places in a network, or of one place in two networks (`rflw erf`). The
+    interval holds every ratio that the intervals over units allow."""
+    test, sides = claim.test, {}
+    for record in found:
+        if record["kind"] == "erf":
+            for place, layer in record["metrics"]["layers"].items():
+                key = record["config"]["data"], record["metrics"]["method"]
+                sides.setdefault(key, {})[_form(record), place] = (_network(record), layer["side"], record["name"])
+    answers = []
+    for (data, method), places in sides.items():
+        wanted = [tuple(pair) for pair in test["field"]]
+        if all(pair in places for pair in wanted):
+            (network, over, first), (other, under, second) = (places[pair] for pair in wanted)
+            spread = None not in (over["low"], under["low"])
+            ends = (over["low"] / under["high"], over["high"] / under["low"]) if spread else (math.nan, math.nan)
+            networks = network if network == other else f"{network} against {other}"
+            answers.append(Answer(f"{networks}, by {method}", Interval(over["mean"] / under["mean"], *ends, min(over["n"], under["n"])),
+                                  tuple(dict.fromkeys((first, second))), substitute=data not in PAPER_DATA))
+    return answers, "no such fields on record: rflw erf"
+
+
+def _form(record: dict) -> str:
+    """The form of the network that a record is about: "refinenet-lw"."""
+    return record["config"]["model"].rpartition("-")[0]
+
+
+def _network(record: dict) -> str:
+    return Path(record["config"]["checkpoint"]).name
 
 
 def _shifted(value: Interval, by: float) -> Interval:
@@ -490,6 +565,9 @@ TESTS = {
     "pairs": Test(_retrained, _pairs, _known_recipes),
     "time": Test(lambda claim: "measured here on other hardware", _time),
     "probe": Test(lambda claim: f"needs {PAPER_DATA[claim.test['data']]}" if "data" in claim.test else _retrained(claim), _probe),
+    "saturation": Test(_retrained, _saturation),
+    "field": Test(_retrained, _field),
+    "picture": Test(lambda claim: "seen in pictures", lambda claim, found: ([], f"no number is given: {claim.test['picture']} shows it")),
     "check": Test(lambda claim: f"needs {PAPER_DATA[claim.test['check']]}", _data, _known_data("check")),
 }
 
@@ -500,7 +578,7 @@ TESTS = {
 def judge(claim: Claim, found: list[dict]) -> Verdict:
     """What the records say of one claim."""
     if not claim.test:
-        return Verdict(claim, NOT_TESTED, claim.level, None, f"{claim.source}: a number of others, not a claim of this paper", ())
+        return Verdict(claim, NOT_TESTED, claim.level, None, "a number of others, not a claim of this paper", ())
     answers, why = TESTS[claim.kind].answer(claim, found)
     counting = [answer for answer in answers if answer.counts]
     real = [answer for answer in counting if not answer.substitute]
@@ -514,12 +592,13 @@ def judge(claim: Claim, found: list[dict]) -> Verdict:
         verdict = SUPPORTED if holds == {True} else CONTRADICTED if holds == {False} else UNDECIDED
     else:
         verdict = NOT_TESTED
-    told = [f"{answer.what + ': ' * bool(answer.what)}{_shown(answer.value, claim)}" for answer in answers]
+    told = [f"{answer.what + ': ' * bool(answer.what)}{shown(answer.value, claim)}" for answer in answers]
     says = "; ".join(told) if counting else "; ".join([why, *(f"{line} (does not count)" for line in told)])
     return Verdict(claim, verdict, level, ours and ours.value, says, tuple(dict.fromkeys(n for a in answers for n in a.records)))
 
 
-def _shown(value: Interval, claim: Claim) -> str:
+def shown(value: Interval, claim: Claim) -> str:
+    """Ours as a reader sees it: "78.4 [77.9, 78.9] %"."""
     mean, low, high = (number(end, claim.unit, claim.decimals).partition(" ") for end in (value.mean, value.low, value.high))
     return f"{mean[0]}{'' if math.isnan(value.low) else f' [{low[0]}, {high[0]}]'} {mean[2]}".strip()
 
