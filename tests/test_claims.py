@@ -69,19 +69,21 @@ def test_numbers_come_from_the_tables():
 
 
 def test_reasons_of_tolerances_are_true():
-    pairs = [("NYUD mIoU", 2, 50), ("NYUD mIoU", 2, 101), ("Person mIoU", 2, 50), ("Person mIoU", 2, 101), ("test mIoU", 3, 101),
-             ("test mIoU", 3, 152)]  # all that are scored at one scale
-    gaps = [abs(paper.value(n, f"RefineNet-{depth}", column) - paper.value(n, f"RefineNet-LW-{depth}", column)) for column, n, depth in pairs]
-    assert round(max(gaps), 1) == 0.9
-    ratios = [paper.value(2, f"RefineNet-{depth}", "Runtime") / paper.value(2, f"RefineNet-LW-{depth}", "Runtime") for depth in (50, 101, 152)]
-    assert round(min(ratios), 2) == 1.94
+    def both(table, depth, column):
+        return paper.value(table, f"RefineNet-{depth}", column), paper.value(table, f"RefineNet-LW-{depth}", column)
+
+    one_scale = ((2, 50, "NYUD mIoU"), (2, 101, "NYUD mIoU"), (2, 50, "Person mIoU"), (2, 101, "Person mIoU"), (3, 101, "test mIoU"),
+                 (3, 152, "test mIoU"))
+    assert round(max(original - light for original, light in (both(*cell) for cell in one_scale)), 1) == 0.9
+    assert round(min(slow / fast for slow, fast in (both(2, depth, "Runtime") for depth in (50, 101, 152))), 2) == 1.94
 
 
 @pytest.mark.parametrize(("relation", "tolerance", "ours", "holds"), [
     ("=", 0.5, interval(5.4), True), ("=", 0.5, interval(5.6), False), ("=", 0.5, interval(4.4), False),
     ("=", 0.5, interval(5.0, 4.6, 5.4), True), ("=", 0.5, interval(5.0, 4.4, 5.6), None), ("=", 0.5, interval(6, 5.6, 6.4), False),
     ("=", 0.5, interval(5.5), True), (">", 0, interval(5.0), False), (">", 0, interval(5.1), True), (">=", 0, interval(5.0), True),
-    (">=", 1, interval(4.0), True), (">=", 1, interval(3.9), False), (">=", 1, interval(4.5, 3.9, 5.1), None), (">", 1, interval(9, 8, 10), True),
+    (">=", 1, interval(4.0), True), (">=", 1, interval(3.9), False), (">=", 1, interval(4.5, 3.9, 5.1), None),
+    (">", 1, interval(9, 8, 10), True),
     ("<", 1, interval(6.0), False), ("<", 1, interval(5.9), True), ("<", 1, interval(5, 4, 6.1), None), ("<", 1, interval(8, 7, 9), False)])
 def test_tolerance_and_interval(relation, tolerance, ours, holds):
     assert claim(relation=relation, tolerance=tolerance).holds(ours) is holds
@@ -127,9 +129,11 @@ def test_a_shortened_run_does_not_count_and_is_told(results):
     assert judged.verdict == "not tested" and "short has other settings" in judged.says
 
 
-@pytest.mark.parametrize(("changes", "counts"), [({}, True), ({"scales": [0.5, 1.0]}, False), ({"flip": True}, False), ({"split": "train"}, False)])
+@pytest.mark.parametrize(("changes", "counts"), [
+    ({}, True), ({"scales": [0.5, 1.0]}, False), ({"flip": True}, False), ({"split": "train"}, False)])
 def test_a_checkpoint_of_the_authors_counts_at_one_scale(results, changes, counts):
-    config = {"checkpoint": "rf_lw50_voc.pth.tar", "model": "refinenet-lw-resnet50", "data": "voc", "split": "val", "scales": [1.0], "flip": False}
+    config = {"checkpoint": "rf_lw50_voc.pth.tar", "model": "refinenet-lw-resnet50", "data": "voc", "split": "val", "scales": [1.0],
+              "flip": False}
     results.add("eval-rf_lw50_voc-voc-val", "eval", {"miou": 0.78}, config | changes)
     assert (results.verdict(CELL).verdict == "reproduced") is counts
 
@@ -280,7 +284,8 @@ def test_heads_say_what_a_block_adds(results):
     assert results.verdict("rcu-marginal-segmentation").verdict == "supported on substitute data"
     assert results.verdict("table4-after-crp-miou").verdict == "not tested"
     results.add("probe-voc", "probe", heads(54, 54.5, 58), network("refinenet", "voc"))
-    assert results.verdict("table4-after-crp-miou").verdict == "reproduced" and results.verdict("table4-after-crp-acc").verdict == "not reproduced"
+    assert results.verdict("table4-after-crp-miou").verdict == "reproduced"
+    assert results.verdict("table4-after-crp-acc").verdict == "not reproduced"
 
 
 def test_saturated_rcus_can_be_switched_off(results):
@@ -348,8 +353,8 @@ def test_an_edited_record_is_named(results):
     ("test: {check: voc, splits: [train]}", "test: {look: voc, splits: [train]}", "voc-train: no test of one kind"),
     ("test: {check: voc, splits: [train]}", "test: {check: camvid, splits: [train]}", "'camvid' is no data set of the paper"),
     ("[paper-voc-norcu-resnet101, paper", "[paper-voc-norcu-resnet102, paper", "unknown recipe 'paper-voc-norcu-resnet102'"),
-    ("relation: \"<\"\n  tolerance: close\n  test: {probe: rcu, measure: miou}", "relation: about\n  tolerance: close\n  test: {probe: rcu, measure: miou}",
-     "relation 'about'"),
+    ("relation: \"<\"\n  tolerance: close\n  test: {probe: rcu, measure: miou}",
+     "relation: about\n  tolerance: close\n  test: {probe: rcu, measure: miou}", "relation 'about'"),
     ("  RefineNet-50: refinenet-resnet50", "  RefineNet-50: !!python/object/apply:os.getcwd []", "not YAML"),
     ("claims:\n", "claims: [\n", "not YAML"), ("tolerances:\n", "limits:\n", "expected tolerances, networks and claims")])
 def test_a_claim_that_is_wrong_is_named(tmp_path, old, new, says):

@@ -148,7 +148,7 @@ def hardware(record: dict) -> str:
 
 
 def commit(record: dict) -> str:
-    return f"{(record['commit'] or 'none')[:12]}{', with changes' if record['dirty'] else ''}"
+    return f"{(record['commit'] or 'none')[:8]}{', with changes' if record['dirty'] else ''}"
 
 
 def origin_of(record: dict) -> list[tuple[str, str, str]]:
@@ -343,8 +343,8 @@ class Records(Table):
             miou = record["metrics"].get("miou")
             rows.append((f"record-{name}", {"kind": record["kind"]}, [
                 self.link(name, f"/results/{name}.json"), escape(record["kind"]), f"<code>{escape(record['command'])}</code>",
-                str(record["seed"]), escape(commit(record)), escape(hardware(record)), escape(record["started"][:10]),
-                f"{record['wall_s'] / 60:.1f}", escape(record["status"]), "" if miou is None else f"{100 * miou:.1f} %"]))
+                str(record["seed"]), escape(commit(record)), escape(hardware(record)),
+                f'<span class="short">{escape(record["started"][:10])}</span>', f"{record['wall_s'] / 60:.1f}", escape(record["status"]), "" if miou is None else f"{100 * miou:.1f} %"]))
         return self.table("records", "Every record; its name leads to the file.", [
             "record", "kind", "command", "seed", "commit", "hardware", "date", "minutes", "status", "mIoU"], rows)
 

@@ -77,6 +77,7 @@ function origins() {
     const place = () => {
       const at = button.getBoundingClientRect(), size = origin.getBoundingClientRect(), edge = 8;
       const below = at.bottom + size.height + edge < innerHeight;
+      origin.style.margin = 0;
       origin.style.left = `${Math.max(edge, Math.min(at.left, innerWidth - size.width - edge))}px`;
       origin.style.top = `${Math.max(edge, below ? at.bottom + 2 : at.top - size.height - 2)}px`;
     };
