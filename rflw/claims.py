@@ -285,20 +285,16 @@ def _check_complexity(record: dict) -> None:
         _ = row["params"] / 1, [row["macs"][kind] / 1 for kind in KINDS], row["parts"]["decoder"]["kernels"], row["taps"], row["classes"]
 
 
-def _check_probe(record: dict) -> None:
-    _ = record["config"]["model"], record["config"]["data"]
-    for place in record["metrics"]["places"].values():
-        _ = [(sum(head["miou"]), sum(head["accuracy"])) for head in place["heads"].values()]
-
-
-def _check_saturation(record: dict) -> None:
-    _ = record["config"]["model"], record["config"]["data"], record["metrics"]["miou"] / 1
-    _ = [group["miou_without"] / 1 for group in record["metrics"]["groups"].values()]
-
-
-def _check_erf(record: dict) -> None:
-    _ = record["config"]["model"], record["config"]["data"], record["metrics"]["method"]
-    _ = [(layer["side"]["mean"] / 1, layer["side"]["low"], layer["side"]["n"]) for layer in record["metrics"]["layers"].values()]
+def _check_study(record: dict) -> None:
+    """Of what the blocks do."""
+    _, metrics = [record["config"][key] for key in ("checkpoint", "model", "data")], record["metrics"]
+    if record["kind"] == "probe":
+        _ = [(sum(head["miou"]), sum(head["accuracy"])) for place in metrics["places"].values() for head in place["heads"].values()]
+    elif record["kind"] == "saturation":
+        _ = metrics["miou"] / 1, [group["miou_without"] / 1 for group in metrics["groups"].values()]
+    else:
+        _ = metrics["method"], metrics["size"], metrics["images"]
+        _ = [[layer["side"][key] for key in ("mean", "low", "high", "n")] for layer in metrics["layers"].values()]
 
 
 def _share(value: float | None) -> None:
@@ -307,7 +303,7 @@ def _share(value: float | None) -> None:
 
 
 RECORDS = {"train": _check_train, "eval": _check_eval, "check": _check_check, "bench": _check_bench, "complexity": _check_complexity,
-           "probe": _check_probe, "saturation": _check_saturation, "erf": _check_erf}
+           "probe": _check_study, "saturation": _check_study, "erf": _check_study, "pictures": lambda record: None}
 
 
 def scores(found: Iterable[dict], recipe: str) -> dict[int, tuple[float, str]]:
@@ -483,37 +479,42 @@ def _probe(claim: Claim, found: list[dict]) -> tuple[list[Answer], str]:
 
 
 def _saturation(claim: Claim, found: list[dict]) -> tuple[list[Answer], str]:
-    """mIoU of trained networks with light-weight RCUs when all RCUs are switched off, minus what they have (`rflw probe`)."""
+    """mIoU of trained networks with light-weight RCUs when all RCUs are switched off, minus what they have (`rflw saturation`)."""
     networks = {}
     for record in found:
         if record["kind"] == "saturation" and _form(record) == "refinenet-lw-rcu":
-            whole, without = record["metrics"]["miou"], record["metrics"]["groups"]["all RCU"]["miou_without"]
-            networks.setdefault(record["config"]["data"], []).append((100 * (without - whole), record["name"]))
-    answers = [Answer(f"{data}{_seeds(len(runs))}", mean_interval([gap for gap, _ in runs]), tuple(name for _, name in runs),
-                      substitute=data not in PAPER_DATA) for data, runs in networks.items()]
-    return answers, "no network with light-weight RCUs was measured"
+            gap = 100 * (record["metrics"]["groups"]["all RCU"]["miou_without"] - record["metrics"]["miou"])
+            networks.setdefault((_network(record).rpartition("-s")[0], record["config"]["data"]), []).append((gap, record["name"]))
+    answers = [Answer(f"{recipe}{_seeds(len(runs))}", mean_interval([gap for gap, _ in runs]), tuple(name for _, name in runs),
+                      substitute=data not in PAPER_DATA) for (recipe, data), runs in networks.items()]
+    return answers, "no network with light-weight RCUs was measured: rflw saturation"
 
 
 def _field(claim: Claim, found: list[dict]) -> tuple[list[Answer], str]:
-    """One receptive field's side over another's, of two places in a network, or of one place in two networks (`rflw erf`). The
-    interval holds every ratio that the intervals over units allow."""
-    test, sides = claim.test, {}
+    """One receptive field's side over another's, of two places in a network, or of one place in two networks that were trained and
+    measured in the same way (`rflw erf`). The interval holds every ratio that the intervals over units allow. What counts is the method
+    that the paper cites (occlusion) and the one that its author pointed to (activation); gradients measure something else."""
+    groups = {}
     for record in found:
         if record["kind"] == "erf":
-            for place, layer in record["metrics"]["layers"].items():
-                key = record["config"]["data"], record["metrics"]["method"]
-                sides.setdefault(key, {})[_form(record), place] = (_network(record), layer["side"], record["name"])
+            form, measured = _form(record), record["metrics"]
+            way = f"-{form.removeprefix('refinenet').removeprefix('-') or 'original'}-"  # what a recipe's name has for the form
+            training = _network(record).replace(way, "-*-")
+            key = (record["config"]["data"], training, measured["method"], *measured["size"], measured["images"])
+            for place, layer in measured["layers"].items():
+                if layer["side"]["mean"]:
+                    groups.setdefault(key, {})[form, place] = _network(record), layer["side"], record["name"]
     answers = []
-    for (data, method), places in sides.items():
-        wanted = [tuple(pair) for pair in test["field"]]
+    for (data, _, method, *_), places in groups.items():
+        wanted = [tuple(pair) for pair in claim.test["field"]]
         if all(pair in places for pair in wanted):
             (network, over, first), (other, under, second) = (places[pair] for pair in wanted)
             spread = None not in (over["low"], under["low"])
             ends = (over["low"] / under["high"], over["high"] / under["low"]) if spread else (math.nan, math.nan)
             networks = network if network == other else f"{network} against {other}"
             answers.append(Answer(f"{networks}, by {method}", Interval(over["mean"] / under["mean"], *ends, min(over["n"], under["n"])),
-                                  tuple(dict.fromkeys((first, second))), substitute=data not in PAPER_DATA))
-    return answers, "no such fields on record: rflw erf"
+                                  tuple(dict.fromkeys((first, second))), data not in PAPER_DATA, counts=method != "gradient"))
+    return answers, "no such fields by a method of the paper on record: rflw erf --method occlusion"
 
 
 def _form(record: dict) -> str:
@@ -522,7 +523,8 @@ def _form(record: dict) -> str:
 
 
 def _network(record: dict) -> str:
-    return Path(record["config"]["checkpoint"]).name
+    """The run that it comes from: "camvid-lw-efficientnet_lite0-s0"."""
+    return record["config"]["checkpoint"]
 
 
 def _shifted(value: Interval, by: float) -> Interval:
@@ -592,8 +594,9 @@ def judge(claim: Claim, found: list[dict]) -> Verdict:
         verdict = SUPPORTED if holds == {True} else CONTRADICTED if holds == {False} else UNDECIDED
     else:
         verdict = NOT_TESTED
-    told = [f"{answer.what + ': ' * bool(answer.what)}{shown(answer.value, claim)}" for answer in answers]
-    says = "; ".join(told) if counting else "; ".join([why, *(f"{line} (does not count)" for line in told)])
+    told = [f"{answer.what + ': ' * bool(answer.what)}{shown(answer.value, claim)}{'' if answer.counts else ' (does not count)'}"
+            for answer in answers]
+    says = "; ".join(told if counting else [why, *told])
     return Verdict(claim, verdict, level, ours and ours.value, says, tuple(dict.fromkeys(n for a in answers for n in a.records)))
 
 

@@ -264,8 +264,9 @@ def test_data_sets_are_counted(results):
 # ---------------------------------------------------------------- blocks
 
 
-def network(form, data="camvid"):
-    return {"model": f"{form}-efficientnet_lite0", "checkpoint": f"runs/{form}/model.safetensors", "data": data}
+def network(form, data="camvid", seed=0):
+    short = form.removeprefix("refinenet").removeprefix("-") or "original"
+    return {"model": f"{form}-efficientnet_lite0", "checkpoint": f"{data}-{short}-efficientnet_lite0-s{seed}", "data": data}
 
 
 def heads(before, rcu, crp):
@@ -291,27 +292,38 @@ def test_heads_say_what_a_block_adds(results):
 def test_saturated_rcus_can_be_switched_off(results):
     for seed, without in enumerate((0.60, 0.601)):
         metrics = {"miou": 0.602, "groups": {"all RCU": {"miou_without": without}}}
-        results.add(f"saturation-{seed}", "saturation", metrics, network("refinenet-lw-rcu"))
+        results.add(f"saturation-{seed}", "saturation", metrics, network("refinenet-lw-rcu", seed=seed))
         assert results.verdict("rcu-saturated").verdict == ("supported" if seed else "undecided") + " on substitute data"
     results.add("saturation-original", "saturation", {"miou": 0.6, "groups": {"all RCU": {"miou_without": 0.1}}}, network("refinenet"))
     assert results.verdict("rcu-saturated").ours.mean == pytest.approx(-0.15)
 
 
-def fields(**sides):
-    return {"method": "gradient", "layers": {place: {"side": {"mean": side, "low": side - 4, "high": side + 4, "n": 16}}
-                                             for place, side in sides["sides"].items()}}
+def fields(sides, **changes):
+    layers = {place: {"side": {"mean": side, "low": side - 4, "high": side + 4, "n": 16}} for place, side in sides.items()}
+    return {"method": "occlusion", "size": [360, 480], "images": 50, "layers": layers} | changes
 
 
 def test_ratios_of_fields_hold_for_all_that_the_intervals_allow(results):
     light = {"before CRP": 60, "after CRP": 90, "after the first sum": 94, "last layer": 100}
-    results.add("erf-lw", "erf", fields(sides=light), network("refinenet-lw"))
+    results.add("erf-lw", "erf", fields(light), network("refinenet-lw"))
     judged = results.verdict("field-enlarged-by-crp")
     assert judged.verdict == "supported on substitute data"
     assert (judged.ours.mean, judged.ours.low, judged.ours.high) == pytest.approx((1.5, 86 / 64, 94 / 56))
     assert results.verdict("field-enlarged-by-sum").verdict == "undecided on substitute data"
     assert results.verdict("field-same-size").verdict == "not tested"
-    results.add("erf-original", "erf", fields(sides={"last layer": 200}), network("refinenet"))
+    original = network("refinenet")
+    for name, config, changes in (("a", original | {"checkpoint": "camvid-short-original-efficientnet_lite0-s0"}, {}),
+                                  ("b", network("refinenet", seed=1), {}), ("c", original, {"size": [180, 240]}),
+                                  ("d", original, {"method": "activation"}), ("e", network("refinenet", "embedded"), {})):
+        results.add(f"erf-{name}", "erf", fields({"last layer": 100}, **changes), config)  # of other trainings, sizes, methods
+    assert results.verdict("field-same-size").verdict == "not tested"
+    results.add("erf-original", "erf", fields({"last layer": 200}), original)
     assert results.verdict("field-same-size").verdict == "contradicted on substitute data"
+    results.add("erf-original", "erf", fields({"last layer": 101}), original)
+    assert results.verdict("field-same-size").verdict == "supported on substitute data"
+    results.add("erf-gradient", "erf", fields({"before CRP": 90, "after CRP": 60}, method="gradient"), network("refinenet-lw"))
+    judged = results.verdict("field-enlarged-by-crp")
+    assert judged.verdict == "supported on substitute data" and "0.67 [0.60, 0.74] times (does not count)" in judged.says
 
 
 # ---------------------------------------------------------------- what is wrong is named

@@ -342,9 +342,9 @@ class Records(Table):
         for name, record in self.checked(kept).items():
             miou = record["metrics"].get("miou")
             rows.append((f"record-{name}", {"kind": record["kind"]}, [
-                self.link(name, f"/results/{name}.json"), escape(record["kind"]), f"<code>{escape(record['command'])}</code>",
-                str(record["seed"]), escape(commit(record)), escape(hardware(record)),
-                f'<span class="short">{escape(record["started"][:10])}</span>', f"{record['wall_s'] / 60:.1f}", escape(record["status"]), "" if miou is None else f"{100 * miou:.1f} %"]))
+                self.link(name, f"/results/{name}.json"), *(escape(text) for text in (
+                    record["kind"], record["command"], str(record["seed"]), commit(record), hardware(record), record["started"][:10],
+                    f"{record['wall_s'] / 60:.1f}", record["status"], "" if miou is None else f"{100 * miou:.1f} %"))]))
         return self.table("records", "Every record; its name leads to the file.", [
             "record", "kind", "command", "seed", "commit", "hardware", "date", "minutes", "status", "mIoU"], rows)
 
