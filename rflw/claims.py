@@ -162,17 +162,18 @@ def load(path: Path | None = None) -> tuple[Claim, ...]:
     return tuple(found.values())
 
 
-FIELDS = {"id", "quote", "section", "value", "unit", "source", "cells", "statement", "statements", "ratio", "relation", "tolerance",
-          "test", "note"}
+FIELDS = {"id", "quote", "section", "value", "unit", "source", "cells", "statement", "ratio", "relation", "tolerance", "test", "note"}
 
 
 def _expand(entry: dict, networks: dict[str, str], tolerances: dict) -> Iterable[Claim]:
-    """The claims of one entry of the file: one for each cell of a column, or each statement."""
+    """The claims of one entry of the file: one for each cell of a column, else one."""
     if unknown := set(entry) - FIELDS:
         raise InputError(f"unknown field {', '.join(sorted(map(str, unknown)))}; there is: {', '.join(sorted(FIELDS))}")
     test, note, relation = entry.get("test"), entry.get("note", ""), entry.get("relation")
 
     def claim(id, quote, where, source, value, decimals, unit, test, relation="=", deviation=None):
+        if not isinstance(id, str) or not isinstance(quote, str):
+            raise InputError(f"id {id!r} and quote {quote!r}: words")
         if relation not in ("=", ">", ">=", "<"):
             raise InputError(f"relation {relation!r}: one of = > >= <")
         if source != "own":
@@ -195,11 +196,10 @@ def _expand(entry: dict, networks: dict[str, str], tolerances: dict) -> Iterable
             size = {"size": c.setting} if "x" in c.setting else {}
             yield claim(_cell_id(c), f"{c.row}: {c.heading} {c}", f"Table {table}", c.source, c.value, c.decimals, c.unit,
                         test and own | size | test, relation if c.own and relation else "=", c.uncertainty)
-    elif "statements" in entry or "statement" in entry:
-        for key in entry.get("statements", [entry.get("statement")]):
-            s = paper.statement(key)
-            yield claim(entry.get("id", s.id), s.quote, _section(s.section), s.source, s.value, s.decimals, s.unit, test,
-                        relation or s.relation)
+    elif "statement" in entry:
+        s = paper.statement(entry["statement"])
+        yield claim(entry.get("id", s.id), s.quote, _section(s.section), s.source, s.value, s.decimals, s.unit, test,
+                    relation or s.relation)
     elif "ratio" in entry:
         over, under = (paper.statement(key) if isinstance(key, str) else paper.cell(*key) for key in entry["ratio"])
         where = f"Table {over.table}" if isinstance(over, paper.Cell) else _section(over.section)
@@ -544,6 +544,13 @@ def _pixels(size: str) -> list[int]:
     return [int(side) for side in reversed(size.split("x"))]
 
 
+def _known_count(test: dict) -> None:
+    if test["count"] not in ("params", "macs", "kernels", "encoders", "changes"):
+        raise InputError(f"unknown count {test['count']!r}")
+    if test["count"] != "encoders" and not _models(test):
+        raise InputError("no network to count")
+
+
 def _known_recipes(test: dict) -> None:
     for name in (name for pair in test["pairs"] for name in pair):
         if name not in RECIPES:
@@ -562,7 +569,7 @@ def _retrained(claim: Claim) -> str:
 
 
 TESTS = {
-    "count": Test(lambda claim: "computed", _count),
+    "count": Test(lambda claim: "computed", _count, _known_count),
     "score": Test(lambda claim: f"needs {PAPER_DATA[claim.test['score']]}", _score, _known_data("score")),
     "pairs": Test(_retrained, _pairs, _known_recipes),
     "time": Test(lambda claim: "measured here on other hardware", _time),
@@ -578,10 +585,13 @@ TESTS = {
 
 
 def judge(claim: Claim, found: list[dict]) -> Verdict:
-    """What the records say of one claim."""
+    """What the records, of which each is as `check` wants it, say of one claim. Raises InputError for a test that names too little."""
     if not claim.test:
         return Verdict(claim, NOT_TESTED, claim.level, None, "a number of others, not a claim of this paper", ())
-    answers, why = TESTS[claim.kind].answer(claim, found)
+    try:
+        answers, why = TESTS[claim.kind].answer(claim, found)
+    except (LookupError, TypeError, ValueError, AttributeError, ZeroDivisionError) as e:
+        raise InputError(f"claim {claim.id}: its test {claim.test} cannot be answered ({type(e).__name__}: {e})") from e
     counting = [answer for answer in answers if answer.counts]
     real = [answer for answer in counting if not answer.substitute]
     level, ours = claim.level, (real or counting or [None])[0]

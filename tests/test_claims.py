@@ -362,6 +362,8 @@ def test_an_edited_record_is_named(results):
     ("- {statement: voc-train, tolerance: printed", "- {statement: voc-train, tolerance: generous", "tolerance 'generous'"),
     ("- {statement: voc-train, tolerance", "- {statement: voc-train, verdict: reproduced, tolerance", "unknown field verdict"),
     ("- {statement: voc-train, tolerance", "- {statement: voc-val, tolerance", "a second claim 'voc-val'"),
+    ("test: {count: params, model: refinenet-lw-mobilenet_v2}", "test: {count: params}", "no network to count"),
+    ("test: {count: encoders}", "test: {count: sheep}", "unknown count 'sheep'"),
     ("test: {check: voc, splits: [train]}", "test: {look: voc, splits: [train]}", "voc-train: no test of one kind"),
     ("test: {check: voc, splits: [train]}", "test: {check: camvid, splits: [train]}", "'camvid' is no data set of the paper"),
     ("[paper-voc-norcu-resnet101, paper", "[paper-voc-norcu-resnet102, paper", "unknown recipe 'paper-voc-norcu-resnet102'"),
@@ -376,6 +378,13 @@ def test_a_claim_that_is_wrong_is_named(tmp_path, old, new, says):
     with pytest.raises(InputError) as caught:
         claims.load(tmp_path / "claims.yaml")
     assert says in str(caught.value) and "claims.yaml" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_test_that_names_too_little_is_named(results, tmp_path):
+    old, new = "test: {score: voc, split: test, model: refinenet-lw-resnet50}", "test: {score: voc, model: refinenet-lw-resnet50}"
+    (tmp_path / "claims.yaml").write_text(claims.FILE.read_text().replace(old, new))
+    with pytest.raises(InputError, match="^claim voc-test-fastest: its test .* cannot be answered .KeyError: 'split'"):
+        claims.verdicts(results.path, tmp_path / "claims.yaml")
 
 
 def test_the_committed_ledger():
