@@ -105,7 +105,7 @@ class Verdict:
     claim: Claim
     verdict: str  # one of VERDICTS
     level: str
-    ours: Interval | None  # the first answer that counts
+    ours: Interval | None  # the first answer that decides
     says: str  # all answers, or why there is none
     records: tuple[str, ...]  # names
 
@@ -120,7 +120,7 @@ class Verdict:
 
 def number(value: float, unit: str, decimals: int = 0) -> str:
     """One of our numbers with as many digits as its unit bears, at least `decimals`: "78.4 %"."""
-    return f"{value:.{max(decimals, DIGITS.get(unit, 0))}f} {UNITS.get(unit, unit)}".strip()
+    return f"{value:z.{max(decimals, DIGITS.get(unit, 0))}f} {UNITS.get(unit, unit)}".strip()  # z: no "-0.0"
 
 
 # ---------------------------------------------------------------- the claims
@@ -594,13 +594,14 @@ def judge(claim: Claim, found: list[dict]) -> Verdict:
         raise InputError(f"claim {claim.id}: its test {claim.test} cannot be answered ({type(e).__name__}: {e})") from e
     counting = [answer for answer in answers if answer.counts]
     real = [answer for answer in counting if not answer.substitute]
-    level, ours = claim.level, (real or counting or [None])[0]
+    voting = real or [answer for answer in counting if answer.value.n > 1]  # seeds are few: data without an interval decide nothing
+    level, ours = claim.level, (voting or counting or [None])[0]
     if real:
         holds = [claim.holds(answer.value) for answer in real]
         verdict = REPRODUCED if all(holds) else PARTLY if any(h is not False for h in holds) else NOT_REPRODUCED
         level = level.replace("substitute data", "the paper's data")
-    elif counting:  # seeds are few: data sets without an interval have no vote
-        holds = {claim.holds(answer.value) for answer in counting if answer.value.n > 1}
+    elif counting:
+        holds = {claim.holds(answer.value) for answer in voting}
         verdict = SUPPORTED if holds == {True} else CONTRADICTED if holds == {False} else UNDECIDED
     else:
         verdict = NOT_TESTED

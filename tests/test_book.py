@@ -111,7 +111,7 @@ def test_glued_numbers_name_their_cell_and_record(book):
                                         text("It has {glue:text}`score:.1f`.")])
     assert not warnings
     assert re.search(r'class="num"[^>]*>(<span[^>]*>)?73.2(</span>)?</button>', pages["page"])
-    assert f"computed in cell 2 of page.ipynb record {RUN}" in text_of(pages["page"])
+    assert f"computed in cell 2 of page.ipynb record {RUN} command rflw train" in text_of(pages["page"])
 
 
 def test_the_ledger_has_all_claims_and_leads_to_records(book):

@@ -162,6 +162,22 @@ def test_differences_on_substitute_data(results, gaps, verdict):
     assert results.verdict("drop-without-rcu-original").verdict == verdict
 
 
+def test_one_seed_is_told_and_decides_nothing(results):
+    for recipe, scores in zip(DROP, ((50.0,), (51.0,))):
+        results.train(recipe, *scores)
+    for form, scores in (("norcu", (50.0, 50.1)), ("original", (60.0, 60.1))):
+        results.train(f"embedded-{form}-efficientnet_lite0", *scores)
+    judged = results.verdict("drop-without-rcu-original")
+    assert judged.verdict == "supported on substitute data" and judged.ours.mean == pytest.approx(10) and "1 seed: 1.0" in judged.says
+
+
+def test_numbers_as_a_reader_sees_them():
+    assert claims.shown(interval(-0.04, -0.11, 0.04), claim(unit="points")) == "0.0 [-0.1, 0.0] points"
+    assert claims.shown(interval(46.349653), claim(unit="M", decimals=0)) == "46.35 M"
+    assert claims.shown(interval(1464.0), claim(unit="images", decimals=0)) == "1464 images"
+    assert claims.shown(interval(54.639), claim(decimals=2)) == "54.64 %"
+
+
 def test_only_seeds_of_both_count(results):
     results.train(DROP[0], 50.0, 51.0, seeds=(0, 1))
     results.train(DROP[1], 60.0, 61.0, seeds=(2, 3))

@@ -253,7 +253,8 @@ class GlueText(PasteTextRole):
         for count, source in enumerate(code_of(path), start=1):
             if re.search(rf"glue\(f?[\"']{re.escape(key.partition(':')[0])}[\"']", source):
                 origin = [("computed in", f"cell {count} of {path.name}", "")]
-                origin += [("record", name, f"{RECORDS_PAGE}#record-{name}") for name in kept(str(env.srcdir)) if f'"{name}"' in source]
+                named = [record for name, record in kept(str(env.srcdir)).items() if f'"{name}"' in source]
+                origin += origin_of(named[0]) if len(named) == 1 else [origin_of(record)[0] for record in named]
         return [num("", "", *found, origin=origin)], messages
 
 
@@ -313,7 +314,7 @@ class Claims(Table):
             rows.append((f"claim-{c.id}", {"verdict": v.verdict, "source": "own" if c.test else "quoted", "where": c.where}, [
                 f'<a class="where" href="#claim-{escape(c.id)}">{escape(c.where)}</a> <q>{escape(c.quote)}</q>{how if any(why) else ""}',
                 escape(c.stated), escape(ours), escape(v.level), f'<span class="verdict">{escape(v.verdict)}</span>',
-                "<br>".join(filter(None, evidence))]))
+                "".join(f"<div>{part}</div>" for part in evidence if part)]))
         return self.table("ledger", "Every claim, what the paper says, what was found.",
                           ["claim", "paper", "ours", "how it can be tested", "verdict", "evidence"], rows)
 
