@@ -418,8 +418,9 @@ def _pairs(claim: Claim, found: list[dict]) -> tuple[list[Answer], str]:
 
 
 def _time(claim: Claim, found: list[dict]) -> tuple[list[Answer], str]:
-    """From interleaved timings of the plain graph, one image at a time; ratios within a record."""
-    test, answers = claim.test, []
+    """From interleaved timings of the plain graph, one image at a time, on each device. A ratio is of two networks in one record; of
+    several the smallest counts."""
+    test, answers, ratios = claim.test, [], {}
     for record in found:
         if record["kind"] != "bench" or not record["name"].startswith("bench-runtime"):
             continue
@@ -429,15 +430,19 @@ def _time(claim: Claim, found: list[dict]) -> tuple[list[Answer], str]:
             hardware = record["hardware"]
             where = hardware.get("gpu", "a GPU") if device == "cuda" else f"{hardware['cpu']}, {hardware['cores']} cores"
             if test["time"] == "ratio":
-                if all((model, device) in rows for pair in test["models"] for model in pair):
-                    ratio = min(rows[slow, device] / rows[fast, device] for slow, fast in test["models"])
-                    answers.append(Answer(where, _alone(ratio), (record["name"],), counts=device == "cuda"))
+                ratios.setdefault((where, device), {}).update({
+                    (slow, fast): (rows[slow, device] / rows[fast, device], record["name"]) for slow, fast in test["models"]
+                    if (slow, device) in rows and (fast, device) in rows})
             elif (test["model"], device) in rows:
                 latency = rows[test["model"], device]
                 answers.append(Answer(where, _alone(latency if test["time"] == "latency" else 1000 / latency), (record["name"],),
                                       counts=device == "cuda" and CARD in where))
+    for (where, device), each in ratios.items():
+        if len(each) == len(test["models"]):
+            names = tuple(dict.fromkeys(name for _, name in each.values()))
+            answers.append(Answer(where, _alone(min(ratio for ratio, _ in each.values())), names, counts=device == "cuda"))
     if test["time"] == "ratio":
-        return answers, "needs a GPU, as the paper had: no timings of one on record"
+        return answers, "needs a GPU, as the paper had: no timings of all its networks there are on record"
     return answers, f"needs the paper's card, a GTX {CARD}"
 
 

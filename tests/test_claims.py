@@ -255,6 +255,18 @@ def test_ratios_of_times_are_answered_by_graphics_cards(results):
     assert results.verdict("nyud-speedup").verdict == "partly"
 
 
+def test_the_smallest_of_ratios_from_several_records(results):
+    hardware, whole = {"cpu": "b", "cores": 8, "gpu": "Some Card"}, timings(30.0, 12.0)["rows"]
+    for depth in (50, 101):
+        results.add(f"bench-runtime-{depth}", "bench", {"rows": [r for r in whole if r["model"].endswith(str(depth))]}, hardware=hardware)
+    assert results.verdict("nyud-speedup").verdict == "not tested"  # of the third there is nothing
+    assert results.verdict("speedup-table2-101").ours.mean == 2.5
+    results.add("bench-runtime-152", "bench", timings(30.0, 15.0), hardware=hardware | {"gpu": "Another"})
+    results.add("bench-runtime-152-too", "bench", {"rows": [r for r in whole if r["model"].endswith("152")]}, hardware=hardware)
+    judged = results.verdict("nyud-speedup")
+    assert sorted(judged.says.split("; ")) == ["Another: 2.00 times", "Some Card: 2.50 times"] and judged.verdict == "reproduced"
+
+
 @pytest.mark.parametrize("changes", [{"mode": "compiled-fp32"}, {"batch": 8}])
 def test_other_modes_and_batches_are_no_answer(results, changes):
     results.add("bench-runtime-gpu", "bench", timings(30.0, 12.0, **changes), hardware={"cpu": "b", "cores": 8, "gpu": "Some Card"})
