@@ -92,21 +92,35 @@ def models(ablations: Annotated[bool, typer.Option(help="Also the ablated decode
 
 
 @app.command()
-def complexity(name: Annotated[str, typer.Argument(help="A model, see `rflw models`.")], classes: Classes = 21,
+def complexity(name: Annotated[str | None, typer.Argument(help="A model, see `rflw models`.")] = None, classes: Classes = 21,
                size: Annotated[tuple[int, int], typer.Option(help="Rows and columns of the input.")] = (512, 512),
-               json: Json = False):
+               everything: Annotated[bool, typer.Option("--all", help="Every network that a claim of the paper is about.")] = False,
+               results: Record = None, json: Json = False):
     """Count parameters and multiply-adds by kind of layer.
 
     Example: rflw complexity refinenet-lw-resnet50 --classes 21 --size 512 512
     """
+    from rflw import claims, records
     from rflw.analysis.complexity import count
     from rflw.nn.refinenet import build
-    result = {"model": name, "classes": classes, "size": list(size), **count(build(name, classes), size)}
+    if everything == (name is not None):
+        raise InputError("complexity: the name of a model, or --all")
+    rows, what = [], "--all" if everything else name
+    with records.timed("complexity" if everything else f"complexity-{name.replace(':', '_')}",
+                       f"rflw complexity {what} --classes {classes} --size {size[0]} {size[1]}", "complexity") as record:
+        for model in claims.networks() if everything else [name]:
+            network = build(model, classes)
+            taps = sum(map(len, network.encoder.channels))  # each has a convolution that reduces it
+            rows.append({"model": model, "classes": classes, "size": list(size), **count(network, size), "taps": taps})
+        record["metrics"] = {"rows": rows}
+    if results:
+        records.write(record, results)
     if json:
-        return _print_json(result)
-    print(f"{name}, {classes} classes, {size[0]}x{size[1]}\nparameters {result['params'] / 1e6:10.3f} M")
-    for kind, macs in result["macs"].items():
-        print(f"{kind:10} {macs / 1e9:10.3f} G multiply-adds")
+        return _print_json(rows if everything else rows[0])
+    for row in rows:
+        print(f"{row['model']}, {classes} classes, {size[0]}x{size[1]}\nparameters {row['params'] / 1e6:10.3f} M")
+        for kind, macs in row["macs"].items():
+            print(f"{kind:10} {macs / 1e9:10.3f} G multiply-adds")
 
 
 @app.command()
@@ -367,6 +381,21 @@ def records_(names: Annotated[list[str] | None, typer.Argument(help="Two to comp
         device = record["hardware"].get("gpu") or f"{record['hardware']['cores']} x {record['hardware']['cpu']}"
         print(f"{record['name']:44} {record['status']:8} {miou:>7} {interval:>15} {record['wall_s'] / 60:8.1f} "
               f"{(record['commit'] or 'none')[:7]}{'*' if record['dirty'] else ' '} {device}")
+
+
+@app.command(name="claims")
+def claims_(results: Annotated[Path | None, typer.Option(help="Folder of the records; default data/results.")] = None, json: Json = False):
+    """Every claim of the paper, what is on record for it, and the verdict that follows.
+
+    Example: rflw claims --json
+    """
+    from rflw import claims
+    judged = claims.verdicts(results)
+    if json:
+        return _print_json([verdict.row() for verdict in judged])
+    for verdict in judged:
+        print(f"{verdict.claim.id:46} {verdict.claim.stated:>14}  {verdict.verdict:30} {verdict.says}")
+    print(", ".join(f"{number} {verdict}" for verdict, number in claims.tally(judged).items()))
 
 
 campaign = typer.Typer(help="The study's experiments: what they are, how far they are, running what is missing.")

@@ -63,6 +63,27 @@ def test_complexity(rflw):
     assert "3.285 M" in rflw("complexity", "refinenet-lw-mobilenet_v2", "--size", 64, 96)[1]
 
 
+def test_complexity_on_record(rflw, tmp_path):
+    code, _, _ = rflw("complexity", "refinenet-lw-mobilenet_v2", "--size", 64, 64, "--results", tmp_path)
+    record = json.loads((tmp_path / "complexity-refinenet-lw-mobilenet_v2.json").read_text())
+    row = record["metrics"]["rows"][0]
+    assert code == 0 and record["kind"] == "complexity" and (row["params"], row["size"], row["taps"]) == (3_284_565, [64, 64], 6)
+    assert sum(part["params"] for part in row["parts"].values()) == row["params"]
+    refused(rflw("complexity"), "--all")
+    refused(rflw("complexity", "refinenet-lw-mobilenet_v2", "--all"), "--all")
+
+
+def test_claims(rflw, tmp_path):
+    code, out, _ = rflw("claims", "--json", "--results", tmp_path)
+    rows = json.loads(out)
+    assert code == 0 and {"id", "verdict", "evidence"} <= set(rows[0])
+    assert {row["verdict"] for row in rows} == {"not tested"} and all(row["ours"] is None for row in rows)  # nothing is on record
+    code, out, _ = rflw("claims")
+    assert code == 0 and len(out.splitlines()) == len(rows) + 1 and "table1-refinenet-101-parameters" in out.splitlines()[0]
+    (tmp_path / "x.json").write_text("{}")
+    refused(rflw("claims", "--results", tmp_path), "x.json", "no name")
+
+
 def test_predict_writes_an_index_mask_and_an_overlay(rflw, checkpoint, tmp_path):
     Image.fromarray(PHOTO).save(tmp_path / "street.png")
     code, out, _ = rflw("predict", tmp_path / "street.png", "--checkpoint", checkpoint, "--precision", "fp32", "-o", tmp_path / "out")

@@ -1,15 +1,21 @@
 """What this book needs from Sphinx beyond Jupyter Book: tables from code cells numbered as tables, formulas as MathML
-(which browsers draw by themselves: no script from another host), docstrings that are plain prose, and the recipes."""
+(which browsers draw by themselves: no script from another host), docstrings that are plain prose, the recipes, the ledger of
+claims, the list of records, and numbers in prose that tell where they come from."""
 from dataclasses import MISSING, fields
+from functools import cache
+from html import escape
+import json
+from pathlib import Path
 import re
 
 from docutils import nodes
 from docutils.statemachine import StringList
 from docutils.utils.math import MathError
 from docutils.utils.math.latex2mathml import tex2mathml
+from myst_nb.ext.glue.roles import PasteTextRole
 from sphinx.transforms import SphinxTransform
 from sphinx.util import logging
-from sphinx.util.docutils import SphinxDirective
+from sphinx.util.docutils import SphinxDirective, SphinxRole
 from sphinx.util.math import get_node_equation_number
 
 LOGGER = logging.getLogger(__name__)
@@ -108,8 +114,250 @@ def shown(value) -> str:
     return ", ".join(f"{v}" for v in value) if isinstance(value, (tuple, list)) else str(value)
 
 
+# ---------------------------------------------------------------- claims, records, and numbers with their origin
+
+CLAIMS_PAGE, RECORDS_PAGE = "book/claims", "book/records"
+CHAPTERS = {  # where a kind of test is told; a link where the book has the page
+    "count": ("Counting", "notebooks/02_complexity"), "check": ("Data", "notebooks/04_data"),
+    "score": ("Training", "notebooks/05_training"), "pairs": ("Training", "notebooks/05_training"),
+    "probe": ("Ablation heads", "notebooks/06_ablation_heads"), "saturation": ("Ablation heads", "notebooks/06_ablation_heads"),
+    "field": ("Receptive fields", "notebooks/07_receptive_fields"), "picture": ("Receptive fields", "notebooks/07_receptive_fields"),
+    "time": ("Runtime", "notebooks/09_runtime")}
+TOPICS = {"count": "size", "time": "speed", "score": "scores", "pairs": "decoders compared", "probe": "blocks", "saturation": "blocks",
+          "field": "blocks", "picture": "blocks", "check": "data sets"}
+
+
+@cache
+def judged(source: str) -> list:
+    """The verdicts by the claims and records of a book's source folder."""
+    from rflw import claims
+    return claims.verdicts(Path(source) / "data/results", Path(source) / "data/paper/claims.yaml")
+
+
+@cache
+def kept(source: str) -> dict[str, dict]:
+    """The records of a book's source folder by name."""
+    from rflw import records
+    return {record["name"]: record for record in records.read_all(Path(source) / "data/results")}
+
+
+def hardware(record: dict) -> str:
+    """A record's machine in words."""
+    found = record["hardware"]
+    return ", ".join(filter(None, (found.get("gpu"), found["cpu"], f"{found['cores']} core{'s' * (found['cores'] != 1)}")))
+
+
+def commit(record: dict) -> str:
+    return f"{(record['commit'] or 'none')[:8]}{', with changes' if record['dirty'] else ''}"
+
+
+def origin_of(record: dict) -> list[tuple[str, str, str]]:
+    """What a reader must know of a number from a record: (word, text, page#anchor or nothing)."""
+    return [("record", record["name"], f"{RECORDS_PAGE}#record-{record['name']}"), ("command", record["command"], ""),
+            ("seed", str(record["seed"]), ""), ("commit", commit(record), ""), ("hardware", hardware(record), "")]
+
+
+class num(nodes.inline):
+    """A number that tells its origin when it is hovered or clicked. (Docutils names nodes in lower case.)"""
+
+
+def visit_num(self, node: num) -> None:
+    """A button, with the origin as a popover, which browsers show by themselves; `ledger.js` puts it beside the number."""
+    node["key"] = f"num-{self.builder.env.new_serialno('num')}"
+    self.body.append(f'<button type="button" class="num" popovertarget="{node["key"]}">')
+
+
+def depart_num(self, node: num) -> None:
+    lines = []
+    for word, text, target in node["origin"]:
+        text = escape(text)
+        if target:
+            page, _, anchor = target.partition("#")
+            uri = self.builder.get_relative_uri(self.builder.current_docname, page)
+            text = f'<a href="{escape(uri)}#{escape(anchor)}">{text}</a>'
+        lines.append(f"<span><b>{escape(word)}</b> {text}</span>")
+    self.body.append(f'</button><span popover class="origin" id="{node["key"]}">{"".join(lines)}</span>')
+
+
+def at(value, path: str):
+    """What a path leads to in a record: "metrics.iou.red twin", "metrics.rows[mode=eager-fp32,batch=1].images_per_s". Raises
+    KeyError with the part that is not there."""
+    for part in re.findall(r"\[[^\]]*\]|[^.\[]+", path):
+        if part.startswith("["):
+            wanted = dict(pair.split("=", 1) for pair in part[1:-1].split(","))
+            rows = [row for row in value if all(str(row.get(key)) == text for key, text in wanted.items())]
+            if len(rows) != 1:
+                raise KeyError(f"{part} fits {len(rows)} rows")
+            value = rows[0]
+            continue
+        try:
+            value = value[int(part) if isinstance(value, list) else part]
+        except (LookupError, TypeError, ValueError) as e:
+            raise KeyError(part) from e
+    return value
+
+
+def written(value, spec: str) -> str:
+    """A value as prose has it: percent with a space before the sign. Raises ValueError for a fraction without a format."""
+    if isinstance(value, float) and not spec:
+        raise ValueError("a fraction needs a format, such as .1f or .1%")
+    return format(value, spec).replace("%", "\u00a0%")
+
+
+class Num(SphinxRole):
+    """{num}`record:path:format`, {num}`claim:ours:format` (or paper, verdict, says), {num}`claims:verdict` for how many."""
+
+    def run(self):
+        name, _, rest = self.text.partition(":")
+        path, _, spec = rest.partition(":")
+        try:
+            value, origin = self.find(str(self.env.srcdir), name, path)
+            text = written(value, spec)
+        except (ValueError, KeyError) as e:  # InputError is a ValueError
+            LOGGER.error("{num}`%s`: %s", self.text, e.args[0], location=self.get_location())
+            return [nodes.problematic(self.text, self.text)], []
+        return [num("", text, origin=origin)], []
+
+    def find(self, source: str, name: str, path: str):
+        from rflw.claims import tally
+        verdicts = {verdict.claim.id: verdict for verdict in judged(source)}
+        if name == "claims":
+            counts = tally(verdicts.values())
+            counts["own"] = sum(counts.values()) - counts["quoted"]
+            return at(counts, path), [("counted in", "the ledger of claims", f"{CLAIMS_PAGE}#ledger")]
+        if name not in verdicts:
+            if name not in kept(source):
+                raise KeyError(f"neither a record nor a claim: {name}")
+            return at(kept(source)[name], path), origin_of(kept(source)[name])
+        verdict = verdicts[name]
+        claim, ours = verdict.claim, verdict.ours
+        value = at({"ours": ours and ours.mean, "paper": claim.value, "verdict": verdict.verdict, "says": verdict.says}, path)
+        if value is None:
+            raise ValueError(f"nothing of ours yet: {verdict.says}")
+        origin = [("claim", f"{claim.where}: {claim.quote}", f"{CLAIMS_PAGE}#claim-{claim.id}")]
+        return value, origin + (origin_of(kept(source)[verdict.records[0]]) if path != "paper" and verdict.records else [])
+
+
+class GlueText(PasteTextRole):
+    """{glue:text} with its origin: the cell that computed the number, and the records that the cell names."""
+
+    def run(self):
+        found, messages = super().run()
+        if messages or len(found) != 1:
+            return found, messages
+        env = self.document.settings.env
+        page, _, key = self.text.rpartition("::")
+        path = Path(env.doc2path(env.docname))
+        path = path.parent / page if page else path
+        origin = [("computed in", path.name, "")]
+        for count, source in enumerate(code_of(path), start=1):
+            if re.search(rf"glue\(f?[\"']{re.escape(key.partition(':')[0])}[\"']", source):
+                origin = [("computed in", f"cell {count} of {path.name}", "")]
+                named = [record for name, record in kept(str(env.srcdir)).items() if f'"{name}"' in source]
+                origin += origin_of(named[0]) if len(named) == 1 else [origin_of(record)[0] for record in named]
+        return [num("", "", *found, origin=origin)], messages
+
+
+@cache
+def code_of(path: Path) -> list[str]:
+    """The code cells of a notebook."""
+    return ["".join(cell["source"]) for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
+
+
+class Table(SphinxDirective):
+    """A table as HTML that a reader can sort and filter where scripts run (`ledger.js`), and read where they do not. On a phone
+    each row becomes a card, whose lines begin with the column's name."""
+
+    def checked(self, read):
+        """What `read` finds in the book's source; a claim or a record that is wrong becomes an error of the build."""
+        try:
+            return read(str(self.env.srcdir))
+        except ValueError as e:  # InputError
+            raise self.error(str(e)) from e
+
+    def link(self, text: str, target: str) -> str:
+        """To a page#anchor of this book, or to a file beside it; text alone where there is no such page."""
+        page, _, anchor = target.partition("#")
+        if page.startswith("/"):  # of html_extra_path
+            return f'<a href="{"../" * self.env.docname.count("/")}{escape(page[1:])}">{escape(text)}</a>'
+        if page not in self.env.found_docs:
+            return escape(text)
+        uri = self.env.app.builder.get_relative_uri(self.env.docname, page)
+        return f'<a href="{escape(uri)}{"#" * bool(anchor)}{escape(anchor)}">{escape(text)}</a>'
+
+    def table(self, name: str, caption: str, columns: list[str], rows: list[tuple[str, dict, list[str]]]) -> list[nodes.Node]:
+        """rows: (id, data attributes, cells as HTML)."""
+        lines = [f'<table class="ledger table" id="{name}"><caption>{escape(caption)}</caption><thead><tr>',
+                 *(f'<th scope="col">{escape(column)}</th>' for column in columns), "</tr></thead><tbody>"]
+        for key, data, cells in rows:
+            attributes = "".join(f' data-{word}="{escape(value)}"' for word, value in data.items())
+            lines += [f'<tr id="{escape(key)}"{attributes}>',
+                      *(f'<td data-label="{escape(column)}">{cell}</td>' for column, cell in zip(columns, cells)), "</tr>"]
+        return [nodes.raw("", "\n".join([*lines, "</tbody></table>"]), format="html")]
+
+
+class Claims(Table):
+    """The ledger: a row a claim, with its quote, tolerance, test and evidence."""
+
+    def run(self) -> list[nodes.Node]:
+        from rflw.claims import UNITS, shown
+        rows = []
+        for v in self.checked(judged):
+            c, ours = v.claim, shown(v.ours, v.claim) if v.ours else "none"
+            records = [self.link(name, f"{RECORDS_PAGE}#record-{name}") for name in v.records]
+            if len(records) > 3:  # many seeds
+                records = [f"<details><summary>{len(records)} records</summary>{'<br>'.join(records)}</details>"]
+            chapter = f"Chapter: {self.link(*CHAPTERS[c.kind])}" if c.test else ""
+            evidence = [escape(v.says) if v.says != ours else "", *records, chapter]
+            why = [f"Tolerance {c.tolerance:.3g} {UNITS.get(c.unit, c.unit)}: {c.reason}" if c.test else "", c.note]
+            how = f"<details><summary>tolerance and test</summary>{'<br>'.join(map(escape, filter(None, why)))}</details>"
+            rows.append((f"claim-{c.id}", {"verdict": v.verdict, "source": "own" if c.test else "quoted", "where": c.where}, [
+                f'<a class="where" href="#claim-{escape(c.id)}">{escape(c.where)}</a> <q>{escape(c.quote)}</q>{how if any(why) else ""}',
+                escape(c.stated), escape(ours), escape(v.level), f'<span class="verdict">{escape(v.verdict)}</span>',
+                "".join(f"<div>{part}</div>" for part in evidence if part)]))
+        return self.table("ledger", "Every claim, what the paper says, what was found.",
+                          ["claim", "paper", "ours", "how it can be tested", "verdict", "evidence"], rows)
+
+
+class ClaimCounts(Table):
+    """How many of the paper's own claims have which verdict, by what they are about."""
+
+    def run(self) -> list[nodes.Node]:
+        from rflw.claims import VERDICTS
+        own = [v for v in self.checked(judged) if v.claim.test]
+        topics = {topic: [v.verdict for v in own if TOPICS[v.claim.kind] == topic] for topic in dict.fromkeys(TOPICS.values())}
+        topics["all"] = [v.verdict for v in own]
+        uri = self.env.app.builder.get_relative_uri(self.env.docname, CLAIMS_PAGE)
+        rows = [(f"verdict-{verdict.replace(' ', '-')}", {}, [
+            f'<a href="{uri}?verdict={verdict.replace(" ", "+")}&amp;source=own#ledger">{verdict}</a>',
+            *(str(found.count(verdict) or "") for found in topics.values())]) for verdict in VERDICTS]
+        rows.append(("verdict-all", {}, ["all", *(str(len(found)) for found in topics.values())]))
+        return self.table("claim-counts", "The paper's own claims by verdict and by what they are about.", ["verdict", *topics], rows)
+
+
+class Records(Table):
+    """All records: command, seed, commit, hardware, time, result, and the file itself."""
+
+    def run(self) -> list[nodes.Node]:
+        rows = []
+        for name, record in self.checked(kept).items():
+            miou = record["metrics"].get("miou")
+            rows.append((f"record-{name}", {"kind": record["kind"]}, [
+                self.link(name, f"/results/{name}.json"), *(escape(text) for text in (
+                    record["kind"], record["command"], str(record["seed"]), commit(record), hardware(record), record["started"][:10],
+                    f"{record['wall_s'] / 60:.1f}", record["status"], "" if miou is None else f"{100 * miou:.1f} %"))]))
+        return self.table("records", "Every record; its name leads to the file.", [
+            "record", "kind", "command", "seed", "commit", "hardware", "date", "minutes", "status", "mIoU"], rows)
+
+
 def setup(app) -> dict:
     app.add_transform(NumberTables)
+    app.add_node(num, html=(visit_num, depart_num))
+    app.add_role("num", Num())
+    app.add_role_to_domain("glue", "text", GlueText(), override=True)
+    app.add_directive("claims", Claims)
+    app.add_directive("claim-counts", ClaimCounts)
+    app.add_directive("records", Records)
     app.add_enumerable_node(captioned_table, "table", caption_of, html=(
         lambda self, node: self.visit_figure(node), lambda self, node: self.depart_figure(node)))
     app.add_html_math_renderer("mathml", (visit_math, None), (visit_math, None))

@@ -109,14 +109,24 @@ def parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
+def kernels(model: nn.Module) -> dict[str, int]:
+    """How many 2D convolutions of each kernel size: {"1x1": 26, "3x3": 1}."""
+    found = Counter("x".join(map(str, m.kernel_size)) for m in model.modules() if isinstance(m, nn.Conv2d))
+    return dict(sorted(found.items()))
+
+
 def count(model: nn.Module, size: tuple[int, int]) -> dict:
-    """-> {"params": int, "macs": {conv, pool, norm, activation, resize, total}, "uncounted": {operation: times}}.
+    """-> {"params": int, "macs": {conv, pool, norm, activation, resize, total}, "uncounted": {operation: times}, "parts": {child:
+    {"params", "macs", "kernels"}}}, with `kernels` as the function of that name gives them.
 
     Raises InputError as `analyse` does.
     """
     analysis = analyse(model, size)
+    inner = analysis.by_module_and_operator()
     return {"params": parameters(model), "macs": split(analysis.by_operator()),
-            "uncounted": dict(sorted(analysis.unsupported_ops().items()))}
+            "uncounted": dict(sorted(analysis.unsupported_ops().items())),
+            "parts": {name: {"params": parameters(child), "macs": split(inner[name]), "kernels": kernels(child)}
+                      for name, child in model.named_children()}}
 
 
 def by_module(model: nn.Module, size: tuple[int, int]) -> list[dict]:

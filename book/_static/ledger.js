@@ -1,0 +1,107 @@
+// Tables of claims and records: sorting by a click on a heading, filters above the ledger; and the origin of a number beside it.
+// Without this script the tables are read as they stand, and a click on a number still shows its origin.
+
+const wordOf = (row, column) => row.cells[column].innerText.trim();
+const numberOf = text => { const found = text.replaceAll(",", "").match(/[-−]?\d+(\.\d+)?/); return found ? Number(found[0].replace("−", "-")) : NaN; };
+
+function sortable(table) {
+  const body = table.tBodies[0];
+  [...table.tHead.rows[0].cells].forEach((heading, column) => {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.textContent = heading.textContent;
+    heading.replaceChildren(button);
+    button.addEventListener("click", () => {
+      const up = heading.getAttribute("aria-sort") !== "ascending";
+      table.querySelectorAll("th").forEach(other => other.removeAttribute("aria-sort"));
+      heading.setAttribute("aria-sort", up ? "ascending" : "descending");
+      const rows = [...body.rows].map(row => ({ row, text: wordOf(row, column), value: numberOf(wordOf(row, column)) }));
+      const numeric = rows.filter(({ value }) => !isNaN(value)).length > rows.length / 2 && column > 0;
+      const order = numeric
+        ? (a, b) => (isNaN(a.value) - isNaN(b.value)) || (up ? a.value - b.value : b.value - a.value)
+        : (a, b) => (up ? 1 : -1) * a.text.localeCompare(b.text, undefined, { numeric: true });
+      body.append(...rows.sort(order).map(({ row }) => row));
+    });
+  });
+}
+
+function filterable(table) {
+  const rows = [...table.tBodies[0].rows];
+  const form = document.createElement("form");
+  form.className = "ledger-filter";
+  form.setAttribute("role", "search");
+  const field = (label, control) => {
+    const wrap = document.createElement("label");
+    wrap.append(label, control);
+    form.append(wrap);
+    return control;
+  };
+  const select = (label, key, all) => {
+    const control = field(label, document.createElement("select"));
+    control.name = key;
+    control.append(new Option(all, ""));
+    for (const value of new Set(rows.map(row => row.dataset[key])))
+      control.append(new Option(`${value} (${rows.filter(row => row.dataset[key] === value).length})`, value));
+    return control;
+  };
+  const words = field("words", document.createElement("input"));
+  words.type = "search";
+  words.name = "words";
+  const selects = [select("verdict", "verdict", "any"), select("where", "where", "anywhere"), select("whose", "source", "own and quoted")];
+  const status = document.createElement("output");
+  form.append(status);
+  const texts = new Map(rows.map(row => [row, row.textContent.toLowerCase()]));
+  const show = () => {
+    const wanted = words.value.toLowerCase().split(/\s+/).filter(Boolean);
+    let shown = 0;
+    for (const row of rows) {
+      row.hidden = selects.some(({ name, value }) => value && row.dataset[name] !== value) || !wanted.every(word => texts.get(row).includes(word));
+      shown += !row.hidden;
+    }
+    status.textContent = `${shown} of ${rows.length} claims`;
+  };
+  form.addEventListener("input", show);
+  form.addEventListener("submit", event => event.preventDefault());
+  // ?verdict=partly&words=CRP
+  const asked = new URLSearchParams(location.search);
+  for (const control of [words, ...selects]) if (asked.has(control.name)) control.value = asked.get(control.name);
+  table.before(form);
+  show();
+}
+
+function origins() {
+  let waiting;
+  for (const button of document.querySelectorAll("button.num")) {
+    const origin = document.getElementById(button.getAttribute("popovertarget"));
+    if (!origin.showPopover) return;
+    const place = () => {
+      const at = button.getBoundingClientRect(), size = origin.getBoundingClientRect(), edge = 8;
+      const below = at.bottom + size.height + edge < innerHeight;
+      origin.style.margin = 0;
+      origin.style.left = `${Math.max(edge, Math.min(at.left, innerWidth - size.width - edge))}px`;
+      origin.style.top = `${Math.max(edge, below ? at.bottom + 2 : at.top - size.height - 2)}px`;
+    };
+    const open = () => { clearTimeout(waiting); if (!origin.matches(":popover-open")) origin.showPopover({ source: button }); };
+    const close = () => { waiting = setTimeout(() => { if (!origin.dataset.kept && origin.matches(":popover-open")) origin.hidePopover(); }, 250); };
+    origin.addEventListener("toggle", event => { if (event.newState === "open") place(); else delete origin.dataset.kept; });
+    for (const element of [button, origin]) {
+      element.addEventListener("mouseenter", event => { clearTimeout(waiting); if (element === button) waiting = setTimeout(open, 150); });
+      element.addEventListener("mouseleave", close);
+    }
+    // A click keeps open what hovering has opened, and closes what a click has opened.
+    button.addEventListener("click", event => {
+      event.preventDefault();
+      clearTimeout(waiting);
+      if (origin.matches(":popover-open") && origin.dataset.kept) return origin.hidePopover();
+      open();
+      origin.dataset.kept = "yes";
+    });
+  }
+}
+
+document.addEventListener("DOMContentLoaded", () => {
+  document.querySelectorAll("table.ledger").forEach(sortable);
+  const ledger = document.getElementById("ledger");
+  if (ledger) filterable(ledger);
+  origins();
+});

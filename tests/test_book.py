@@ -1,0 +1,160 @@
+"""What the book's pages show of claims and records, and that a wrong one stops the build. Small books, built by Sphinx."""
+from dataclasses import asdict
+from html import unescape
+import io
+import json
+from pathlib import Path
+import re
+import shutil
+import sys
+
+import pytest
+
+from rflw import paper, records
+from rflw.config import RECIPES
+
+pytest.importorskip("myst_nb")
+ROOT = Path(__file__).resolve().parents[1]
+RUN = "camvid-lw-efficientnet_lite0-s0"
+
+
+@pytest.fixture
+def book(tmp_path, monkeypatch):
+    """Build a book of one page, with a few of our records -> (its HTML, warnings)."""
+    monkeypatch.syspath_prepend(str(ROOT / "book" / "_ext"))
+    source = tmp_path / "source"
+    shutil.copytree(paper.FOLDER, source / "data" / "paper")
+    (source / "data" / "results").mkdir(parents=True)
+    for name in ("complexity", RUN):
+        shutil.copy(records.FOLDER / f"{name}.json", source / "data" / "results")
+
+    class Book:
+        results, claims = source / "data" / "results", source / "data" / "paper" / "claims.yaml"
+
+        def build(self, text="", cells=()):
+            from sphinx.application import Sphinx
+            from sphinx.util.docutils import docutils_namespace
+            (source / "book").mkdir(exist_ok=True)
+            (source / "index.md").write_text("# A book\n\n```{toctree}\nbook/claims\nbook/records\nbook/page\n```\n")
+            for page, body in (("claims", "```{claims}\n```"), ("records", "```{records}\n```"), ("page", text)):
+                (source / "book" / f"{page}.md").write_text(f"# {page}\n\n{body}\n")
+            if cells:  # a notebook instead
+                (source / "book" / "page.md").unlink()
+                notebook = {"metadata": {"language_info": {"name": "python", "pygments_lexer": "python"}}, "nbformat": 4,
+                            "nbformat_minor": 5, "cells": [{"id": str(i), "metadata": {}} | cell for i, cell in enumerate(cells)]}
+                (source / "book" / "page.ipynb").write_text(json.dumps(notebook))
+            warnings = io.StringIO()
+            settings = {"extensions": ["myst_nb", "sphinx.ext.autodoc", "bookparts"], "nb_execution_mode": "off",
+                        "html_math_renderer": "mathml"}
+            with docutils_namespace():
+                app = Sphinx(str(source), None, str(tmp_path / "html"), str(tmp_path / "trees"), "html", settings, None, warnings,
+                             freshenv=True)
+                app.build()
+            pages = {page: (tmp_path / "html" / "book" / f"{page}.html").read_text() for page in ("claims", "records", "page")}
+            return pages, warnings.getvalue()
+    yield Book()
+    sys.modules.pop("bookparts", None)
+
+
+def text_of(html):
+    return " ".join(unescape(re.sub(r"<[^>]+>", " ", html)).split())
+
+
+def test_a_number_tells_its_origin(book):
+    run = records.read(RUN)
+    cell = "table2-refinenet-lw-101-params"
+    pages, warnings = book.build(f"It has {{num}}`{RUN}:metrics.miou:.1%` and {{num}}`{RUN}:metrics.iou.sky:.3f`, LW-101 has "
+                                 f"{{num}}`{cell}:ours:.2f` of {{num}}`{cell}:paper:.0f` million, which is {{num}}`{cell}:verdict`; "
+                                 "{num}`claims:partly` claims are met partly.")
+    assert not warnings
+    page = pages["page"]
+    buttons = re.findall(r'<button type="button" class="num" popovertarget="([^"]+)">(.*?)</button>', page)
+    assert [unescape(text) for _, text in buttons] == [
+        f"{100 * run['metrics']['miou']:.1f}\u00a0%", f"{run['metrics']['iou']['sky']:.3f}", "46.35", "46", "reproduced", "3"]
+    origins = {key: text_of(re.search(rf'<span popover class="origin" id="{key}">(.*?)</span></span>', page)[1]) for key, _ in buttons}
+    assert len(origins) == 6
+    first, *_, paper_s, verdict, counts = origins.values()
+    assert first == (f"record {RUN} command {run['command']} seed 0 commit {run['commit'][:8]} "
+                     f"hardware {run['hardware']['cpu']}, {run['hardware']['cores']} core" + "s" * (run["hardware"]["cores"] != 1))
+    assert "Table 2: RefineNet-LW-101 (ours): Params,M 46" in paper_s and "record" not in paper_s
+    assert "record complexity command rflw complexity --all" in verdict and "ledger" in counts
+    assert f'href="records.html#record-{RUN}"' in page and f'id="record-{RUN}"' in pages["records"]
+    assert f'href="claims.html#claim-{cell}"' in page and f'id="claim-{cell}"' in pages["claims"]
+
+
+def test_a_number_that_is_not_there_is_an_error(book):
+    wrong = {"no-such-run:metrics.miou:.1%": "neither a record nor a claim: no-such-run", f"{RUN}:metrics.mious:.1%": "mious",
+             f"{RUN}:metrics.miou": "needs a format", f"{RUN}:metrics.miou:.1q": "format code 'q'",
+             "table3-refinenet-lw-50-val-miou:ours:.1f": "nothing of ours yet", "complexity:metrics.rows[model=none].params": "fits 0 rows"}
+    _, warnings = book.build("\n\n".join(f"It has {{num}}`{number}`." for number in wrong))
+    lines = [line for line in warnings.splitlines() if "ERROR" in line and "page.md" in line]
+    assert len(lines) == len(wrong)
+    for line, (number, says) in zip(lines, wrong.items()):
+        assert f"`{number}`" in line and says in line.lower()
+
+
+def test_rows_are_found_by_what_they_say(book):
+    pages, warnings = book.build("{num}`complexity:metrics.rows[model=refinenet-lw-resnet50,classes=21].params:,`")
+    assert not warnings and ">27,357,525</button>" in pages["page"]
+
+
+def test_glued_numbers_name_their_cell_and_record(book):
+    def code(source, outputs=()):
+        return {"cell_type": "code", "source": source, "execution_count": 1, "outputs": list(outputs)}
+
+    def text(source):
+        return {"cell_type": "markdown", "source": source}
+    output = {"output_type": "display_data", "data": {"text/plain": "73.25"},
+              "metadata": {"scrapbook": {"name": "score", "mime_prefix": ""}}}
+    pages, warnings = book.build(cells=[text("# page\n"), code("import this"),
+                                        code(f'run = records.read("{RUN}")\nglue("score", run, display=False)', [output]),
+                                        text("It has {glue:text}`score:.1f`.")])
+    assert not warnings
+    assert re.search(r'class="num"[^>]*>(<span[^>]*>)?73.2(</span>)?</button>', pages["page"])
+    assert f"computed in cell 2 of page.ipynb record {RUN} command rflw train" in text_of(pages["page"])
+
+
+def test_the_ledger_has_all_claims_and_leads_to_records(book):
+    from rflw import claims
+    pages, warnings = book.build("```{claim-counts}\n```")
+    judged = claims.verdicts(book.results, book.claims)
+    assert not warnings
+    assert re.findall(r'<tr id="claim-([^"]+)"', pages["claims"]) == [v.claim.id for v in judged]
+    row = re.search(r'<tr id="claim-table1-refinenet-101-lw-flops".*?</tr>', pages["claims"], re.DOTALL)[0]
+    assert 'data-verdict="reproduced"' in row and 'href="records.html#record-complexity"' in row and "51.94 B" in row
+    assert "must round to the number" in text_of(row) and "RefineNet-101-LW: FLOPs,B 52" in text_of(row)
+    quoted = re.search(r'<tr id="claim-fps-icnet".*?</tr>', pages["claims"], re.DOTALL)[0]
+    assert 'data-source="quoted"' in quoted and "not tested" in quoted
+    total = re.search(r'<tr id="verdict-all".*?</tr>', pages["page"], re.DOTALL)[0]
+    counts = [int(n) for n in re.findall(r">(\d+)</td>", total)]
+    assert sum(counts[:-1]) == counts[-1] == sum(bool(v.claim.test) for v in judged)
+    assert 'href="../results/complexity.json"' in pages["records"]
+
+
+def test_a_new_record_changes_the_page(book):
+    recipe = "paper-voc-lw-resnet50"
+    record = {field: {} for field in records.REQUIRED} | {
+        "name": f"{recipe}-s0", "kind": "train", "status": "done", "metrics": {"miou": 0.781}, "config": asdict(RECIPES[recipe]), "seed": 0,
+        "commit": "abc", "command": f"rflw train {recipe}", "hardware": {"cpu": "x", "cores": 1}, "started": "2026-01-01", "wall_s": 60}
+    records.write(record, book.results)
+    pages, warnings = book.build("{num}`table3-refinenet-lw-50-val-miou:ours:.1f`")
+    row = re.search(r'<tr id="claim-table3-refinenet-lw-50-val-miou".*?</tr>', pages["claims"], re.DOTALL)[0]
+    assert not warnings and 'data-verdict="reproduced"' in row and "78.1 %" in row and ">78.1</button>" in pages["page"]
+
+
+def edit(path, old, new):
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+@pytest.mark.parametrize(("spoil", "says"), [
+    (lambda book: (book.results / f"{RUN}.json").write_text("{}"), f"{RUN}.json: no name"),
+    (lambda book: edit(book.results / f"{RUN}.json", '"seed": 0', '"seed": 1'), f"{RUN}.json: its hash does not fit"),
+    (lambda book: records.write(records.read(RUN) | {"kind": "seance"}, book.results), f"record {RUN}: of an unknown experiment"),
+    (lambda book: records.write(records.read(RUN) | {"metrics": {}}, book.results), f"record {RUN}: malformed"),
+    (lambda book: edit(book.claims, ", test: {check: voc, splits: [train]}", ""), "voc-train: no test")])
+def test_what_is_wrong_stops_the_build_and_is_named(book, spoil, says):
+    spoil(book)
+    _, warnings = book.build()
+    assert says in warnings and ("ERROR" in warnings or "error" in warnings)
