@@ -579,10 +579,25 @@ def data_show(name: Data,
     print(output)
 
 
+Checkpoint = Annotated[str, typer.Argument(help="A shipped checkpoint's name, or a .safetensors file.")]
+On = Annotated[str | None, typer.Option(help="Data set; default: the checkpoint's.")]
+Split = Annotated[str, typer.Option(help="Which part of it.")]
+
+
+def _opened(checkpoint: str, data: str | None, split: str, root: Path | None, device: str):
+    """A trained network and a data set of its classes."""
+    from rflw import engine
+    from rflw.datasets.readers import in_memory, open_dataset
+    model = engine.load(checkpoint).to(engine.pick_device(device))
+    name = data or model.card["data"]
+    dataset = open_dataset(name, split, root)
+    if len(dataset.labels.classes) != model.num_classes:
+        raise InputError(f"{checkpoint} has {model.num_classes} classes, {name} has {len(dataset.labels.classes)}")
+    return model, in_memory(dataset)
+
+
 @app.command(name="eval")
-def evaluate(checkpoint: Annotated[str, typer.Argument(help="A shipped checkpoint's name, or a .safetensors file.")],
-             data: Annotated[str | None, typer.Option(help="Data set; default: the checkpoint's.")] = None,
-             split: Annotated[str, typer.Option(help="Which part of it.")] = "val",
+def evaluate(checkpoint: Checkpoint, data: On = None, split: Split = "val",
              scales: Annotated[list[float], typer.Option(help="Scales of the image, averaged: --scales 0.5 0.75 1 1.25 1.5.")] = (1.0,),
              flip: Annotated[bool, typer.Option("--flip", help="Average with the mirror image, too.")] = False,
              precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
@@ -600,15 +615,10 @@ def evaluate(checkpoint: Annotated[str, typer.Argument(help="A shipped checkpoin
     Example: rflw eval camvid --root ~/datasets --scales 0.75 1 1.25 --flip --json
     """
     from rflw import engine, metrics, plots, records
-    from rflw.datasets.readers import open_dataset
     if min(scales) <= 0 or max(scales) > 4:
         raise InputError(f"--scales {' '.join(map(str, scales))}: above 0, at most 4")
-    model = engine.load(checkpoint).to(engine.pick_device(device))
-    name = data or model.card["data"]
-    dataset = open_dataset(name, split, root)
-    labels = dataset.labels
-    if len(labels.classes) != model.num_classes:
-        raise InputError(f"{checkpoint} has {model.num_classes} classes, {name} has {len(labels.classes)}")
+    model, dataset = _opened(checkpoint, data, split, root, device)
+    name, labels = data or model.card["data"], dataset.labels
     boundaries = []  # mean over classes, of every image that has any
     plain, same, pixels = model, 0, 0
     if deployed:
@@ -708,6 +718,149 @@ class _Bench(typer.core.TyperGroup):
 
 
 bench = typer.Typer(help="Speed: modes take turns in one run, so that ratios hold on a busy machine.", cls=_Bench)
+# ---------------------------------------------------------------- what the blocks do
+
+
+def _studied(what: str, checkpoint: str, model, dataset, options: dict, results: Path | None, measure, figure: Path | None = None):
+    """Measure, with a record of kind `what` -> what `measure` gives, whose first is the record's metrics. Options at None are left out."""
+    from rflw import records, studies
+    given = [("data", dataset.name), ("split", dataset.split), *options.items(), ("figure", figure)]
+    words = "".join(f" --{key} {' '.join(map(str, one)) if isinstance(one, tuple) else one}" for key, value in given
+                    for one in (value if isinstance(value, list) else [value]) if one is not None)
+    layers = options.get("layer") or []
+    parts = [what, options.get("method"), studies.title(model), layers[0] if len(layers) == 1 else None]
+    name = "-".join(filter(None, parts))
+    config = {"checkpoint": studies.title(model), "model": model.name, "data": dataset.name, "split": dataset.split, **options}
+    with records.timed(name, f"rflw {what} {checkpoint}{words}", what, config) as record:
+        result = measure()
+    if results:
+        records.write(record | {"metrics": result[0]}, results)
+    return result
+
+
+def _draw(figure, path: Path) -> None:
+    from rflw import records
+    records.write_whole(path, lambda partial: figure.savefig(partial, format="png", dpi=110))
+
+
+@app.command()
+def erf(checkpoint: Checkpoint, method: Annotated[str, typer.Option(help="gradient, occlusion or activation.")] = "gradient",
+        layer: Annotated[list[str] | None, typer.Option(help="Layer by its name; may be repeated; default: those of the paper.")] = None,
+        data: On = None, split: Split = "val", images: Annotated[int, typer.Option(help="How many, evenly spread over the split.")] = 50,
+        size: Annotated[tuple[int, int] | None, typer.Option(help="Rows and columns that images are resized to.")] = None,
+        tile: Annotated[int, typer.Option(help="So many images side by side, each way: for fields larger than an image.")] = 1,
+        units: Annotated[int, typer.Option(help="Units of a layer with a gradient of their own; the other methods take all.")] = 16,
+        top: Annotated[int, typer.Option(help="Images that a unit is measured on: those that activate it most.")] = 10,
+        patch: Annotated[int, typer.Option(help="Pixels of the side of the patch that occludes.")] = 11,
+        stride: Annotated[int, typer.Option(help="Pixels between its places.")] = 3,
+        cut: Annotated[float | None, typer.Option(help="Share of its largest value at which a field ends; default: the method's.")] = None,
+        figure: Annotated[Path | None, typer.Option(help="Also draw fields and top activated images, into this PNG.")] = None,
+        results: Record = None, root: Root = None, device: Device = "auto", json: Json = False):
+    """Measure receptive fields of the units of layers, and say what they could be in theory.
+
+    Example: rflw erf embedded --method occlusion --layer decoder.stages.0.crp --images 4
+    """
+    from rflw import plots, studies
+    model, dataset = _opened(checkpoint, data, split, root, device)
+    known = {name: place for place, name in studies.PLACES.items()}
+    layers = studies.PLACES if not layer else {known.get(name, name): name for name in layer}
+    options = {"method": method, "layer": layer or None, "images": images, "size": size, "tile": tile, "cut": cut}
+    options |= {"units": units} if method == "gradient" else {"top": top}
+    options |= {"patch": patch, "stride": stride} if method == "occlusion" else {}
+    result, fields = _studied("erf", checkpoint, model, dataset, options, results, lambda: studies.erf(
+        model, dataset, method, layers, images, size, tile, units, top, patch, stride, cut, progress=True), figure)
+    if figure:
+        _draw(plots.field_grid(studies.shown(model, dataset, result, fields, images, size)), figure)
+    if json:
+        return _print_json(result)
+    print(f"{'layer':44} {'theory':>12} {'side, pixels':>13} {'95 % of units':>16} {'units':>6} {'dead':>5}")
+    for place, row in result["layers"].items():
+        theory = "x".join("all" if n is None else str(n) for n in row["theoretical"])
+        side = row.get("side", {"mean": float("nan"), "low": None, "n": 0})
+        spread = "" if side["low"] is None else f"{side['low']:.1f} to {side['high']:.1f}"
+        print(f"{place:44} {theory:>12} {side['mean']:13.1f} {spread:>16} {side['n']:6} {row['dead']:5}")
+
+
+@app.command()
+def probe(checkpoint: Checkpoint, data: On = None, split: Split = "val",
+          images: Annotated[int | None, typer.Option(help="Training images, evenly spread; default: all.")] = None,
+          head: Annotated[list[str], typer.Option(help="conv, linear; both by --head conv --head linear.")] = ("conv", "linear"),
+          seeds: Annotated[int, typer.Option(help="How many times each head is trained.")] = 3,
+          results: Record = None, root: Root = None, device: Device = "auto", json: Json = False):
+    """Train segmentation and multi-label heads before RCU, after RCU and after CRP of a frozen network, as the paper's Table 4.
+
+    Example: rflw probe embedded --images 256 --head linear --seeds 1
+    """
+    from rflw import studies
+    from rflw.datasets.readers import in_memory, open_dataset
+    model, dataset = _opened(checkpoint, data, split, root, device)
+    train = in_memory(open_dataset(data or model.card["data"], "train", root))
+    result, = _studied("probe", checkpoint, model, dataset, {"images": images, "head": list(head), "seeds": seeds}, results, lambda: (
+        studies.probe(model, train, dataset, images, tuple(head), seeds, progress=True),))
+    if json:
+        return _print_json(result)
+    print(f"{'place':12} {'head':8} {'mIoU %':>8} {'accuracy %':>11} {'most frequent %':>16}")
+    for place, row in result["places"].items():
+        for name, own in row["heads"].items():
+            miou, accuracy = (100 * sum(own[key]) / seeds for key in ("miou", "accuracy"))
+            print(f"{place:12} {name:8} {miou:8.2f} {accuracy:11.2f} {100 * own['majority']:16.2f}")
+
+
+@app.command()
+def saturation(checkpoint: Checkpoint, data: On = None, split: Split = "val",
+               images: Annotated[int | None, typer.Option(help="How many, evenly spread; default: all.")] = None,
+               results: Record = None, root: Root = None, device: Device = "auto", json: Json = False):
+    """Norms of RCU branches and CRP stages against what they are added to, and mIoU without each.
+
+    Example: rflw saturation embedded --images 16
+    """
+    from rflw import studies
+    model, dataset = _opened(checkpoint, data, split, root, device)
+    result, = _studied("saturation", checkpoint, model, dataset, {"images": images}, results, lambda: (
+        studies.saturate(model, dataset, images, progress=True),))
+    if json:
+        return _print_json(result)
+    print(f"mIoU {100 * result['miou']:.2f} % on {result['images']} images")
+    print(f"{'left out':34} {'|t| / |x|':>10} {'untrained':>10} {'mIoU %':>8}")
+    for name, row in result["terms"].items():
+        ratios = ["" if row[key]["mean"] is None else f"{row[key]['mean']:.3f}" for key in ("ratio", "untrained_ratio")]
+        print(f"{name:34} {ratios[0]:>10} {ratios[1]:>10} {100 * row['miou_without']:8.2f}")
+    for name, row in result["groups"].items():
+        print(f"{name:34} {'':21} {100 * row['miou_without']:8.2f}")
+
+
+@app.command()
+def pictures(checkpoints: Annotated[list[str], typer.Argument(help="Shipped checkpoints' names, or .safetensors files.")],
+             output: Annotated[Path, typer.Option("-o", "--output", help="PNG to write.")], data: On = None, split: Split = "val",
+             rule: Annotated[str, typer.Option(help="worst: frames that the first gets most wrong; spread: from those to the best.")
+                                   ] = "worst",
+             number: Annotated[int, typer.Option(help="How many frames.")] = 5,
+             safe: Annotated[bool, typer.Option("--safe", help="Colours that colour-blind readers can tell apart.")] = False,
+             results: Record = None, root: Root = None, device: Device = "auto", json: Json = False):
+    """Draw frames, their truth and what networks make of them, side by side; with two networks, which of them is right.
+
+    Example: rflw pictures embedded -o worst.png --rule worst
+    """
+    from rflw import plots, records, studies
+    opened = {}
+    for checkpoint in checkpoints:
+        model, dataset = _opened(checkpoint, data, split, root, device)
+        opened[studies.title(model)] = model
+    command = f"rflw pictures {' '.join(checkpoints)} -o {output.name} --rule {rule} --number {number}{' --safe' * safe}"
+    with records.timed(output.stem, command, "pictures", {"checkpoints": list(opened), "data": dataset.name, "split": split}) as record:
+        result, rows = studies.pictures(opened, dataset, rule, number, progress=True)
+    labels, columns, more = plots.safe(dataset.labels) if safe else dataset.labels, ["image", "truth", *opened], None
+    if len(opened) == 2:
+        rows = [(*row, plots.difference(row[2], row[3], row[1])) for row in rows]
+        columns, more = [*columns, "difference"], plots.DIFFERENCE
+    notes = ["\n".join(f"{100 * share:.1f} %" for share in shares.values()) for shares in result["frames"].values()]
+    _draw(plots.prediction_grid(rows, labels, columns, notes, 2.2 * len(columns), more), output)
+    if results:
+        records.write(record | {"metrics": result}, results)
+    print(output) if not json else _print_json(result)
+
+
+bench = typer.Typer(help="Speed: modes take turns in one run, so that ratios hold on a busy machine.")
 app.add_typer(bench, name="bench")
 Rounds = Annotated[int, typer.Option(help="Rounds that count; the median is printed.")]
 

@@ -1,8 +1,12 @@
 """Pictures from arrays and numbers. No torch; matplotlib only where it is needed, since prediction does without."""
+from dataclasses import replace
+from textwrap import fill
+
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from rflw.datasets.labels import VOID, Labels
+from rflw.errors import InputError
 
 
 def colourise(mask: np.ndarray, labels: Labels) -> np.ndarray:
@@ -60,13 +64,43 @@ def _legend(picture: Image.Image, entries) -> Image.Image:
     return base.convert("RGB")
 
 
+# Found by taking, one by one, what is farthest from white and from those before, to readers with all cones and without those for red,
+# green or blue (Machado et al., 2009); the least distance in CIELAB is 28 among the first eleven and white, 21 among all
+SAFE = ((34, 0, 68), (255, 34, 0), (238, 51, 255), (102, 0, 17), (34, 136, 136), (0, 255, 136), (0, 0, 255), (255, 170, 255),
+        (136, 17, 153), (170, 255, 0), (136, 153, 102), (17, 68, 85), (170, 17, 17), (102, 0, 187), (170, 102, 187))
+
+
+def safe(labels: Labels) -> Labels:
+    """The same classes in colours that colour-blind readers can tell apart. Raises InputError for more classes than there are such
+    colours."""
+    if len(labels.classes) > len(SAFE):
+        raise InputError(f"{len(labels.classes)} classes: there are {len(SAFE)} colours that colour-blind readers can tell apart")
+    return replace(labels, colours=SAFE[:len(labels.classes)])
+
+
+DIFFERENCE = {"both right": (232, 232, 232), "only the first right": (0, 114, 178), "only the second right": (230, 159, 0),
+              "both wrong": (40, 40, 40)}
+
+
+def difference(first: np.ndarray, second: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Two predictions and the truth, (H, W) class indices -> (H, W, 3) uint8: which of them is right, in the colours of DIFFERENCE;
+    void is white."""
+    colours = np.array([*DIFFERENCE.values(), (255, 255, 255)], np.uint8)
+    return colours[np.where(truth == VOID, 4, 2 * (first != truth) + (second != truth))]
+
+
+def region(image: np.ndarray, relative: np.ndarray, cut: float = 0.2) -> np.ndarray:
+    """(H, W, 3) uint8 and a unit's activation relative to its largest, (H, W) -> the image, darkened where that is not above `cut`."""
+    return np.where((relative > cut)[..., None], image, 0.35 * image).round().astype(np.uint8)
+
+
 # ---------------------------------------------------------------- predictions and training
 
 
-def prediction_grid(rows: list[tuple], labels: Labels, columns=("image", "truth", "prediction"), notes=(), width=8.0):
+def prediction_grid(rows: list[tuple], labels: Labels, columns=("image", "truth", "prediction"), notes=(), width=8.0, more=None):
     """A figure with a row for each (image, truth mask, predicted mask, ...) and one legend below.
 
-    Void is white in a truth; a prediction is shown whole. notes: a line on the left of each row.
+    Void is white in a truth; a prediction is shown whole. notes: a line on the left of each row. more: {words: colour} for the legend.
     """
     from matplotlib.patches import Patch
     import matplotlib.pyplot as plt
@@ -81,13 +115,14 @@ def prediction_grid(rows: list[tuple], labels: Labels, columns=("image", "truth"
             axis.set(xticks=[], yticks=[])
             axis.spines[:].set_visible(False)
             if i == 0:
-                axis.set_title(title, fontsize=10)
+                axis.set_title(fill(title, 22), fontsize=10 if len(title) < 23 else 8)
         if notes:
             axes[i, 0].set_ylabel(notes[i], fontsize=9)
     patches = [Patch(facecolor=np.array(c) / 255, edgecolor="0.4", label=name)
                for name, c in zip(labels.classes, labels.colours)]
     if any((row[1] == VOID).any() for row in rows):
         patches.append(Patch(facecolor="white", edgecolor="0.4", label="void"))
+    patches += [Patch(facecolor=np.array(c) / 255, edgecolor="0.4", label=name) for name, c in (more or {}).items()]
     figure.legend(handles=patches, ncols=len(patches) if len(patches) < 8 else 6, loc="outside lower center", fontsize=8, frameon=False)
     return figure
 
@@ -152,6 +187,16 @@ def differences(intervals: dict, axis, label: str) -> None:
     _rows(axis, intervals, label)
 
 
+def dumbbells(pairs: dict[str, tuple[float, float]], axis, label: str, words=("untrained", "trained")) -> None:
+    """A row for each pair of values: a ring, a disc, and the line between them."""
+    for row, (first, second) in enumerate(pairs.values()):
+        axis.plot([first, second], [row, row], color="0.6", linewidth=1.5, zorder=1)
+    for values, word, face in zip(zip(*pairs.values()), words, ("white", COLOURS[0])):
+        axis.scatter(values, range(len(values)), s=30, facecolor=face, edgecolor=COLOURS[0], linewidth=1.2, zorder=2, label=word)
+    _rows(axis, pairs, label)
+    axis.legend(fontsize=8, frameon=False)
+
+
 def _rows(axis, names, label: str) -> None:
     axis.set_yticks(range(len(names)), names)
     axis.set(xlabel=label, ylim=(len(names) - 0.5, -0.5))
@@ -170,6 +215,39 @@ def curves(runs: dict[str, list[dict]], axis, key: str = "miou", factor: float =
     axis.legend(fontsize=8, frameon=False)
     axis.grid(alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)
+
+
+# ---------------------------------------------------------------- receptive fields
+
+
+def field(axis, values: np.ndarray, side: float, cell: int = 1) -> None:
+    """A receptive field (H, W), largest value 1, around its middle, in pixels of the image, with the square of its size. Colours go
+    with the square root, since fields fall off steeply."""
+    from matplotlib.colors import PowerNorm
+    h, w = (n * cell / 2 for n in values.shape)
+    axis.imshow(values, norm=PowerNorm(0.5, 0, 1), cmap="magma", extent=(-w, w, h, -h), interpolation="nearest")
+    if side == side:  # there is one
+        axis.plot(np.array([-1, 1, 1, -1, -1]) * side / 2, np.array([-1, -1, 1, 1, -1]) * side / 2, color="white", linewidth=1)
+    axis.set(xlim=(-w, w), ylim=(h, -h))
+    axis.tick_params(labelsize=7)
+
+
+def field_grid(rows: list[tuple], cut: float = 0.2, width: float = 9.0):
+    """A figure with a row for each (words, field (H, W), its side, its cell, [(image, relative activation)]): the field, then the
+    images that activate a unit most, with what does."""
+    import matplotlib.pyplot as plt
+    columns = 1 + max(len(row[4]) for row in rows)
+    figure, axes = plt.subplots(len(rows), columns, squeeze=False, layout="constrained",
+                                figsize=(width, len(rows) * width / columns * 0.82))
+    for line, (words, values, side, cell, pictures) in zip(axes, rows):
+        field(line[0], values, side, cell)
+        line[0].set_ylabel(words, fontsize=8)
+        for axis in line[1:]:
+            axis.axis("off")
+        for axis, (image, relative) in zip(line[1:], pictures):
+            axis.imshow(region(image, relative, cut))
+            axis.contour(relative, levels=[cut], colors="white", linewidths=0.8) if (relative > cut).any() else None
+    return figure
 
 
 # ---------------------------------------------------------------- graphs of networks

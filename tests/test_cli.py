@@ -215,6 +215,50 @@ def test_eval_at_several_scales_saves_what_it_scores(rflw, checkpoint, tmp_path,
     assert record["metrics"] == result and record["kind"] == "eval" and record["command"].endswith("--scales 0.5 1 --flip")
 
 
+def test_erf_measures_records_and_draws(rflw, checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr("rflw.datasets.readers.open_dataset", lambda name, split, root: Scenes(split))
+    words = ("erf", checkpoint, "--method", "activation", "--layer", "decoder.stages.0.crp", "--images", 2)
+    code, out, _ = rflw(*words, "--json", "--results", tmp_path, "--figure", tmp_path / "fields.png")
+    result = json.loads(out)
+    row = result["layers"]["after CRP"]
+    assert code == 0 and list(result["layers"]) == ["after CRP"] and len(row["sides"]) + row["dead"] == 256
+    record = engine.records.read("erf-activation-refinenet-lw-mobilenet_v2-decoder.stages.0.crp", tmp_path)
+    assert record["metrics"] == result and record["kind"] == "erf"
+    assert record["command"] == (
+        f"rflw erf {checkpoint} --data embedded --split val --method activation --layer decoder.stages.0.crp --images 2 --tile 1 "
+        f"--top 10 --figure {tmp_path / 'fields.png'}")
+    assert Image.open(tmp_path / "fields.png").format == "PNG"
+    assert "after CRP" in rflw(*words)[1]
+    refused(rflw("erf", checkpoint, "--layer", "decoder.stage.0.crp"), "no layer", "decoder.stages.0.crp")
+    refused(rflw("erf", checkpoint, "--images", 0), "images")
+    refused(rflw("erf", checkpoint, "--method", "magic"), "magic", "occlusion")
+    refused(rflw("erf", checkpoint, "--method", "occlusion", "--patch", 200), "patch", "128x96")
+    monkeypatch.setattr(Scenes, "__getitem__", lambda self, index: tuple(x[: 90 - index] for x in scene("val", index)))
+    refused(rflw("erf", checkpoint), "several sizes")
+    refused(rflw("probe", checkpoint), "several sizes")
+
+
+def test_probe_saturation_and_pictures_record(rflw, checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr("rflw.datasets.readers.open_dataset", lambda name, split, root: Scenes(split))
+    code, out, _ = rflw("probe", checkpoint, "--images", 4, "--head", "linear", "--seeds", 1, "--results", tmp_path)
+    record = engine.records.read("probe-refinenet-lw-mobilenet_v2", tmp_path)
+    assert code == 0 and "after CRP" in out and list(record["metrics"]["places"]["after CRP"]["heads"]) == ["linear"]
+    assert record["command"] == f"rflw probe {checkpoint} --data embedded --split val --images 4 --head linear --seeds 1"
+    refused(rflw("probe", checkpoint, "--head", "deep"), "deep", "conv or linear")
+
+    code, out, _ = rflw("saturation", checkpoint, "--images", 1, "--results", tmp_path)
+    assert code == 0 and "decoder.stages.3.crp.convs.3" in out and "all CRP" in out and "all RCU" not in out
+    assert len(engine.records.read("saturation-refinenet-lw-mobilenet_v2", tmp_path)["metrics"]["terms"]) == 16
+
+    other = tmp_path / "other.safetensors"
+    engine.save(build("refinenet-lw-nocrp-mobilenet_v2", 6), other, {"classes": LABELS["embedded"].classes, "data": "embedded"})
+    code, out, _ = rflw("pictures", checkpoint, other, "-o", tmp_path / "worst.png", "--number", 1, "--safe", "--results", tmp_path)
+    metrics = engine.records.read("worst", tmp_path)["metrics"]
+    assert code == 0 and Image.open(tmp_path / "worst.png").format == "PNG" and len(metrics["frames"]) == 1
+    assert list(metrics["agreement"]) == ["refinenet-lw-nocrp-mobilenet_v2"]
+    refused(rflw("pictures", checkpoint, "-o", tmp_path / "x.png", "--rule", "best"), "best", "worst or spread")
+
+
 def test_train_leaves_a_run_and_a_record(rflw, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "open_dataset", lambda name, split, root: Scenes(split))
     words = ("train", "embedded-lw-efficientnet_lite0", "--epochs", 1, "--out", tmp_path / "run", "--results", tmp_path / "results")

@@ -16,7 +16,8 @@ def awake(name: str, classes: int = 5) -> nn.Module:
     torch.manual_seed(0)
     model = build(name, classes).eval()
     for norm in (m for m in model.modules() if isinstance(m, nn.BatchNorm2d)):
-        for tensor, low, high in ((norm.weight, 0.5, 1.5), (norm.bias, -0.3, 0.3), (norm.running_mean, -0.3, 0.3), (norm.running_var, 0.5, 2)):
+        tensors = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
+        for tensor, low, high in zip(tensors, (0.5, -0.3, -0.3, 0.5), (1.5, 0.3, 0.3, 2)):
             tensor.data.uniform_(low, high)
     return model
 
