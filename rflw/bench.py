@@ -35,9 +35,9 @@ from rflw.training import (
 
 # ---------------------------------------------------------------- networks
 
-# What a mode's name is made of: "eager" is the plain graph in NCHW, "optimised" all of these, else some of them joined by "+"; and a
-# precision. "onnx" is the exported file in onnxruntime.
-STEPS = ("channels-last", "fold", "merge", "pools", "compile", "graphs")
+# What a mode's name is made of: "eager" is the plain graph in NCHW, "optimised" all of these, else some of them joined by "+", in
+# this order; and a precision. "onnx" is the exported file in onnxruntime. "memory": CPUs keep what was freed.
+STEPS = ("memory", "channels-last", "fold", "merge", "pools", "compile", "graphs")
 # Other people's networks to set beside the paper's, by the encoder that they share with it
 PEERS = {
     "resnet50": ("torchvision:deeplabv3_resnet50", "torchvision:fcn_resnet50", "smp:DeepLabV3Plus-resnet50", "smp:FPN-resnet50",
@@ -85,7 +85,8 @@ def prepared(model: nn.Module, mode: str, device: torch.device, calibration: lis
     steps, _, precision = mode.rpartition("-")
     known = {"eager", "optimised", "onnx"}
     parts = set(steps.split("+"))
-    if precision not in deploy.PRECISIONS or not (steps in known or parts <= set(STEPS)) or (steps == "eager" and precision != "fp32"):
+    right = steps in known or steps == "+".join(step for step in STEPS if step in parts)
+    if precision not in deploy.PRECISIONS or not right or (steps == "eager" and precision != "fp32"):
         raise InputError(f"unknown mode {mode!r}: eager-fp32, optimised-PRECISION, onnx-PRECISION, or steps joined by + "
                          f"({', '.join(STEPS)}) and -PRECISION ({', '.join(deploy.PRECISIONS)})")
     if steps == "eager":
@@ -99,7 +100,7 @@ def prepared(model: nn.Module, mode: str, device: torch.device, calibration: lis
         return deploy.InONNXRuntime(model, shown)
     if steps == "optimised":
         return deploy.optimise(model.to(device), precision, calibration=shown)
-    switches = {name: name in parts for name in ("fold", "merge", "pools", "graphs")}
+    switches = {name: name in parts for name in ("fold", "merge", "pools", "graphs")}  # "memory" is of the process, not the network
     return deploy.optimise(model.to(device), precision, channels_last="channels-last" in parts, compiled="compile" in parts,
                            calibration=shown, **switches)
 
@@ -121,8 +122,6 @@ def network_speed(names: Iterable[str], modes: Iterable[str] = (), size: tuple[i
     if passes < 1 or batch < 1 or min(size) < 1:
         raise InputError(f"{passes} passes of {batch} images of {size[0]}x{size[1]}: one at least")
     modes = list(dict.fromkeys(modes)) or ["eager-fp32", "optimised-fp32"] + ["optimised-bf16"] * computes_in_bf16(where)
-    if where.type == "cpu":
-        keep_freed_memory()  # for all modes alike
     images = torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(0)).to(where)
     rows, calls, outputs, nets = [], {}, {}, {}
     for name in dict.fromkeys(names):
@@ -132,7 +131,7 @@ def network_speed(names: Iterable[str], modes: Iterable[str] = (), size: tuple[i
         moved = runtime.traffic(model, size)
         for mode in modes:
             net = prepared(deepcopy(model), mode, where, calibration)
-            calls[name, mode] = call = _pass(net, images)
+            calls[name, mode] = call = _pass(net, images, mode.startswith(("optimised", "onnx", "memory")))
             outputs[name, mode] = call()
             nets[name, mode] = net
             rows.append({"model": name, "mode": mode, "device": where.type, "size": list(size), "batch": batch,
@@ -146,7 +145,7 @@ def network_speed(names: Iterable[str], modes: Iterable[str] = (), size: tuple[i
         peak, width = peaks.get(f"{precision}_gmacs", peaks["fp32_gmacs"]), 2 if precision in ("bf16", "fp16") else 4
         rate, apart = row["macs"] / latency["median"] / 1e6, outputs[key] - outputs[first]
         row |= {"latency_ms": latency, "images_per_s": round(1000 * batch / latency["mean"], 4),
-                "faster": runtime.ratio(times[first], times[key]), "gmacs_per_s": round(rate, 2), "share_of_peak": round(rate / peak, 4),
+                "faster": runtime.ratio(times[first], times[key]), "gmacs_per_s": float(f"{rate:.4g}"), "share_of_peak": float(f"{rate / peak:.4g}"),
                 "roofline_ms": round(runtime.roofline(row["macs"], row["bytes"] * width / 4, peak, peaks["copy_gb_s"]), 4),
                 "error": float(f"{(apart.norm() / outputs[first].norm()).item():.3e}"),
                 "agreement": round((outputs[key].argmax(1) == outputs[first].argmax(1)).float().mean().item(), 6),
@@ -164,9 +163,11 @@ def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 3)
 
 
-def _pass(net: nn.Module, images: Tensor) -> Callable[[], Tensor]:
+def _pass(net: nn.Module, images: Tensor, keep: bool) -> Callable[[], Tensor]:
     @torch.inference_mode()
     def call() -> Tensor:
+        if images.device.type == "cpu":
+            keep_freed_memory(keep)
         return net(images)
     return call
 

@@ -53,16 +53,17 @@ def autocast(precision: str, device: torch.device):
     return torch.autocast(device.type, {"bf16": torch.bfloat16, "fp16": torch.float16}[precision])
 
 
-def keep_freed_memory() -> None:
-    """Have the C library keep what tensors free, for the next ones. It would give every large block back to the system
-    and fault each page in again: a quarter of a pass on CPUs. Where there is no such setting, nothing happens."""
+def keep_freed_memory(keep: bool = True) -> None:
+    """Have the C library keep what tensors free, for the next ones. It would give large blocks back to the system and fault
+    each page in again. False: as it is by itself, once it has seen large blocks. Where there is no such setting, nothing happens."""
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError, TypeError):
         return
-    m_trim_threshold, m_mmap_max = -1, -4  # of glibc's malloc.h
-    mallopt(m_mmap_max, 0)
-    mallopt(m_trim_threshold, 2**31 - 1)
+    m_trim_threshold, m_mmap_threshold, m_mmap_max = -1, -3, -4  # of glibc's malloc.h, as the values are that it comes to by itself
+    mallopt(m_mmap_max, 0 if keep else 65536)
+    mallopt(m_mmap_threshold, 2**25)
+    mallopt(m_trim_threshold, 2**31 - 1 if keep else 2**26)
 
 
 # ---------------------------------------------------------------- checkpoints
