@@ -145,7 +145,8 @@ def network_speed(names: Iterable[str], modes: Iterable[str] = (), size: tuple[i
         peak, width = peaks.get(f"{precision}_gmacs", peaks["fp32_gmacs"]), 2 if precision in ("bf16", "fp16") else 4
         rate, apart = row["macs"] / latency["median"] / 1e6, outputs[key] - outputs[first]
         row |= {"latency_ms": latency, "images_per_s": round(1000 * batch / latency["mean"], 4),
-                "faster": runtime.ratio(times[first], times[key]), "gmacs_per_s": float(f"{rate:.4g}"), "share_of_peak": float(f"{rate / peak:.4g}"),
+                "faster": runtime.ratio(times[first], times[key]), "gmacs_per_s": float(f"{rate:.4g}"),
+                "share_of_peak": float(f"{rate / peak:.4g}"),
                 "roofline_ms": round(runtime.roofline(row["macs"], row["bytes"] * width / 4, peak, peaks["copy_gb_s"]), 4),
                 "error": float(f"{(apart.norm() / outputs[first].norm()).item():.3e}"),
                 "agreement": round((outputs[key].argmax(1) == outputs[first].argmax(1)).float().mean().item(), 6),
