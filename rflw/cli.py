@@ -78,6 +78,11 @@ def _print_json(value) -> None:
     print(json.dumps(value, indent=1))
 
 
+def _draw(figure, path: Path, dpi: int = 120) -> None:
+    from rflw import records
+    records.write_whole(path, lambda partial: figure.savefig(partial, format="png", dpi=dpi))
+
+
 @app.command()
 def models(ablations: Annotated[bool, typer.Option(help="Also the ablated decoders.")] = False, json: Json = False):
     """List the networks that can be built by name.
@@ -567,15 +572,15 @@ def data_show(name: Data,
 
     Example: rflw data show embedded -o grid.png
     """
-    from rflw import plots, records
-    from rflw.datasets.readers import open_dataset
+    from rflw import plots
+    from rflw.datasets.readers import open_dataset, spread
     dataset = open_dataset(name, split, root)
     if not 1 <= number <= len(dataset):
         raise InputError(f"--number {number}: {name}/{split} has {len(dataset)} images")
-    chosen = [round(i * (len(dataset) - 1) / max(number - 1, 1)) for i in range(number)]
+    chosen = spread(number, len(dataset))
     notes = [dataset.ids[i] for i in chosen]
     picture = plots.prediction_grid([dataset[i] for i in chosen], dataset.labels, ("image", "labels"), notes, 6.0)
-    records.write_whole(output, lambda partial: picture.savefig(partial, format="png", dpi=120))
+    _draw(picture, output)
     print(output)
 
 
@@ -587,13 +592,13 @@ Split = Annotated[str, typer.Option(help="Which part of it.")]
 def _opened(checkpoint: str, data: str | None, split: str, root: Path | None, device: str):
     """A trained network and a data set of its classes."""
     from rflw import engine
-    from rflw.datasets.readers import in_memory, open_dataset
+    from rflw.datasets.readers import open_dataset
     model = engine.load(checkpoint).to(engine.pick_device(device))
     name = data or model.card["data"]
     dataset = open_dataset(name, split, root)
     if len(dataset.labels.classes) != model.num_classes:
         raise InputError(f"{checkpoint} has {model.num_classes} classes, {name} has {len(dataset.labels.classes)}")
-    return model, in_memory(dataset)
+    return model, dataset
 
 
 @app.command(name="eval")
@@ -657,7 +662,7 @@ def evaluate(checkpoint: Checkpoint, data: On = None, split: Split = "val",
         rows = [(*dataset[i], engine.predict(model, dataset[i][0])) for i in chosen]
         notes = [f"{100 * metrics.pixel_accuracy(matrices[i]):.1f} % of pixels" for i in chosen]
         picture = plots.prediction_grid(rows, labels, notes=notes)
-        records.write_whole(figure, lambda partial: picture.savefig(partial, format="png", dpi=120))
+        _draw(picture, figure)
     if json:
         return _print_json(result)
     for label, value in result["iou"].items():
@@ -710,14 +715,6 @@ def export(checkpoint: Annotated[str, typer.Argument(help="A shipped checkpoint'
           f"of pixels agree with PyTorch{within}")
 
 
-class _Bench(typer.core.TyperGroup):
-    """`rflw bench NETWORK` is `rflw bench network NETWORK`."""
-
-    def resolve_command(self, ctx, args):
-        return super().resolve_command(ctx, args if args[0] in self.commands else ["network", *args])
-
-
-bench = typer.Typer(help="Speed: modes take turns in one run, so that ratios hold on a busy machine.", cls=_Bench)
 # ---------------------------------------------------------------- what the blocks do
 
 
@@ -738,11 +735,6 @@ def _studied(what: str, checkpoint: str, model, dataset, options: dict, results:
     return result
 
 
-def _draw(figure, path: Path) -> None:
-    from rflw import records
-    records.write_whole(path, lambda partial: figure.savefig(partial, format="png", dpi=110))
-
-
 @app.command()
 def erf(checkpoint: Checkpoint, method: Annotated[str, typer.Option(help="gradient, occlusion or activation.")] = "gradient",
         layer: Annotated[list[str] | None, typer.Option(help="Layer by its name; may be repeated; default: those of the paper.")] = None,
@@ -761,7 +753,9 @@ def erf(checkpoint: Checkpoint, method: Annotated[str, typer.Option(help="gradie
     Example: rflw erf embedded --method occlusion --layer decoder.stages.0.crp --images 4
     """
     from rflw import plots, studies
+    from rflw.datasets.readers import in_memory
     model, dataset = _opened(checkpoint, data, split, root, device)
+    dataset = in_memory(dataset)  # read again for the figure
     known = {name: place for place, name in studies.PLACES.items()}
     layers = studies.PLACES if not layer else {known.get(name, name): name for name in layer}
     options = {"method": method, "layer": layer or None, "images": images, "size": size, "tile": tile, "cut": cut}
@@ -770,7 +764,7 @@ def erf(checkpoint: Checkpoint, method: Annotated[str, typer.Option(help="gradie
     result, fields = _studied("erf", checkpoint, model, dataset, options, results, lambda: studies.erf(
         model, dataset, method, layers, images, size, tile, units, top, patch, stride, cut, progress=True), figure)
     if figure:
-        _draw(plots.field_grid(studies.shown(model, dataset, result, fields, images, size)), figure)
+        _draw(plots.field_grid(studies.shown(model, dataset, result, fields, images, size)), figure, 110)
     if json:
         return _print_json(result)
     print(f"{'layer':44} {'theory':>12} {'side, pixels':>13} {'95 % of units':>16} {'units':>6} {'dead':>5}")
@@ -792,9 +786,9 @@ def probe(checkpoint: Checkpoint, data: On = None, split: Split = "val",
     Example: rflw probe embedded --images 256 --head linear --seeds 1
     """
     from rflw import studies
-    from rflw.datasets.readers import in_memory, open_dataset
+    from rflw.datasets.readers import open_dataset
     model, dataset = _opened(checkpoint, data, split, root, device)
-    train = in_memory(open_dataset(data or model.card["data"], "train", root))
+    train = open_dataset(data or model.card["data"], "train", root)
     result, = _studied("probe", checkpoint, model, dataset, {"images": images, "head": list(head), "seeds": seeds}, results, lambda: (
         studies.probe(model, train, dataset, images, tuple(head), seeds, progress=True),))
     if json:
@@ -815,7 +809,9 @@ def saturation(checkpoint: Checkpoint, data: On = None, split: Split = "val",
     Example: rflw saturation embedded --images 16
     """
     from rflw import studies
+    from rflw.datasets.readers import in_memory
     model, dataset = _opened(checkpoint, data, split, root, device)
+    dataset = in_memory(dataset)  # read again for every block that is left out
     result, = _studied("saturation", checkpoint, model, dataset, {"images": images}, results, lambda: (
         studies.saturate(model, dataset, images, progress=True),))
     if json:
@@ -854,13 +850,20 @@ def pictures(checkpoints: Annotated[list[str], typer.Argument(help="Shipped chec
         rows = [(*row, plots.difference(row[2], row[3], row[1])) for row in rows]
         columns, more = [*columns, "difference"], plots.DIFFERENCE
     notes = ["\n".join(f"{100 * share:.1f} %" for share in shares.values()) for shares in result["frames"].values()]
-    _draw(plots.prediction_grid(rows, labels, columns, notes, 2.2 * len(columns), more), output)
+    _draw(plots.prediction_grid(rows, labels, columns, notes, 2.2 * len(columns), more), output, 110)
     if results:
         records.write(record | {"metrics": result}, results)
     print(output) if not json else _print_json(result)
 
 
-bench = typer.Typer(help="Speed: modes take turns in one run, so that ratios hold on a busy machine.")
+class _Bench(typer.core.TyperGroup):
+    """`rflw bench NETWORK` is `rflw bench network NETWORK`."""
+
+    def resolve_command(self, ctx, args):
+        return super().resolve_command(ctx, args if args[0] in self.commands else ["network", *args])
+
+
+bench = typer.Typer(help="Speed: modes take turns in one run, so that ratios hold on a busy machine.", cls=_Bench)
 app.add_typer(bench, name="bench")
 Rounds = Annotated[int, typer.Option(help="Rounds that count; the median is printed.")]
 

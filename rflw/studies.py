@@ -9,6 +9,7 @@ from PIL import Image
 import torch
 from torch import Tensor
 import torch.nn.functional as F
+from torch.utils.data import Subset
 from tqdm import tqdm
 
 from rflw import engine
@@ -18,6 +19,7 @@ from rflw.analysis.probes import HEADS
 from rflw.analysis.receptive_field import PLACES
 from rflw.analysis.saturation import Term
 from rflw.analysis.statistics import Interval, mean_interval
+from rflw.datasets.readers import spread
 from rflw.errors import InputError
 from rflw.nn.blocks import CRP, RCU, BottleneckRCU
 from rflw.nn.refinenet import RefineNet, build
@@ -29,14 +31,6 @@ CUTS = (0.05, 0.1, 0.2, 0.5)  # sizes of fields at several thresholds, since non
 def title(model: RefineNet) -> str:
     """The run that a trained network comes from, or its name where its card names none."""
     return f"{model.card['recipe']}-s{model.card['seed']}" if "recipe" in model.card else model.name
-
-
-def spread(number: int, of: int) -> list[int]:
-    """`number` indices evenly spread over `of`, all if there are fewer. Raises InputError for less than one."""
-    if number < 1:
-        raise InputError(f"{number} images: one at least")
-    number = min(number, of)
-    return [round(i * (of - 1) / max(number - 1, 1)) for i in range(number)]
 
 
 def tensors(model: RefineNet, dataset, indices: list[int], size: tuple[int, int] | None = None, tile: int = 1) -> Tensor:
@@ -237,19 +231,6 @@ def untrained(model: RefineNet, seed: int = 0) -> RefineNet:
     return fresh.eval().to(next(model.parameters()).device)
 
 
-class _Part:
-    """Some images of a data set."""
-
-    def __init__(self, dataset, indices: list[int]):
-        self.dataset, self.indices = dataset, indices
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, index: int):
-        return self.dataset[self.indices[index]]
-
-
 def saturate(model: RefineNet, dataset, images: int | None = None, progress: bool = False) -> dict:
     """Norms of RCU branches and CRP stages against what they are added to, trained and untrained, and mIoU without each, without all
     of a block, and without all of a kind.
@@ -261,7 +242,7 @@ def saturate(model: RefineNet, dataset, images: int | None = None, progress: boo
     found = terms(model)
     if not found:
         raise InputError(f"{model.name}: has neither RCUs nor CRP")
-    part = _Part(dataset, range(len(dataset)) if images is None else spread(images, len(dataset)))
+    part = Subset(dataset, range(len(dataset)) if images is None else spread(images, len(dataset)))
     classes = dataset.labels.classes
 
     def norms(net):

@@ -484,8 +484,16 @@ def test_bench_times_loading(rflw, monkeypatch, own, tmp_path):
     assert code == 0 and [line.split()[0] for line in out.splitlines()] == ["decode", "augment", "loader", "loader-1-workers"]
 
 
+def test_bench_takes_a_network_by_name(rflw):
+    words = ("refinenet-lw-mobilenet_v2", "--size", 33, 50, "--passes", 1, "--modes", "eager-fp32", "--json")
+    rows = json.loads(rflw("bench", *words)[1])
+    assert [(row["model"], row["mode"], row["size"]) for row in rows] == [("refinenet-lw-mobilenet_v2", "eager-fp32", [33, 50])]
+    assert rflw("bench", "network", *words)[0] == 0
+
+
 def test_every_command_has_help_with_an_example(rflw):
-    for command in ("models", "complexity", "predict", "train", "publish", "records", "recipes", "eval", "bench train", "bench data",
+    for command in ("models", "complexity", "predict", "train", "publish", "records", "recipes", "eval", "export", "claims", "erf", "probe",
+                    "saturation", "pictures", "bench network", "bench train", "bench data",
                     "data prepare", "data list", "data check", "data show", "campaign list", "campaign status", "campaign run"):
         code, out, _ = rflw(*command.split(), "--help")
         assert code == 0 and f"Example: rflw {command}" in out

@@ -234,6 +234,14 @@ def in_memory(dataset):
     return Resident(dataset) if len(dataset) and len(dataset) * dataset[0][0].nbytes * 4 / 3 < HELD else dataset
 
 
+def spread(number: int, of: int) -> list[int]:
+    """`number` indices evenly spread over `of`, all if there are fewer. Raises InputError for less than one."""
+    if number < 1:
+        raise InputError(f"{number} images: one at least")
+    number = min(number, of)
+    return [round(i * (of - 1) / max(number - 1, 1)) for i in range(number)]
+
+
 def of_one_size(dataset) -> bool:
     """Whether all images are as large as the first."""
     return all(dataset[i][0].shape == dataset[0][0].shape for i in range(len(dataset)))
