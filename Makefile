@@ -25,7 +25,7 @@ cp -R _config.yml _toc.yml CHANGELOG.md book notebooks $(SOURCE)
 cp -R $(wildcard data/paper data/results) $(SOURCE)/data
 endef
 
-.PHONY: help env book html notebooks test lock clean
+.PHONY: help env book html notebooks test browser lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -54,12 +54,16 @@ html: $(READY) ## render the book from the notebooks as they are stored, executi
 
 notebooks: $(READY) ## execute the notebooks in place and keep their new outputs (for maintainers)
 	$(EXECUTE) notebooks/*.ipynb
+	$(BIN)/python notebooks/stamps.py
 
 test: $(READY) ## unit tests, then every notebook's outputs against the stored ones; both run, both count
 	@status=0; \
 	$(BIN)/pytest -q tests || status=$$?; \
 	$(QUIET) $(BIN)/pytest --nbval notebooks/ || status=$$?; \
 	exit $$status
+
+browser: $(READY) ## read the built book in Chromium, on a phone and on a desk; after `make html`
+	$(BIN)/pytest -q tests/browser
 
 lock: | $(BIN)/uv ## write requirements.lock, with hashes, anew from pyproject.toml; versions that still fit stay
 	$(UV) pip compile pyproject.toml --all-extras --universal --python-version 3.11 --generate-hashes --no-header \

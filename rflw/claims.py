@@ -131,7 +131,7 @@ def load(path: Path | None = None) -> tuple[Claim, ...]:
     of the paper's tables or a result of its text that is no claim."""
     path = path or FILE
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        content = _yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as e:
         raise InputError(f"{path}: {e}") from e
     except yaml.YAMLError as e:
@@ -140,7 +140,7 @@ def load(path: Path | None = None) -> tuple[Claim, ...]:
         raise InputError(f"{path}: expected tolerances, networks and claims")
     found: dict[str, Claim] = {}
     for number, entry in enumerate(content["claims"] or [], start=1):
-        name = entry.get("id") or entry.get("statement") or entry.get("cells") if isinstance(entry, dict) else entry
+        name = entry.get("id") or entry.get("statement") or entry.get("cells") if isinstance(entry, dict) else type(entry).__name__
         place = f"{path.name}, claim {number} ({name})"
         try:
             claims = list(_expand(entry, content["networks"], content["tolerances"]))
@@ -160,6 +160,17 @@ def load(path: Path | None = None) -> tuple[Claim, ...]:
     if missing:
         raise InputError(f"{path}: no claim for {missing[0]}")
     return tuple(found.values())
+
+
+def _yaml(text: str):
+    """What a text says, of plain types alone. Raises YAMLError for what is none, and for lists in lists without end, which would
+    crash the reader."""
+    loader, depth = getattr(yaml, "CSafeLoader", yaml.SafeLoader), 0
+    for event in yaml.parse(text, loader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > 40:
+            raise yaml.YAMLError("nested too deeply")
+    return yaml.load(text, loader)
 
 
 FIELDS = {"id", "quote", "section", "value", "unit", "source", "cells", "statement", "ratio", "relation", "tolerance", "test", "note"}
@@ -247,7 +258,7 @@ def _models(test: dict) -> list[str]:
 def check(record: dict) -> None:
     """Raises InputError for a record that is of no known experiment, or lacks what its kind must have."""
     name, kind = record["name"], record["kind"]
-    if kind not in RECORDS:
+    if not isinstance(kind, str) or kind not in RECORDS:
         raise InputError(f"record {name}: of an unknown experiment (kind {kind!r}); there is: {', '.join(RECORDS)}")
     try:
         RECORDS[kind](record)
@@ -294,7 +305,12 @@ def _check_study(record: dict) -> None:
         _ = metrics["miou"] / 1, [group["miou_without"] / 1 for group in metrics["groups"].values()]
     else:
         _ = metrics["method"], metrics["size"], metrics["images"]
-        _ = [[layer["side"][key] for key in ("mean", "low", "high", "n")] for layer in metrics["layers"].values()]
+        _ = [[layer["side"][key] for key in ("mean", "low", "high", "n")] for layer in metrics["layers"].values()
+             if "side" in layer or not layer["dead"]]  # a layer whose units are all dead has none
+
+
+def _check_reliability(record: dict) -> None:
+    _ = record["metrics"]["what"], [row / 1 for row in record["metrics"].values() if not isinstance(row, (str, dict, list))]
 
 
 def _share(value: float | None) -> None:
@@ -303,7 +319,8 @@ def _share(value: float | None) -> None:
 
 
 RECORDS = {"train": _check_train, "eval": _check_eval, "check": _check_check, "bench": _check_bench, "complexity": _check_complexity,
-           "probe": _check_study, "saturation": _check_study, "erf": _check_study, "pictures": lambda record: None}
+           "probe": _check_study, "saturation": _check_study, "erf": _check_study, "pictures": lambda record: None,
+           "reliability": _check_reliability}
 
 
 def scores(found: Iterable[dict], recipe: str) -> dict[int, tuple[float, str]]:
@@ -476,8 +493,10 @@ def _probe(claim: Claim, found: list[dict]) -> tuple[list[Answer], str]:
                 before, after, last = (score(place) for place in ("before RCU", "after RCU", "after CRP"))
                 rcu, crp = ([b - a for a, b in zip(*pair)] for pair in ((before, after), (after, last)))
                 values = rcu if test["probe"] == "rcu" else [b - a for a, b in zip(rcu, crp)]
-            answers.append(Answer(f"{_network(record)}, {head} heads{_seeds(len(values))}", mean_interval(values), (record["name"],),
-                                  substitute=record["config"]["data"] not in PAPER_DATA))
+            full = test["probe"] != "score" and min(score("before RCU")) == 100  # no block can add anything, nor show that it could
+            answers.append(Answer(f"{_network(record)}, {head} heads{_seeds(len(values))}{', all right before the blocks' * full}",
+                                  mean_interval(values), (record["name"],),
+                                  substitute=record["config"]["data"] not in PAPER_DATA, counts=not full))
     if "data" in test:
         return answers, f"needs {PAPER_DATA[test['data']]}: no heads on record; rflw probe"
     return answers, "no heads on a network with the original decoder on record"
@@ -507,7 +526,7 @@ def _field(claim: Claim, found: list[dict]) -> tuple[list[Answer], str]:
             training = _network(record).replace(way, "-*-")
             key = (record["config"]["data"], training, measured["method"], *measured["size"], measured["images"])
             for place, layer in measured["layers"].items():
-                if layer["side"]["mean"]:
+                if layer.get("side", {}).get("mean"):
                     groups.setdefault(key, {})[form, place] = _network(record), layer["side"], record["name"]
     answers = []
     for (data, _, method, *_), places in groups.items():
@@ -636,3 +655,11 @@ def tally(judged: Iterable[Verdict]) -> dict[str, int]:
     judged = list(judged)
     own = [v.verdict for v in judged if v.claim.test]
     return {verdict: own.count(verdict) for verdict in VERDICTS} | {"quoted": len(judged) - len(own)}
+
+
+def beside(kinds: Iterable[str], folder: Path | None = None) -> list[dict]:
+    """What chapters end with: of every claim that a kind of test answers, what the paper says, what was seen, and whether they agree.
+    -> rows {"where", "the paper says", "number", "seen", "verdict"}, all words."""
+    kinds = [*kinds]
+    return [{"where": v.claim.where, "the paper says": v.claim.quote, "number": v.claim.stated,
+             "seen": f"{v.claim.note} {v.says}".strip(), "verdict": v.verdict} for v in verdicts(folder) if v.claim.kind in kinds]

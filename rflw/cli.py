@@ -70,7 +70,8 @@ def _spread(words: list[str], options=("--scales", "--modes")) -> list[str]:
 
 
 def _fail(message: str, code: int = 2):
-    print("rflw:", " ".join(message.split()), file=sys.stderr)
+    words = " ".join(message.split())
+    print("rflw:", words if len(words) < 5000 else f"{words[:5000]} ...", file=sys.stderr)  # names from a file may be of any length
     raise SystemExit(code)
 
 

@@ -6,7 +6,9 @@ recipe is, so a recipe reads as its difference from the authors' practice.
 from dataclasses import dataclass, fields, replace
 import hashlib
 import json
-from math import floor
+from math import floor, isfinite
+from types import UnionType
+from typing import get_args, get_origin
 
 from rflw.errors import InputError
 
@@ -77,6 +79,8 @@ class Recipe:
     note: str = ""  # why it is so
 
     def __post_init__(self):
+        if not self.stages:
+            raise InputError(f"{self.name}: no stages")
         if self.decoder_init not in INITS:
             raise InputError(f"unknown decoder_init {self.decoder_init!r}: one of {', '.join(INITS)}")
         if self.optimiser not in OPTIMISERS:
@@ -100,12 +104,15 @@ class Recipe:
     @classmethod
     def of(cls, config: dict) -> "Recipe":
         """The recipe that a record holds as its `config`. Raises InputError for settings that no recipe has."""
-        def listed(settings):
-            return {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
+        def typed(kind, settings):
+            settings = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
+            for f in fields(kind):
+                if f.name in settings and not _is_of(settings[f.name], f.type):
+                    raise TypeError(f"{f.name} is {settings[f.name]!r}, which is no {getattr(f.type, '__name__', f.type)}")
+            return kind(**settings)
         try:
-            stages = tuple(Stage(**listed(stage)) for stage in config["stages"])
-            return cls(**listed({k: v for k, v in config.items() if k != "stages"}), stages=stages)
-        except (TypeError, KeyError) as e:
+            return typed(cls, config | {"stages": tuple(typed(Stage, stage) for stage in config["stages"])})
+        except (TypeError, KeyError, AttributeError) as e:
             raise InputError(f"not a recipe: {e}") from e
 
     def with_epochs(self, epochs: int) -> "Recipe":
@@ -116,6 +123,19 @@ class Recipe:
         stages = tuple(replace(s, epochs=max(1, round(s.epochs * ratio)),
                                milestones=tuple(round(m * ratio) for m in s.milestones)) for s in self.stages)
         return replace(self, stages=stages)
+
+
+def _is_of(value, kind) -> bool:
+    """Whether a value is of a type as a field has it: a name, a finite number, a tuple of such, or one of several types."""
+    if get_origin(kind) is tuple:
+        kinds = get_args(kind)
+        kinds = kinds[:1] * len(value) if kinds[1:] == (...,) and isinstance(value, tuple) else kinds
+        return isinstance(value, tuple) and len(value) == len(kinds) and all(map(_is_of, value, kinds))
+    if get_origin(kind) is UnionType:
+        return any(_is_of(value, one) for one in get_args(kind))
+    if kind in (int, float):
+        return isinstance(value, int if kind is int else int | float) and not isinstance(value, bool) and isfinite(value)
+    return isinstance(value, kind)
 
 
 def _unusual(settings) -> dict:

@@ -137,13 +137,21 @@ def save(model: RefineNet, path: str | Path, card: dict, dtype: torch.dtype = to
 
     A tensor that `dtype` cannot hold without infinities keeps its own.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
+
+    def write(partial: str) -> None:
+        try:
+            save_file(tensors, partial, metadata=header)
+        except SafetensorError as e:
+            raise OSError(str(e)) from e  # a full disk
+
     tensors = {}
     for key, tensor in model.state_dict().items():
         small = tensor.detach().to("cpu", dtype) if tensor.is_floating_point() else tensor.detach().cpu()
         tensors[key] = (small if small.isfinite().all() else tensor.detach().cpu()).contiguous()
     header = {"rflw": json.dumps({"model": model.name, **card})}
-    write_whole(Path(path), lambda partial: save_file(tensors, partial, metadata=header))
+    write_whole(Path(path), write)
 
 
 def checkpoint_file(path: str | Path) -> Path:
@@ -172,10 +180,12 @@ def load(path: str | Path) -> RefineNet:
         raise InputError(f"{file}: not a whole safetensors file ({e})") from e
     try:
         card = json.loads(header)
+        if not (isinstance(card["model"], str) and isinstance(card["classes"], list) and all(isinstance(c, str) for c in card["classes"])):
+            raise TypeError("its model is a name, its classes a list of names")
         model = build(card["model"], len(card["classes"]))
-    except (ValueError, KeyError, TypeError) as e:
+    except (ValueError, KeyError, TypeError, RecursionError) as e:
         raise InputError(f"{file}: its header describes no model ({e})") from e
-    fault = checkpoints.first_fault(state, model.state_dict())
+    fault = checkpoints.first_fault(state, model.state_dict()) or checkpoints.first_not_finite(state)
     if fault:
         raise InputError(f"{file}: {fault}")
     model.load_state_dict(state)

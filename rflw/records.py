@@ -5,12 +5,15 @@ times and results, and last a hash over all of it, so that an edited number is n
 """
 from contextlib import contextmanager
 from datetime import UTC, datetime
+import glob
 import hashlib
 from importlib import metadata
 import json
+import math
 import os
 from pathlib import Path
 import platform
+import re
 import subprocess
 import tempfile
 import time
@@ -84,6 +87,14 @@ def make_folder(path: Path) -> None:
         raise InputError(f"{path}: cannot be written ({e.strerror})") from e
 
 
+def sweep(folder: Path, name: str = "", before: float = math.inf) -> None:
+    """Take away what `write_whole` left of files that it wrote in `folder`, or of the one called `name`, when it was killed before a
+    time."""
+    for partial in folder.glob(f".{glob.escape(name) or '*'}.{'?' * 8}"):
+        if re.fullmatch(r"\..+\..+\.[a-z0-9_]{8}", partial.name) and partial.is_file() and partial.stat().st_mtime < before:
+            partial.unlink(missing_ok=True)
+
+
 def write_whole(path: Path, write) -> None:
     """Let `write` fill a file beside `path`, then move it there: whole or not at all.
 
@@ -91,6 +102,7 @@ def write_whole(path: Path, write) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        sweep(path.parent, path.name, time.time() - 3600)  # what younger ones are for may still go on
         handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     except OSError as e:
         raise InputError(f"{path}: cannot be written ({e.strerror})") from e
@@ -134,7 +146,7 @@ def read(name: str | Path, folder: Path = FOLDER) -> dict:
         record = json.loads(path.read_text())
     except OSError as e:
         raise InputError(f"{path}: no such record ({e.strerror})") from e
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise InputError(f"{path}: not JSON ({e})") from e
     missing = [field for field in REQUIRED if field not in record] if isinstance(record, dict) else REQUIRED
     if missing:

@@ -209,10 +209,14 @@ class State:
                 | {"averaged": self.averaged})
 
     def restore(self, saved: dict) -> None:
-        for name in self.PARTS:
-            getattr(self, name).load_state_dict(saved[name])
-        for name in (*self.PLACE, "averaged"):
-            setattr(self, name, saved[name])
+        """Raises InputError for what `saved` did not make."""
+        try:
+            for name in self.PARTS:
+                getattr(self, name).load_state_dict(saved[name])
+            for name in (*self.PLACE, "averaged"):
+                setattr(self, name, saved[name])
+        except Exception as e:  # torch raises many types for what does not fit
+            raise InputError(f"last.pt: not the state of this run ({' '.join(str(e).split())})") from e
 
     @torch.no_grad()
     def average(self, decay: float) -> None:
@@ -304,7 +308,7 @@ def fit(recipe: Recipe, out: str | Path, seed: int = 0, root=None, device: str =
         if rank == 0:
             content = {"identity": identity} | state.saved()
             content["wall_s"] += time.perf_counter() - clock
-            write_whole(out / "last.pt", lambda partial: torch.save(content, partial))
+            write_whole(out / "last.pt", lambda partial: _torch_save(content, partial))
 
     def measure(network) -> dict:
         matrices = evaluate(network, validation, precision, rank=rank, world=world)
@@ -385,7 +389,7 @@ def _train_stage(recipe: Recipe, number: int, data, seed: int, state: State, fab
     bar = tqdm(total=stage.epochs * per_epoch, initial=state.step, desc=f"{recipe.name} s{seed}", unit="step",
                file=sys.stderr, disable=not progress or None)
     since, seen, written = time.perf_counter(), 0, time.perf_counter()
-    for images, masks in loader:
+    for images, masks in _unless_workers_die(loader, recipe):
         step = state.step
         set_rates(state.optimiser, stage, step, per_epoch)
         torch.manual_seed(derive("dropout", seed, number, step, rank))  # so that resuming changes nothing
@@ -432,11 +436,25 @@ def _train_stage(recipe: Recipe, number: int, data, seed: int, state: State, fab
     state.stage, state.step = number + 1, 0
 
 
+def _unless_workers_die(loader, recipe: Recipe):
+    """The same batches. Raises InputError where a process that made them is gone."""
+    try:
+        yield from loader
+    except RuntimeError as e:
+        if "DataLoader worker" not in str(e):
+            raise
+        raise InputError(f"{recipe.name}: a worker process was killed, perhaps for want of memory: --resume goes on, with fewer "
+                         "--workers") from e
+
+
 def _open_run(out: Path, identity: dict, resume: bool, where: torch.device) -> dict | None:
     """What last.pt in the folder holds, None where there is none. Raises InputError if it must not be gone on with."""
     last = out / "last.pt"
-    if not last.exists():
-        return None
+    try:
+        if not last.exists():
+            return None
+    except OSError as e:
+        raise InputError(f"{out}: cannot be read ({e.strerror})") from e
     if not resume:
         raise InputError(f"{out}: holds a run already; --resume goes on with it")
     try:
@@ -459,12 +477,16 @@ class _Running:
     def __enter__(self):
         if self.out is not None:
             import fcntl
-            self.claim = open(self.out / ".lock", "w")  # noqa: SIM115: held until the end, however it comes
+            try:
+                self.claim = open(self.out / ".lock", "w")  # held until the end, however it comes
+            except OSError as e:
+                raise InputError(f"{self.out}: cannot be written ({e.strerror})") from e
             try:
                 fcntl.flock(self.claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as e:
                 self.claim.close()
                 raise InUse(f"{self.out}: another process is training in this folder") from e
+            records.sweep(self.out)
         if threading.current_thread() is threading.main_thread():
             self.before = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT)}
         return self
@@ -513,11 +535,20 @@ def _tensorboard(out: Path):
         return None
 
 
+def _torch_save(content, path: str) -> None:
+    try:
+        torch.save(content, path)
+    except RuntimeError as e:  # its word for a full disk
+        raise OSError(str(e).splitlines()[0]) from e
+
+
 def _write_log(path: Path, curve: list[dict]) -> None:
-    with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, ["stage", "epoch", "loss", "miou", "images_per_s"])
-        writer.writeheader()
-        writer.writerows(curve)
+    def write(partial: str) -> None:
+        with open(partial, "w", newline="") as file:
+            writer = csv.DictWriter(file, ["stage", "epoch", "loss", "miou", "images_per_s"])
+            writer.writeheader()
+            writer.writerows(curve)
+    write_whole(path, write)
 
 
 def peak_memory_mb(device: torch.device) -> int:

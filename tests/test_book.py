@@ -8,6 +8,7 @@ import re
 import shutil
 import sys
 
+from PIL import Image
 import pytest
 
 from rflw import paper, records
@@ -25,6 +26,7 @@ def book(tmp_path, monkeypatch):
     source = tmp_path / "source"
     shutil.copytree(paper.FOLDER, source / "data" / "paper")
     (source / "data" / "results").mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(source / "data" / "x.png")
     for name in ("complexity", RUN):
         shutil.copy(records.FOLDER / f"{name}.json", source / "data" / "results")
 
@@ -44,8 +46,9 @@ def book(tmp_path, monkeypatch):
                             "nbformat_minor": 5, "cells": [{"id": str(i), "metadata": {}} | cell for i, cell in enumerate(cells)]}
                 (source / "book" / "page.ipynb").write_text(json.dumps(notebook))
             warnings = io.StringIO()
-            settings = {"extensions": ["myst_nb", "sphinx.ext.autodoc", "bookparts"], "nb_execution_mode": "off",
-                        "html_math_renderer": "mathml"}
+            settings = {"extensions": ["myst_nb", "sphinx.ext.autodoc", "bookparts", "bookpages"], "nb_execution_mode": "off",
+                        "html_math_renderer": "mathml", "nitpicky": True, "myst_heading_anchors": 3,
+                        "nitpick_ignore_regex": [("py:.*", ".*")]}
             with docutils_namespace():
                 app = Sphinx(str(source), None, str(tmp_path / "html"), str(tmp_path / "trees"), "html", settings, None, warnings,
                              freshenv=True)
@@ -53,7 +56,8 @@ def book(tmp_path, monkeypatch):
             pages = {page: (tmp_path / "html" / "book" / f"{page}.html").read_text() for page in ("claims", "records", "page")}
             return pages, warnings.getvalue()
     yield Book()
-    sys.modules.pop("bookparts", None)
+    for name in ("bookparts", "bookpages"):
+        sys.modules.pop(name, None)
 
 
 def text_of(html):
@@ -158,3 +162,80 @@ def test_what_is_wrong_stops_the_build_and_is_named(book, spoil, says):
     spoil(book)
     _, warnings = book.build()
     assert says in warnings and ("ERROR" in warnings or "error" in warnings)
+
+
+def test_pictures_are_described_and_references_lead_somewhere(book):
+    _, warnings = book.build("```{figure} ../data/x.png\n```\n\n![](../data/x.png)\n\nSee [it](nowhere.md#at-all) and {ref}`fig-nowhere`.")
+    assert warnings.count("picture without alternative text") == 2 and "page.md" in warnings
+    assert "nowhere.md" in warnings and "fig-nowhere" in warnings
+    _, warnings = book.build("```{figure} ../data/x.png\n:alt: A square.\n```")
+    assert not warnings
+
+
+def test_pages_follow_the_records(book):
+    """The picture, the questions, the compute ledger and the effects are derived from what is on record."""
+    text = "```{verdict}\n:name: fig-v\n\nA caption.\n```\n\n" + "\n\n".join(
+        f"```{{{name}}}\n```" for name in ("answers", "compute", "effects", "rerun-times"))
+    pages, warnings = book.build(text)
+    from rflw import claims
+    judged = [v for v in claims.verdicts(book.results, book.claims) if v.claim.test]
+    assert not warnings
+    squares = re.findall(r'<a class="square" data-verdict="([^"]+)" href="claims.html#claim-([^"]+)"', pages["page"])
+    assert sorted(squares) == sorted((v.verdict, v.claim.id) for v in judged)
+    reproduced = sum(v.verdict == "reproduced" for v in judged if v.claim.kind == "count")
+    assert f"{reproduced} reproduced" in text_of(re.search(r'<tr id="answer-size".*?</tr>', pages["page"], re.DOTALL)[0])
+    hours = sum(records.read(name)["wall_s"] for name in ("complexity", RUN)) / 3600
+    assert text_of(re.search(r'<tr id="machine-all".*?</tr>', pages["page"], re.DOTALL)[0]) == f"all 2 {hours:.1f}"
+    assert "effect-0" not in pages["page"] and "no run on record yet" in pages["page"]
+    other = RUN.replace("lw-", "lw-rcu-")
+    shutil.copy(records.FOLDER / f"{other}.json", book.results)
+    for read in (sys.modules["bookparts"].kept, sys.modules["bookparts"].judged):
+        read.cache_clear()
+    pages, _ = book.build(text)
+    row = text_of(re.search(r'<tr id="effect-0".*?</tr>', pages["page"], re.DOTALL)[0])
+    change = 100 * (records.read(other)["metrics"]["miou"] - records.read(RUN)["metrics"]["miou"])
+    assert row.startswith(f"residual units in the light-weight decoder {change:+.1f} points 1 CamVid") and other in row
+
+
+def test_the_slider_needs_both_pictures_with_words(book):
+    options = "\n:name: fig-s\n:before: paper/a.png\n:after: paper/b.png\n:before-alt: A.\n"
+    for name in "ab":
+        (book.claims.parent / f"{name}.png").write_bytes(b"")
+    _, warnings = book.build(f"```{{slider}}{options}\nA caption.\n```")
+    assert "paper/b.png without a description" in warnings
+    pages, warnings = book.build(f"```{{slider}}{options}:after-alt: B.\n\nA caption.\n```")
+    assert not warnings and pages["page"].count('src="../paper/') == 2 and 'type="range"' in pages["page"]
+    (book.claims.parent / "a.png").unlink()
+    _, warnings = book.build(f"```{{slider}}{options}:after-alt: B.\n\nA caption.\n```")
+    assert "no picture paper/a.png" in warnings
+
+
+def test_explorer_has_what_is_on_record(book):
+    pages, warnings = book.build("```{explorer}\n```")
+    data = json.loads(re.search(r'id="explorer-data">(.*?)</script>', pages["page"])[1])
+    assert not warnings and [row["model"] for row in data] == [row["model"] for row in records.read("complexity")["metrics"]["rows"]]
+    lw50 = next(row for row in data if row["model"] == "refinenet-lw-resnet50")
+    shown = re.search(r'data-model="refinenet-lw-resnet50">.*?label="parameters, M">([\d.]+)', pages["page"], re.DOTALL)[1]
+    assert lw50["params"] == 27_357_525 and shown == "27.36"
+
+
+def test_an_address_brings_buttons_and_a_wrong_one_is_named(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "book" / "_ext"))
+    import bookpages
+    from sphinx.errors import ConfigError
+
+    class Config:
+        html_theme_options, html_title, html_baseurl, notfound_urls_prefix = {}, "A book", "", None
+    monkeypatch.delenv("RFLW_REPOSITORY", raising=False)
+    monkeypatch.delenv("RFLW_URL", raising=False)
+    bookpages.address(None, Config)
+    assert Config.html_theme_options == {} and not Config.html_baseurl and Config.notfound_urls_prefix == "/"
+    monkeypatch.setenv("RFLW_REPOSITORY", "https://github.com/Somebody/study.git")
+    bookpages.address(None, Config)
+    assert Config.html_theme_options["repository_url"] == "https://github.com/Somebody/study"
+    assert Config.html_theme_options["launch_buttons"]
+    assert Config.html_baseurl == "https://somebody.github.io/study/" and Config.notfound_urls_prefix == "/study/"
+    monkeypatch.setenv("RFLW_REPOSITORY", "somewhere")
+    with pytest.raises(ConfigError, match="somewhere.*expected https://github.com"):
+        bookpages.address(None, Config)
+    sys.modules.pop("bookpages", None)

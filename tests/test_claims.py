@@ -311,6 +311,13 @@ def test_heads_say_what_a_block_adds(results):
     assert results.verdict("crp-drives-segmentation").ours.mean == pytest.approx(3.5 - 0.5)
     assert results.verdict("crp-drives-classification").verdict == "contradicted on substitute data"  # no more than nothing
     assert results.verdict("rcu-marginal-segmentation").verdict == "supported on substitute data"
+    full = heads(54, 54.5, 58)
+    for place in full["places"].values():
+        place["heads"]["conv"]["accuracy"] = [1.0, 1.0, 1.0]
+    results.add("probe-original", "probe", full, network("refinenet"))
+    for claim in ("crp-drives-classification", "rcu-marginal-classification"):  # nothing can be added to what is all right
+        assert results.verdict(claim).verdict == "not tested" and "all right before the blocks" in results.verdict(claim).says
+    assert results.verdict("crp-drives-segmentation").verdict == "supported on substitute data"
     assert results.verdict("table4-after-crp-miou").verdict == "not tested"
     results.add("probe-voc", "probe", heads(54, 54.5, 58), network("refinenet", "voc"))
     assert results.verdict("table4-after-crp-miou").verdict == "reproduced"
@@ -352,6 +359,29 @@ def test_ratios_of_fields_hold_for_all_that_the_intervals_allow(results):
     results.add("erf-gradient", "erf", fields({"before CRP": 90, "after CRP": 60}, method="gradient"), network("refinenet-lw"))
     judged = results.verdict("field-enlarged-by-crp")
     assert judged.verdict == "supported on substitute data" and "0.67 [0.60, 0.74] times (does not count)" in judged.says
+
+
+def test_a_layer_whose_units_are_all_dead_has_no_field_and_breaks_nothing(results):
+    dead = {"layer": "decoder.stages.0.crp", "theoretical": [None, None], "within": [96, 128], "dead": 256}
+    light = fields({"before CRP": 90})
+    light["layers"]["after CRP"] = dead
+    results.add("erf-lw", "erf", light, network("refinenet-lw"))
+    assert results.verdict("field-enlarged-by-crp").verdict == "not tested"
+    light["layers"]["after CRP"] = dead | {"dead": 0}
+    results.add("erf-lw", "erf", light, network("refinenet-lw"))
+    with pytest.raises(InputError, match="record erf-lw: malformed .KeyError: 'side'"):
+        claims.verdicts(results.path)
+
+
+def test_what_chapters_end_with(results):
+    assert {row["verdict"] for row in claims.beside(["probe", "saturation"], results.path)} == {"not tested"}
+    measured = {"miou": 0.6, "groups": {"all RCU": {"miou_without": 0.42}}}
+    results.add("saturation-x", "saturation", measured, network("refinenet-lw-rcu"))
+    row, = claims.beside(["saturation"], results.path)  # one seed decides nothing
+    assert (row["where"], row["number"]) == ("section 3.3", "≥ 0 points")
+    assert row["seen"].startswith("What is saturated") and "-18.0 points" in row["seen"]
+    assert row["verdict"] == "undecided on substitute data"
+    assert len(claims.beside(["field", "picture"], results.path)) == 6
 
 
 # ---------------------------------------------------------------- what is wrong is named

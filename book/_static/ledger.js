@@ -25,17 +25,19 @@ function sortable(table) {
   });
 }
 
+function labelled(form, label, control) {
+  const wrap = document.createElement("label");
+  wrap.append(label, control);
+  form.append(wrap);
+  return control;
+}
+
 function filterable(table) {
   const rows = [...table.tBodies[0].rows];
   const form = document.createElement("form");
   form.className = "ledger-filter";
   form.setAttribute("role", "search");
-  const field = (label, control) => {
-    const wrap = document.createElement("label");
-    wrap.append(label, control);
-    form.append(wrap);
-    return control;
-  };
+  const field = (label, control) => labelled(form, label, control);
   const select = (label, key, all) => {
     const control = field(label, document.createElement("select"));
     control.name = key;
@@ -99,7 +101,18 @@ function origins() {
   }
 }
 
+// What scrolls sideways can be reached and scrolled by the keyboard.
+function scrollable() {
+  for (const box of document.querySelectorAll(".output.text_html, div.math, .bd-content pre, .pst-scrollable-table-container")) {
+    if (box.scrollWidth > box.clientWidth) box.tabIndex = 0;
+    else if (box.tabIndex === 0) box.removeAttribute("tabindex");
+  }
+}
+
 document.addEventListener("DOMContentLoaded", () => {
+  scrollable();
+  addEventListener("load", scrollable);
+  addEventListener("resize", scrollable);
   document.querySelectorAll("table.ledger").forEach(sortable);
   const ledger = document.getElementById("ledger");
   if (ledger) filterable(ledger);

@@ -26,6 +26,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from rflw.datasets import matlab
 from rflw.datasets.images import read_image, read_mask
 from rflw.datasets.labels import LABELS, VOC_CLASSES, VOID
 from rflw.errors import InputError
@@ -132,7 +133,9 @@ def _start_over_unless(marker: Path, used: list[dict]) -> None:
 def read_manifest(folder: Path) -> dict:
     """The manifest of a prepared folder. Raises InputError for what is none."""
     manifest = _json(folder / "manifest.json")
-    if not isinstance(manifest, dict) or not {"splits", "sha256", "statements", "unexpected"} <= {*manifest}:
+    fits = isinstance(manifest, dict) and all(isinstance(manifest.get(key), kind) for key, kind in (
+        ("splits", dict), ("sha256", dict), ("statements", list), ("unexpected", dict)))
+    if not fits:
         raise InputError(f"{folder / 'manifest.json'}: not a manifest of a prepared data set")
     return manifest
 
@@ -341,8 +344,32 @@ def _inside(name: str) -> bool:
     return not (path.is_absolute() or ".." in path.parts or ":" in path.parts[0]) if path.parts else True
 
 
+def _check_room(archive: Path, target: Path, size: int, missing: int | None = None) -> None:
+    """Raises InputError for an archive of `size` bytes of files, of which `missing` are still packed, that is a bomb or does not fit
+    on the disk."""
+    packed = archive.stat().st_size
+    if size > max(1 << 30, 200 * packed):
+        raise InputError(f"{archive}: would unpack to {size / 1e9:.1f} GB, {size / packed:.0f} times its size: it is not one of ours")
+    free = shutil.disk_usage(target).free
+    if (size if missing is None else missing) > free:
+        raise InputError(f"{archive}: would unpack to {size / 1e9:.1f} GB; {target} has room for {free / 1e9:.1f}")
+
+
+class _Member(tarfile.TarInfo):
+    """What is in a tar. tarfile reads long names and other attributes into memory: they are short."""
+
+    @classmethod
+    def frombuf(cls, buf, encoding, errors):
+        member = super().frombuf(buf, encoding, errors)
+        if member.type in (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK) \
+                and member.size > 1 << 20:
+            raise tarfile.ReadError(f"attributes of {member.size} bytes")
+        return member
+
+
 def _unzip(archive: Path, target: Path, show: Callable) -> None:
     with zipfile.ZipFile(archive) as members:
+        _check_room(archive, target, sum(member.file_size for member in members.infolist()))
         for member in show(members.infolist()):
             if not _inside(member.filename) or stat.S_ISLNK(member.external_attr >> 16):
                 raise InputError(f"{archive}: member {member.filename!r} leads outside of it")
@@ -350,8 +377,12 @@ def _unzip(archive: Path, target: Path, show: Callable) -> None:
 
 
 def _untar(archive: Path, target: Path, show: Callable) -> None:
-    with tarfile.open(archive) as members:
+    with tarfile.open(archive, tarinfo=_Member) as members:
+        size = 0
         for member in show(members):
+            size += member.size
+            if member.isreg():
+                _check_room(archive, target, size, member.size)
             try:
                 if not _inside(member.name):
                     raise tarfile.OutsideDestinationError(member, str(target))
@@ -373,15 +404,14 @@ def _untar(archive: Path, target: Path, show: Callable) -> None:
 def _json(path: Path):
     try:
         return json.loads(path.read_text())
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, RecursionError) as e:
         raise InputError(f"{path}: cannot be read as JSON ({_reason(e)})") from e
 
 
 def _mat(path: Path, *keys: str):
     """A variable of a MATLAB 5 file, by the names of its fields."""
-    from scipy.io import loadmat  # only here: it takes time to load
     try:
-        value = loadmat(path, simplify_cells=True)
+        value = matlab.read(path)
     except Exception as e:  # damaged files raise errors of many kinds
         raise InputError(f"{path}: cannot be read as a MATLAB 5 file ({_reason(e)})") from e
     for key in keys:
@@ -672,10 +702,14 @@ def _paint(path: Path, key: str, size: tuple[int, int], shapes: list[tuple[int, 
     """Lay (class, polygons or run lengths) over each other, from the first -> (H, W) uint8."""
     from pycocotools import mask as coco
     try:
+        if not all(isinstance(side, int) and 0 < side < 1 << 15 for side in size) or size[0] * size[1] > Image.MAX_IMAGE_PIXELS:
+            raise ValueError(f"in an image of {size[1]}x{size[0]}")
         out = np.zeros(size, np.uint8)
         for label, shape in shapes:
             if isinstance(shape, list):
                 polygons = [polygon for polygon in shape if len(polygon) >= 6]  # fewer than three corners have no area
+                if not all(abs(place) <= 4 * max(size) for polygon in polygons for place in polygon):  # NaN, too, is not
+                    raise ValueError("a corner far outside of it")
                 lengths = coco.frPyObjects(polygons, *size) if polygons else []
             else:
                 counts = shape["counts"] if isinstance(shape["counts"], list) else _run_lengths(shape["counts"])
@@ -684,7 +718,7 @@ def _paint(path: Path, key: str, size: tuple[int, int], shapes: list[tuple[int, 
                 lengths = [coco.frPyObjects(shape, *size) if isinstance(shape["counts"], list) else shape]
             if lengths:
                 out[coco.decode(lengths).any(-1)] = label
-    except (ValueError, LookupError, TypeError, OverflowError, MemoryError) as e:
+    except Exception as e:  # pycocotools raises errors of many kinds
         raise InputError(f"{path}: a region of image {key} cannot be decoded ({_reason(e)})") from e
     return out
 

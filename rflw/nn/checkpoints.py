@@ -74,11 +74,18 @@ def unwrap(loaded) -> dict:
     for key, value in state.items():
         if not isinstance(key, str):
             raise InputError(f"{key!r}: a {type(key).__name__}, not the name of a tensor")
-        if not hasattr(value, "shape") or getattr(value, "is_sparse", False) or value.dtype.is_complex:
+        if not hasattr(value, "is_floating_point") or value.is_sparse or value.is_quantized or value.dtype.is_complex:
             raise InputError(f"{key}: a {type(value).__name__} that is no dense tensor of real numbers")
-        if value.is_floating_point() and not value.isfinite().all():
-            raise InputError(f"{key}: holds infinities or what is not a number")
+    fault = first_not_finite(state)
+    if fault:
+        raise InputError(fault)
     return {key.removeprefix("module."): value for key, value in state.items()}
+
+
+def first_not_finite(state: dict) -> str | None:
+    """What is wrong with the numbers of `state`, or None."""
+    wrong = next((key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()), None)
+    return wrong and f"{wrong}: holds infinities or what is not a number"
 
 
 def recognise(state: dict) -> tuple[str, int, dict, dict]:

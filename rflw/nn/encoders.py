@@ -156,6 +156,8 @@ class Timm(nn.Module):
     def __init__(self, name: str, weights: str | None):
         super().__init__()
         import timm
+        if not timm.is_model(name):  # timm would look elsewhere for some other names: in folders and on a server
+            raise InputError(f"timm:{name}: timm has no network of this name")
 
         def create(**options):
             try:  # transformers that else take images of one size only

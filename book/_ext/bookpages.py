@@ -1,0 +1,299 @@
+"""Pages that derive what they say from records, claims and recipes, and what a published book needs: an address, buttons, a 404
+page, pictures that are described. Nothing here holds a result: a record that comes later changes the page by itself."""
+from collections import defaultdict
+from html import escape
+import json
+import os
+from pathlib import Path
+import re
+from statistics import median
+
+from bookparts import CLAIMS_PAGE, TOPICS, Table, hardware, judged, kept
+from docutils import nodes
+from docutils.parsers.rst import directives
+from sphinx.util import logging
+
+LOGGER = logging.getLogger(__name__)
+REPOSITORY = re.compile(r"https://github\.com/([\w.-]+)/([\w.-]+?)(?:\.git)?/?")
+MARKS = {"reproduced": "✓", "partly": "≈", "not reproduced": "✗", "supported on substitute data": "+",
+         "contradicted on substitute data": "−", "undecided on substitute data": "?", "not tested": "·"}
+QUESTIONS = {  # topic: what a reader asks, where it is told
+    "size": ("Do the counts of parameters and multiply-adds hold?", "notebooks/02_complexity"),
+    "scores": ("Does the accuracy on the paper's data sets hold?", "book/rerun"),
+    "decoders compared": ("Does the light decoder keep the heavy one's accuracy, and do its parts matter as it is said?",
+                          "notebooks/05_training"),
+    "speed": ("Does the speed hold?", "notebooks/09_runtime"),
+    "blocks": ("Do the explanations hold: pooling gives context, residual units add next to nothing?", "book/claims"),
+    "data sets": ("Are the data sets as described?", "book/data")}
+# What one setting changes: (what, recipe before, recipe after).
+EFFECTS = (
+    ("classes weighted by the inverse root of their frequency, not alike", "camvid-tune-plain", "camvid-tune-balance"),
+    ("classes weighted by their inverse frequency, not its root", "camvid-tune-balance", "camvid-tune-strong-balance"),
+    ("rates of both parts doubled", "camvid-tune-balance", "camvid-tune-rates"),
+    ("AdamW, not SGD", "camvid-tune-balance", "camvid-tune-adamw"),
+    ("batches half as large", "camvid-tune-balance", "camvid-tune-batch"),
+    ("scales from 0.5 to 1.5, not from 0.75 to 2", "camvid-tune-batch", "camvid-tune-scale"),
+    ("larger crops", "camvid-tune-balance", "camvid-tune-crop"),
+    ("EfficientNet-Lite2, not Lite0", "camvid-tune-balance", "camvid-tune-lite2"),
+    ("residual units in the light-weight decoder", "camvid-lw-efficientnet_lite0", "camvid-lw-rcu-efficientnet_lite0"),
+    ("no CRP in the light-weight decoder", "camvid-lw-efficientnet_lite0", "camvid-lw-nocrp-efficientnet_lite0"),
+    ("no CRP, where context decides", "embedded-lw-efficientnet_lite0", "embedded-lw-nocrp-efficientnet_lite0"),
+    ("only the two coarsest levels, where context decides", "embedded-lw-efficientnet_lite0", "embedded-lw-top2-efficientnet_lite0"),
+    ("no residual units in the original decoder", "embedded-original-efficientnet_lite0", "embedded-norcu-efficientnet_lite0"))
+EVALUATIONS = (("scored at one scale, and mirrored", "eval-camvid-camvid-val", "eval-camvid-camvid-val-flip"),
+               ("scored at five scales and mirrored, as `msc` in the paper", "eval-camvid-camvid-val",
+                "eval-camvid-camvid-val-scales-0.5-0.75-1-1.25-1.5-flip"))
+
+
+def by_topic(source: str) -> dict[str, list]:
+    """{topic: verdicts of the paper's own claims}."""
+    own = [v for v in judged(source) if v.claim.test]
+    return {topic: [v for v in own if TOPICS[v.claim.kind] == topic] for topic in QUESTIONS}
+
+
+class Drawn(Table):
+    """A numbered figure whose picture is HTML. Its content is the caption."""
+
+    has_content = True
+    option_spec = {"name": directives.unchanged_required}
+
+    def figure(self, html: str) -> list[nodes.Node]:
+        words, messages = self.state.inline_text(" ".join(self.content), self.lineno)
+        figure = nodes.figure("", nodes.raw("", html, format="html"), nodes.caption("", "", *words))
+        figure["classes"].append("drawn")
+        self.set_source_info(figure)
+        self.add_name(figure)
+        return [figure, *messages]
+
+
+class Verdict(Drawn):
+    """The one picture: a square for each claim, coloured and marked by its verdict, in rows by what it is about."""
+
+    def run(self) -> list[nodes.Node]:
+        from rflw.claims import VERDICTS
+        uri = self.env.app.builder.get_relative_uri(self.env.docname, CLAIMS_PAGE)
+        lines = ['<div class="verdicts">']
+        for topic, found in self.checked(by_topic).items():
+            squares = [f'<a class="square" data-verdict="{v.verdict}" href="{uri}#claim-{escape(v.claim.id)}" '
+                       f'aria-label="{escape(v.claim.where)}, {escape(v.claim.id)}: {v.verdict}" '
+                       f'title="{escape(v.claim.where)}: {escape(v.claim.quote)} ({v.verdict})">{MARKS[v.verdict]}</a>'
+                       for v in sorted(found, key=lambda v: VERDICTS.index(v.verdict))]
+            lines.append(f'<div class="about"><span class="word">{topic}</span><span class="squares">{"".join(squares)}</span></div>')
+        seen = {v.verdict for v in judged(str(self.env.srcdir)) if v.claim.test}
+        key = "".join(f'<span><i class="square" data-verdict="{verdict}" aria-hidden="true">{MARKS[verdict]}</i> {verdict}</span>'
+                      for verdict in VERDICTS if verdict in seen)
+        return self.figure("".join([*lines, f'</div><div class="key">{key}</div>']))
+
+
+class Answers(Table):
+    """Each question that a reader brings, with what became of the claims about it."""
+
+    def run(self) -> list[nodes.Node]:
+        from rflw.claims import VERDICTS
+        rows = []
+        for topic, found in self.checked(by_topic).items():
+            question, page = QUESTIONS[topic]
+            counts = {verdict: sum(v.verdict == verdict for v in found) for verdict in VERDICTS}
+            told = ", ".join(f"{n} {verdict}" for verdict, n in counts.items() if n)
+            title = self.env.titles.get(page)
+            link = self.link(title.astext() if title is not None else page.rpartition("/")[2].replace("_", " "), page)
+            rows.append((f"answer-{topic.replace(' ', '-')}", {}, [question, f"of {len(found)} claims: {told}", link]))
+        return self.table("answers", "What was asked, and what became of the claims about it.", ["question", "answer", "where"], rows)
+
+
+class Compute(Table):
+    """What the records took: by experiment, and in all by hardware."""
+
+    def run(self) -> list[nodes.Node]:
+        groups, machines = defaultdict(list), defaultdict(list)
+        for record in self.checked(kept).values():
+            name = record["config"]["name"] if record["kind"] == "train" else record["kind"]
+            groups[record["kind"] != "train", name].append(record)
+            machines[hardware(record)].append(record)
+        rows = []
+        for (_, name), found in sorted(groups.items()):
+            minutes = [record["wall_s"] / 60 for record in found]
+            failed = sum(record["status"] != "done" for record in found)
+            memory = [record["peak_memory_mb"] / 1024 for record in found if record.get("peak_memory_mb")]
+            rows.append((f"compute-{name}", {}, [
+                escape(name), str(len(found)), str(failed), f"{median(minutes):.1f}", f"{sum(minutes) / 60:.2f}",
+                f"{max(memory):.1f}" if memory else "", "<br>".join(sorted({hardware(r) for r in found}))]))
+        first = self.table("compute", "Every experiment: its runs, and what they took.", [
+            "experiment", "runs", "failed", "minutes a run, median", "hours in all", "memory, GiB at most", "hardware"], rows)
+        rows = [(f"machine-{i}", {}, [escape(name), str(len(found)), f"{sum(r['wall_s'] for r in found) / 3600:.1f}"])
+                for i, (name, found) in enumerate(sorted(machines.items()))]
+        everything = [record for found in machines.values() for record in found]
+        rows.append(("machine-all", {}, ["all", str(len(everything)), f"{sum(r['wall_s'] for r in everything) / 3600:.1f}"]))
+        return [*self.table("machines", "All records by the hardware that they ran on.", ["hardware", "records", "hours"], rows), *first]
+
+
+class RerunTimes(Table):
+    """How long it takes to run this book again: measured, or summed over the records."""
+
+    def run(self) -> list[nodes.Node]:
+        found = self.checked(kept)
+        rows = [(f"time-{row['what'].replace(' ', '-')}", {}, [
+            f"<code>{escape(row['what'])}</code>", escape(row["does"]), f"{row['minutes']:.1f} minutes", hardware(record),
+            self.link(name, f"book/records#record-{name}")])
+            for name, record in found.items() if name == "bench-rerun" for row in record["metrics"]["rows"]]
+        runs = [record for record in found.values() if record["kind"] == "train" and record["status"] == "done"]
+        for tier, mine in (("cpu", [r for r in runs if "gpu" not in r["hardware"]]), ("gpu", [r for r in runs if "gpu" in r["hardware"]])):
+            took = f"{sum(r['wall_s'] for r in mine) / 3600:.1f} hours, one after another" if mine else "no run on record yet"
+            rows.append((f"time-campaign-{tier}", {}, [
+                f"<code>rflw campaign run --tier {tier}</code>", f"the {len(mine)} trainings on record that {tier.upper()}s did", took,
+                "<br>".join(sorted({hardware(r) for r in mine})), self.link("records", "book/records")]))
+        return self.table("times", "What it takes to run everything again.", ["command", "what it does", "takes", "hardware", "from"], rows)
+
+
+class Effects(Table):
+    """What the settings that the paper leaves open change, where two runs on record differ in just that."""
+
+    def run(self) -> list[nodes.Node]:
+        from rflw.analysis.statistics import paired_difference
+        from rflw.claims import scores
+        found, rows = self.checked(kept), []
+
+        def row(what, low, value, n, names, data):
+            spread = f" [{low[0]:+.1f}, {low[1]:+.1f}]" if n > 1 else ""
+            records = [self.link(name, f"book/records#record-{name}") for name in names]
+            rows.append((f"effect-{len(rows)}", {}, [
+                escape(what), f"{value:+.1f}{spread} points", str(n), data,
+                f"<details><summary>{len(records)} records</summary>{'<br>'.join(records)}</details>"]))
+        for what, before, after in EFFECTS:
+            first, second = scores(found.values(), before), scores(found.values(), after)
+            change = paired_difference({s: v for s, (v, _) in first.items()}, {s: v for s, (v, _) in second.items()})
+            if change:
+                names = [name for seed in sorted(first.keys() & second.keys()) for _, name in (first[seed], second[seed])]
+                data = "CamVid, held-out training frames" if "tune" in before else "CamVid" if "camvid" in before else "the embedded set"
+                row(what, (change.low, change.high), change.mean, change.n, names, data)
+        for what, before, after in EVALUATIONS:
+            if before in found and after in found:
+                row(what.replace("`", ""), None, 100 * (found[after]["metrics"]["miou"] - found[before]["metrics"]["miou"]), 1,
+                    (before, after), "CamVid")
+        return self.table("effects", "What one setting changes in mIoU, with the 95 % interval over seeds where there are several.",
+                          ["setting", "change in mIoU", "seeds", "data", "from"], rows)
+
+
+class Environment(Table):
+    """Versions and hardware of all records, and what the stored notebooks were executed with."""
+
+    def run(self) -> list[nodes.Node]:
+        versions, names = defaultdict(lambda: defaultdict(list)), []
+        for record in self.checked(kept).values():
+            for package, version in record["versions"].items():
+                versions[package][version].append(record["name"])
+        rows = [(f"version-{package}", {}, [package, ", ".join(sorted(found)), str(sum(map(len, found.values())))])
+                for package, found in sorted(versions.items())]
+        first = self.table("versions", "Versions that the records were measured with.", ["package", "version", "records"], rows)
+        stamps = Path(self.env.srcdir) / "notebooks/stamps.json"
+        if not stamps.exists():
+            return first
+        self.env.note_dependency(str(stamps))
+        for name, stamp in sorted(json.loads(stamps.read_text(encoding="utf-8")).items()):
+            names.append((f"stamp-{name}", {}, [self.link(name, f"notebooks/{name.removesuffix('.ipynb')}"), str(stamp["cells"]),
+                                                *(f"<code>{stamp[part][:8]}</code>" for part in ("sources", "package", "records"))]))
+        return [*first, *self.table("stamps", "What each stored notebook was executed with: hashes of its cells, of the package and of "
+                                    "all records.", ["notebook", "cells", "sources", "package", "records"], names)]
+
+
+class Explorer(Table):
+    """A table of all counted networks, which `explore.js` counts anew for other sizes, classes and conventions."""
+
+    def run(self) -> list[nodes.Node]:
+        record = self.checked(kept)["complexity"]
+        counted = [{key: row[key] for key in ("model", "classes", "size", "params", "macs")} |
+                   {"decoder": row["parts"]["decoder"]["params"]} for row in record["metrics"]["rows"]]
+        rows = [(f"count-{row['model']}", {"model": row["model"]}, [
+            escape(row["model"]), f"{row['params'] / 1e6:.2f}", f"{(row['macs']['conv'] + row['macs']['pool']) / 1e9:.2f}",
+            f"{100 * row['decoder'] / row['params']:.0f}", '<span class="bar"></span>']) for row in counted]
+        data = json.dumps(counted).replace("</", "<\\/")
+        height, width = counted[0]["size"]
+        return [*self.table("explorer", f"Parameters and multiply-adds at {width}x{height} pixels with {counted[0]['classes']} classes; "
+                            "convolutions and pools are counted.",
+                            ["network", "parameters, M", "multiply-adds, B", "parameters in the decoder, %", "multiply-adds"], rows),
+                nodes.raw("", f'<script type="application/json" id="explorer-data">{data}</script>', format="html")]
+
+
+class Slider(Drawn):
+    """Two pictures of one size on top of each other; a slider moves the edge between them."""
+
+    option_spec = Drawn.option_spec | {"before": directives.unchanged_required, "after": directives.unchanged_required,
+                                       "before-alt": directives.unchanged_required, "after-alt": directives.unchanged_required}
+
+    def run(self) -> list[nodes.Node]:
+        up = "../" * self.env.docname.count("/")
+        for word in ("before", "after"):
+            if not (Path(self.env.srcdir) / "data" / self.options[word]).exists():
+                raise self.error(f"slider: no picture {self.options[word]} in data")
+            if not self.options.get(f"{word}-alt"):
+                raise self.error(f"slider: {self.options[word]} without a description (:{word}-alt:)")
+        pictures = [f'<img class="{word}" src="{up}{escape(self.options[word])}" alt="{escape(self.options[f"{word}-alt"])}">'
+                    for word in ("before", "after")]
+        return self.figure(f'<div class="slider">{"".join(pictures)}<input type="range" min="0" max="100" value="50" '
+                           'aria-label="how much of the photo is covered by the prediction, percent"></div>')
+
+
+# ---------------------------------------------------------------- the book as a site
+
+
+def described(app, doctree) -> None:
+    """A picture without a description is an error of the build."""
+    for image in doctree.findall(nodes.image):
+        if not image.get("alt", "").strip():
+            LOGGER.error("picture without alternative text: %s", image.get("uri", ""), location=image)
+
+
+def plain_bibliography(app, page, template, context, doctree) -> None:
+    """Docutils calls the bibliography a list and its entries none of its items; screen readers want both or neither."""
+    if "body" in context:
+        context["body"] = context["body"].replace('<div role="list" class="citation-list">', '<div class="citation-list">')
+
+
+def address(app, config) -> None:
+    """With RFLW_REPOSITORY=https://github.com/OWNER/NAME: buttons to edit, report and launch, a sitemap and social cards for the
+    book at OWNER.github.io/NAME (or RFLW_URL). Without it the book names no other host."""
+    repository = os.environ.get("RFLW_REPOSITORY", "")
+    config.notfound_urls_prefix = "/"
+    if not repository:
+        return
+    found = REPOSITORY.fullmatch(repository)
+    if not found:
+        from sphinx.errors import ConfigError
+        raise ConfigError(f"RFLW_REPOSITORY is {repository!r}: expected https://github.com/OWNER/NAME")
+    owner, name = found.groups()
+    config.html_theme_options |= {
+        "repository_url": f"https://github.com/{owner}/{name}", "repository_branch": "main", "use_repository_button": True,
+        "use_edit_page_button": True, "use_issues_button": True, "use_source_button": True,
+        "launch_buttons": {"colab_url": "https://colab.research.google.com", "binderhub_url": "https://mybinder.org"}}
+    config.html_baseurl = os.environ.get("RFLW_URL") or f"https://{owner.lower()}.github.io/{name}/"
+    config.notfound_urls_prefix = "/" + config.html_baseurl.split("/", 3)[3]
+    config.sitemap_url_scheme = "{link}"
+    config.ogp_site_url = config.html_baseurl
+    config.ogp_site_name = str(config.html_title or config.project)
+
+
+def lighten(app, error) -> None:
+    """The theme's script draws icons that its style sheet has as a font already; with the maps for debuggers it is the heaviest
+    part of every page."""
+    if error or app.builder.name != "html":
+        return
+    static = Path(app.outdir) / "_static"
+    for path in [*static.rglob("*.map"), *static.rglob("vendor/**/*.ttf")]:
+        path.unlink()
+    icons = static / "scripts/fontawesome.js"
+    if icons.exists():
+        icons.write_text("// The style sheet draws the icons.\n")
+
+
+def setup(app) -> dict:
+    for name, directive in (("verdict", Verdict), ("answers", Answers), ("compute", Compute), ("rerun-times", RerunTimes),
+                            ("effects", Effects), ("environment", Environment), ("explorer", Explorer), ("slider", Slider)):
+        app.add_directive(name, directive)
+    if os.environ.get("RFLW_REPOSITORY"):
+        app.setup_extension("sphinx_sitemap")
+        app.setup_extension("sphinxext.opengraph")
+    app.connect("doctree-read", described)
+    app.connect("config-inited", address, priority=100)
+    app.connect("html-page-context", plain_bibliography)
+    app.connect("build-finished", lighten)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
