@@ -25,11 +25,14 @@ def interleaved(calls: dict[str, Callable[[], object]], device: torch.device, pa
                 progress: bool = False) -> dict[str, np.ndarray]:
     """Milliseconds of each pass of each call, (passes,): one of every call, then again. On CUDA measured by its own events.
 
-    warmup: passes of each that do not count.
+    warmup: passes of each that do not count. On a CPU a short pause comes before each pass: threads of the pass before, which wait for
+    more work by spinning, would take the processor from a call that has threads of its own.
     """
     found = {name: np.empty(passes) for name in calls}
     for turn in tqdm(range(-warmup, passes), desc="passes", file=sys.stderr, disable=not progress or None):
         for name, call in calls.items():
+            if device.type == "cpu":
+                time.sleep(0.02)
             value = _milliseconds(call, device)
             if turn >= 0:
                 found[name][turn] = value
