@@ -6,6 +6,7 @@ import json
 import os
 from pathlib import Path
 import re
+import runpy
 from statistics import median
 
 from bookparts import CLAIMS_PAGE, TOPICS, Table, hardware, judged, kept
@@ -181,6 +182,7 @@ class Environment(Table):
     """Versions and hardware of all records, and what the stored notebooks were executed with."""
 
     def run(self) -> list[nodes.Node]:
+        from rflw import records
         versions, names = defaultdict(lambda: defaultdict(list)), []
         for record in self.checked(kept).values():
             for package, version in record["versions"].items():
@@ -192,9 +194,14 @@ class Environment(Table):
         if not stamps.exists():
             return first
         self.env.note_dependency(str(stamps))
+        stamp_now = runpy.run_path(str(stamps.with_suffix(".py")))["stamp"]
         for name, stamp in sorted(json.loads(stamps.read_text(encoding="utf-8")).items()):
+            if not stamps.with_name(name).exists():
+                raise self.error(f"stamps.json: there is no notebook {name}: make notebooks")
+            now = stamp_now(stamps.with_name(name), records.REPOSITORY)
             names.append((f"stamp-{name}", {}, [self.link(name, f"notebooks/{name.removesuffix('.ipynb')}"), str(stamp["cells"]),
-                                                *(f"<code>{stamp[part][:8]}</code>" for part in ("sources", "package", "records"))]))
+                                                *(f"<code>{stamp[part][:8]}</code>{'' if stamp[part] == now[part] else ' (changed since)'}"
+                                                  for part in ("sources", "package", "records"))]))
         return [*first, *self.table("stamps", "What each stored notebook was executed with: hashes of its cells, of the package and of "
                                     "all records.", ["notebook", "cells", "sources", "package", "records"], names)]
 
