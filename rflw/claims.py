@@ -289,6 +289,8 @@ def _check_bench(record: dict) -> None:
     for row in record["metrics"]["rows"]:
         if record["name"].startswith("bench-runtime"):
             _ = row["model"], row["mode"], row["device"], row["batch"], tuple(row["size"]), row["latency_ms"]["mean"] / 1
+        if record["name"] == "bench-rerun":
+            _ = row["what"], row["minutes"] / 1
 
 
 def _check_complexity(record: dict) -> None:

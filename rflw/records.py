@@ -180,6 +180,24 @@ def differences(first: dict, second: dict) -> dict:
     return {key: (a.get(key), b.get(key)) for key in {**a, **b} if a.get(key) != b.get(key)}
 
 
+def at(value, path: str):
+    """What a path leads to in a record: "metrics.iou.red twin", "metrics.rows[mode=eager-fp32,batch=1].images_per_s". Raises
+    KeyError with the part that is not there."""
+    for part in re.findall(r"\[[^\]]*\]|[^.\[]+", path):
+        if part.startswith("["):
+            wanted = dict(pair.split("=", 1) for pair in part[1:-1].split(","))
+            rows = [row for row in value if all(str(row.get(key)) == text for key, text in wanted.items())]
+            if len(rows) != 1:
+                raise KeyError(f"{part} fits {len(rows)} rows")
+            value = rows[0]
+            continue
+        try:
+            value = value[int(part) if isinstance(value, list) else part]
+        except (LookupError, TypeError, ValueError) as e:
+            raise KeyError(part) from e
+    return value
+
+
 def card(record: dict, file: Path, name: str, licence: str) -> str:
     """What a reader must know of a trained network that ships as `name`, as Markdown: from its training record and its file.
 

@@ -47,7 +47,7 @@ def book(tmp_path, monkeypatch):
                 (source / "book" / "page.ipynb").write_text(json.dumps(notebook))
             warnings = io.StringIO()
             settings = {"extensions": ["myst_nb", "sphinx.ext.autodoc", "bookparts", "bookpages"], "nb_execution_mode": "off",
-                        "html_math_renderer": "mathml", "nitpicky": True, "myst_heading_anchors": 3,
+                        "html_math_renderer": "mathml", "nitpicky": True, "numfig": True, "myst_heading_anchors": 3,
                         "nitpick_ignore_regex": [("py:.*", ".*")]}
             with docutils_namespace():
                 app = Sphinx(str(source), None, str(tmp_path / "html"), str(tmp_path / "trees"), "html", settings, None, warnings,
@@ -195,6 +195,34 @@ def test_pages_follow_the_records(book):
     row = text_of(re.search(r'<tr id="effect-0".*?</tr>', pages["page"], re.DOTALL)[0])
     change = 100 * (records.read(other)["metrics"]["miou"] - records.read(RUN)["metrics"]["miou"])
     assert row.startswith(f"residual units in the light-weight decoder {change:+.1f} points 1 CamVid") and other in row
+
+
+def test_tables_are_numbered_and_bear_titles_of_other_pages(book):
+    pages, warnings = book.build("See {numref}`tab-machines` and {numref}`tab-mine`.\n\n```{compute}\n```\n\n"
+                                 "```{answers}\n:name: tab-mine\n```")
+    page = pages["page"]
+    assert not warnings
+    captions = [text_of(found) for found in re.findall(r"<figcaption>(.*?)</figcaption>", page, re.DOTALL)]
+    numbers = [re.match(r"Table (\d+) ", caption)[1] for caption in captions]
+    assert len(captions) == 3 and [int(n) - int(numbers[0]) for n in numbers] == [0, 1, 2]
+    assert f"See Table {numbers[0]} and Table {numbers[2]} ." in text_of(page)
+    assert '<a href="claims.html">claims</a>' in page  # none of the pages that tell is in this book, so the ledger does
+    _, warnings = book.build("See {numref}`tab-nowhere`.")
+    assert "tab-nowhere" in warnings
+
+
+def test_what_is_not_measured_is_said_to_be(book):
+    text = "```{rerun-times}\n```"
+    pages, warnings = book.build(text)
+    row = text_of(re.search(r'<tr id="time-make-book".*?</tr>', pages["page"], re.DOTALL)[0])
+    assert not warnings and row.endswith("not measured yet")
+    rows = [{"what": "make book", "minutes": 2.34}]
+    records.write(records.read("complexity") | {"name": "bench-rerun", "kind": "bench", "metrics": {"rows": rows}}, book.results)
+    for read in (sys.modules["bookparts"].kept, sys.modules["bookparts"].judged):
+        read.cache_clear()
+    pages, _ = book.build(text)
+    rows = {name: text_of(re.search(rf'<tr id="time-make-{name}".*?</tr>', pages["page"], re.DOTALL)[0]) for name in ("book", "test")}
+    assert "2.3 minutes" in rows["book"] and "record-bench-rerun" in pages["page"] and rows["test"].endswith("not measured yet")
 
 
 def test_the_slider_needs_both_pictures_with_words(book):

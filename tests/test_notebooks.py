@@ -1,8 +1,10 @@
 """Stored notebooks are honest: executed from top to bottom, silent on stderr, without errors, light, described; what they say is
 compared with what comes out, and a wrong number turns nbval red."""
+from copy import deepcopy
 import importlib.util
 import json
 from pathlib import Path
+import re
 import subprocess
 import sys
 
@@ -122,3 +124,33 @@ def test_a_notebook_that_was_not_run_is_refused(small):
     notebook["cells"][1]["execution_count"] = None
     status, says = run(notebook)
     assert status != 0 and "make notebooks" in says
+
+
+def texts(outputs: list[dict]):
+    """Where a cell's outputs hold text: (dictionary, key)."""
+    for output in outputs:
+        if "text" in output:
+            yield output, "text"
+        for kind, data in output.get("data", {}).items():
+            if isinstance(data, str) and not kind.startswith("image/"):
+                yield output["data"], kind
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_every_stored_number_is_compared(path, request):
+    """As nbval judges the outputs of the book's own notebooks: as they are they pass, and with any number changed they do not."""
+    from nbval.plugin import IPyNbFile
+    spoilt = 0
+    for item in IPyNbFile.from_parent(request.session, path=path).collect():
+        assert item.options["check"] and not item.options["skip"], f"cell {item.cell_num + 1}: nbval does not compare it"
+        item.format_output_compare = lambda *args: None  # the difference in words, which takes long
+        stored = item.cell.outputs
+        assert item.compare_outputs(deepcopy(stored), deepcopy(stored))
+        for i, (holder, key) in enumerate(texts(stored)):
+            for found in [*re.finditer(r"\d+", holder[key])][::37]:  # one in 37 of each text, the first among them
+                fresh = deepcopy(stored)
+                other, _ = [*texts(fresh)][i]
+                other[key] = f"{holder[key][:found.start()]}{int(found[0]) + 1}{holder[key][found.end():]}"
+                assert not item.compare_outputs(fresh, deepcopy(stored)), f"cell {item.cell_num + 1}, {key}: {found[0]} is not compared"
+                spoilt += 1
+    assert spoilt > 5

@@ -1,16 +1,21 @@
-"""No result is typed into prose: a number with a unit of results comes from {num}, {glue} or a quote of the paper, or
-`prose_allowed.txt` says why it is none."""
+"""No result is typed into prose: a number with a unit of results comes from {num}, {glue} or a quote of the paper, in the README from a
+marked place that `.ci/timing.py` fills, or `prose_allowed.txt` says why it is none."""
+import importlib.util
 import json
 from pathlib import Path
 import re
 
 import pytest
 
-from rflw import claims, paper
+from rflw import InputError, claims, paper, records
 
 ROOT = Path(__file__).resolve().parents[1]
 ALLOWED = Path(__file__).with_name("prose_allowed.txt")
-PAGES = sorted([*ROOT.glob("book/*.md"), *ROOT.glob("notebooks/*.ipynb"), ROOT / "CHANGELOG.md"])
+README = ROOT / "README.md"
+PAGES = sorted([*ROOT.glob("book/*.md"), *ROOT.glob("notebooks/*.ipynb"), ROOT / "CHANGELOG.md", README])
+SPEC = importlib.util.spec_from_file_location("timing", ROOT / ".ci" / "timing.py")
+timing = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(timing)
 
 NUMBER = (r"(?<![\w.,/-])[-−+]?\d[\d.,]*(?: (?:to|and|or) \d[\d.,]*)?"
           r"|\b(?:two|three|four|five|six|seven|eight|nine|ten|twenty|fifty|hundred)(?=[ -])")
@@ -18,6 +23,21 @@ UNIT = (r"%|percent|(?:percentage )?points?|ms|milliseconds?|s|sec|seconds?|min|
         r"(?:/s| (?:a|per) second)|times|fold|x|×|[GMT]?FLOPs?|[GM]MACs?|[GMB]|billions?|millions?|[GM]i?B|Wh?|J|mIoU|IoU")
 RESULT = re.compile(rf"(?:{NUMBER})[ \u00a0\u202f-]?(?:{UNIT})(?![\w-])|\b(?:mIoU|IoU|accuracy|F-score) (?:is |of |was )?\d[\d.]*|"
                     r"\b(?:twice|thrice|half|double) (?:as|the (?:time|speed|size|parameters|work|score))", re.IGNORECASE)
+
+
+def without_code(text: str) -> str:
+    """Markdown without its blocks of code. What directives hold stays, without their fences and options."""
+    kept, inside = [], []  # inside: fences that are open, each with whether it is a directive's
+    for line in text.splitlines():
+        fence = re.match(r"(`{3,}|:{3,})(.*)", line)
+        if fence and inside and not fence[2].strip() and len(fence[1]) >= len(inside[-1][0]) and fence[1][0] == inside[-1][0][0]:
+            inside.pop()
+        elif fence and all(directive for _, directive in inside):
+            inside.append((fence[1], fence[2].startswith("{")))
+            kept.append(re.sub(r"^\{[\w:-]+\}", "", fence[2]) if fence[2].startswith(("{table}", "{dropdown}")) else "")
+        elif all(directive for _, directive in inside) and not (inside and re.match(r":(?!alt:)[\w-]+:", line)):
+            kept.append(line)
+    return "\n".join(kept)
 
 
 def prose(page: Path) -> str:
@@ -30,9 +50,8 @@ def prose(page: Path) -> str:
             parts += [own, shown.get("figure", {}).get("caption", ""), shown.get("image", {}).get("alt", "")]
         text = "\n\n".join(parts)
     else:
-        text = page.read_text(encoding="utf-8")
-    text = re.sub(r"^(`{3,})(?!\{)[^\n]*\n.*?^\1`*$", "", text, flags=re.MULTILINE | re.DOTALL)  # code, but for directives
-    text = re.sub(r"^`{3,}.*$|^:(?!alt:)[\w-]+:.*$", "", text, flags=re.MULTILINE)  # whose fences and options go, too
+        text = timing.MARKED.sub("", page.read_text(encoding="utf-8"))
+    text = without_code(text)
     text = re.sub(r"\$\$.*?\$\$|\$[^$\n]+\$", "", text, flags=re.DOTALL)
     text = re.sub(r"\{[\w:-]+\}`[^`]*`|`[^`]*`", "", text)
     return " ".join(re.sub(r"\]\([^)]*\)", "]", text).split())
@@ -95,5 +114,29 @@ def test_settings_and_names_are_none(text):
 
 def test_code_roles_and_addresses_are_no_prose(tmp_path):
     (tmp_path / "x.md").write_text("a {num}`r:metrics.miou:.1%` b `9 ms` [c](https://x.org/5%) $5\\%$\n\n```bash\nsleep 5 s\n```\n\n"
-                                   "```{figure} x.png\n:width: 50%\n:alt: about 60 % road\n\nA caption of 70 %.\n```\n")
-    assert RESULT.findall(prose(tmp_path / "x.md")) == ["60 %", "70 %"]
+                                   "```{figure} x.png\n:width: 50%\n:alt: about 60 % road\n\nA caption of 70 %.\n```\n\nand 80 %\n\n"
+                                   "````{table} Of 90 %.\n\n```python\n1 %\n```\n````\n\n```\n2 %\n```\n3 %")
+    assert RESULT.findall(prose(tmp_path / "x.md")) == ["60 %", "70 %", "80 %", "90 %", "3 %"]
+
+
+def test_numbers_of_the_readme_are_those_on_record(tmp_path):
+    text = README.read_text(encoding="utf-8")
+    assert len(timing.MARKED.findall(text)) > 3
+    assert timing.refreshed(text) == text, "python .ci/timing.py --readme"
+    marked = "<!--num bench-x:metrics.rows[mode=fast].images_per_s:,.1f-->{}<!--/num--> a second"
+    assert timing.refreshed(marked.format("3.7"), tmp_path) == marked.format("not measured yet")
+    rows = [{"mode": "slow", "images_per_s": 1.0}, {"mode": "fast", "images_per_s": 1234.56}]
+    records.write(dict.fromkeys(records.REQUIRED, "") | {"name": "bench-x", "metrics": {"rows": rows}}, tmp_path)
+    assert timing.refreshed(marked.format("not measured yet"), tmp_path) == marked.format("1,234.6")
+
+
+def test_commands_are_timed_and_a_failure_files_nothing(tmp_path):
+    path = timing.timings(["true", "sleep 0.9"], tmp_path)
+    record = records.read(path)
+    claims.check(record)
+    assert path.name == "bench-rerun.json" and [row["what"] for row in record["metrics"]["rows"]] == ["true", "sleep 0.9"]
+    assert record["metrics"]["rows"][1]["minutes"] >= 0.01 > record["metrics"]["rows"][0]["minutes"]
+    path.unlink()
+    with pytest.raises(InputError, match="false: exit status 1"):
+        timing.timings(["true", "false"], tmp_path)
+    assert not list(tmp_path.iterdir())

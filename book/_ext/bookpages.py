@@ -6,6 +6,7 @@ import json
 import os
 from pathlib import Path
 import re
+import runpy
 from statistics import median
 
 from bookparts import CLAIMS_PAGE, TOPICS, Table, hardware, judged, kept
@@ -17,14 +18,17 @@ LOGGER = logging.getLogger(__name__)
 REPOSITORY = re.compile(r"https://github\.com/([\w.-]+)/([\w.-]+?)(?:\.git)?/?")
 MARKS = {"reproduced": "✓", "partly": "≈", "not reproduced": "✗", "supported on substitute data": "+",
          "contradicted on substitute data": "−", "undecided on substitute data": "?", "not tested": "·"}
-QUESTIONS = {  # topic: what a reader asks, where it is told
-    "size": ("Do the counts of parameters and multiply-adds hold?", "notebooks/02_complexity"),
-    "scores": ("Does the accuracy on the paper's data sets hold?", "book/rerun"),
+QUESTIONS = {  # topic: what a reader asks, and the pages that tell, those of them that the book has
+    "size": ("Do the counts of parameters and multiply-adds hold?", ("notebooks/02_complexity",)),
+    "scores": ("Does the accuracy on the paper's data sets hold?", ("book/rerun",)),
     "decoders compared": ("Does the light decoder keep the heavy one's accuracy, and do its parts matter as it is said?",
-                          "notebooks/05_training"),
-    "speed": ("Does the speed hold?", "notebooks/09_runtime"),
-    "blocks": ("Do the explanations hold: pooling gives context, residual units add next to nothing?", "book/claims"),
-    "data sets": ("Are the data sets as described?", "book/data")}
+                          ("notebooks/05_training",)),
+    "speed": ("Does the speed hold?", ("notebooks/09_runtime",)),
+    "blocks": ("Do the explanations hold: pooling gives context, residual units add next to nothing?",
+               ("notebooks/06_ablation_heads", "notebooks/07_receptive_fields", "notebooks/08_pictures")),
+    "data sets": ("Are the data sets as described?", ("notebooks/04_data",))}
+RERUN = {"make book": "executes every notebook, renders the book", "make test": "unit tests; every notebook against its stored outputs"}
+NOT_MEASURED = "not measured yet"
 # What one setting changes: (what, recipe before, recipe after).
 EFFECTS = (
     ("classes weighted by the inverse root of their frequency, not alike", "camvid-tune-plain", "camvid-tune-balance"),
@@ -55,8 +59,6 @@ class Drawn(Table):
     """A numbered figure whose picture is HTML. Its content is the caption."""
 
     has_content = True
-    option_spec = {"name": directives.unchanged_required}
-
     def figure(self, html: str) -> list[nodes.Node]:
         words, messages = self.state.inline_text(" ".join(self.content), self.lineno)
         figure = nodes.figure("", nodes.raw("", html, format="html"), nodes.caption("", "", *words))
@@ -92,12 +94,11 @@ class Answers(Table):
         from rflw.claims import VERDICTS
         rows = []
         for topic, found in self.checked(by_topic).items():
-            question, page = QUESTIONS[topic]
+            question, pages = QUESTIONS[topic]
             counts = {verdict: sum(v.verdict == verdict for v in found) for verdict in VERDICTS}
             told = ", ".join(f"{n} {verdict}" for verdict, n in counts.items() if n)
-            title = self.env.titles.get(page)
-            link = self.link(title.astext() if title is not None else page.rpartition("/")[2].replace("_", " "), page)
-            rows.append((f"answer-{topic.replace(' ', '-')}", {}, [question, f"of {len(found)} claims: {told}", link]))
+            links = "<br>".join(filter(None, map(self.titled, pages))) or self.titled(CLAIMS_PAGE)
+            rows.append((f"answer-{topic.replace(' ', '-')}", {}, [question, f"of {len(found)} claims: {told}", links]))
         return self.table("answers", "What was asked, and what became of the claims about it.", ["question", "answer", "where"], rows)
 
 
@@ -128,20 +129,23 @@ class Compute(Table):
 
 
 class RerunTimes(Table):
-    """How long it takes to run this book again: measured, or summed over the records."""
+    """How long it takes to run this book again: measured, or summed over the records, or not measured yet."""
 
     def run(self) -> list[nodes.Node]:
         found = self.checked(kept)
-        rows = [(f"time-{row['what'].replace(' ', '-')}", {}, [
-            f"<code>{escape(row['what'])}</code>", escape(row["does"]), f"{row['minutes']:.1f} minutes", hardware(record),
-            self.link(name, f"book/records#record-{name}")])
-            for name, record in found.items() if name == "bench-rerun" for row in record["metrics"]["rows"]]
+        record = found.get("bench-rerun")
+        measured = {row["what"]: row["minutes"] for row in record["metrics"]["rows"]} if record else {}
+        rows = [(f"time-{command.replace(' ', '-')}", {}, [
+            f"<code>{escape(command)}</code>", does, f"{measured[command]:.1f} minutes" if command in measured else NOT_MEASURED,
+            hardware(record) if command in measured else "",
+            self.link("record", "book/records#record-bench-rerun") if command in measured else ""]) for command, does in RERUN.items()]
         runs = [record for record in found.values() if record["kind"] == "train" and record["status"] == "done"]
         for tier, mine in (("cpu", [r for r in runs if "gpu" not in r["hardware"]]), ("gpu", [r for r in runs if "gpu" in r["hardware"]])):
-            took = f"{sum(r['wall_s'] for r in mine) / 3600:.1f} hours, one after another" if mine else "no run on record yet"
+            does = f"the {len(mine)} trainings on record, one after another" if mine else "the trainings that a processor is too slow for"
+            took = f"{sum(r['wall_s'] for r in mine) / 3600:.1f} hours" if mine else NOT_MEASURED
             rows.append((f"time-campaign-{tier}", {}, [
-                f"<code>rflw campaign run --tier {tier}</code>", f"the {len(mine)} trainings on record that {tier.upper()}s did", took,
-                "<br>".join(sorted({hardware(r) for r in mine})), self.link("records", "book/records")]))
+                f"<code>rflw campaign run --tier {tier}</code>", does, took, "<br>".join(sorted({hardware(r) for r in mine})),
+                self.link("records", "book/records") if mine else ""]))
         return self.table("times", "What it takes to run everything again.", ["command", "what it does", "takes", "hardware", "from"], rows)
 
 
@@ -178,6 +182,7 @@ class Environment(Table):
     """Versions and hardware of all records, and what the stored notebooks were executed with."""
 
     def run(self) -> list[nodes.Node]:
+        from rflw import records
         versions, names = defaultdict(lambda: defaultdict(list)), []
         for record in self.checked(kept).values():
             for package, version in record["versions"].items():
@@ -189,9 +194,14 @@ class Environment(Table):
         if not stamps.exists():
             return first
         self.env.note_dependency(str(stamps))
+        stamp_now = runpy.run_path(str(stamps.with_suffix(".py")))["stamp"]
         for name, stamp in sorted(json.loads(stamps.read_text(encoding="utf-8")).items()):
+            if not stamps.with_name(name).exists():
+                raise self.error(f"stamps.json: there is no notebook {name}: make notebooks")
+            now = stamp_now(stamps.with_name(name), records.REPOSITORY)
             names.append((f"stamp-{name}", {}, [self.link(name, f"notebooks/{name.removesuffix('.ipynb')}"), str(stamp["cells"]),
-                                                *(f"<code>{stamp[part][:8]}</code>" for part in ("sources", "package", "records"))]))
+                                                *(f"<code>{stamp[part][:8]}</code>{'' if stamp[part] == now[part] else ' (changed since)'}"
+                                                  for part in ("sources", "package", "records"))]))
         return [*first, *self.table("stamps", "What each stored notebook was executed with: hashes of its cells, of the package and of "
                                     "all records.", ["notebook", "cells", "sources", "package", "records"], names)]
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import re
 
 from docutils import nodes
+from docutils.parsers.rst import directives
 from docutils.statemachine import StringList
 from docutils.utils.math import MathError
 from docutils.utils.math.latex2mathml import tex2mathml
@@ -86,13 +87,15 @@ class Recipes(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         from rflw.config import RECIPES, Recipe, Stage
         defaults = [(f.name, f.default) for kind in (Recipe, Stage) for f in fields(kind) if f.default is not MISSING and f.name != "note"]
-        lines = ["| setting | unless a recipe says otherwise |", "| --- | --- |",
-                 *(f"| `{name}` | {shown(value)} |" for name, value in defaults), "",
+        lines = ["```{table} What holds unless a recipe says otherwise.", ":name: tab-recipes-defaults", "", "| setting | value |",
+                 "| --- | --- |", *(f"| `{name}` | {shown(value)} |" for name, value in defaults), "```", "",
+                 "```{table} All recipes, and what they say.", ":name: tab-recipes", "",
                  "| recipe | network | stages: encoder's and decoder's rate | other settings |", "| --- | --- | --- | --- |"]
         for recipe in RECIPES.values():
             stages = "; ".join(f"{stage.data} {stage.epochs} epochs: {stage.encoder_lr:g}, {stage.decoder_lr:g}{told(stage)}"
                                for stage in recipe.stages)
             lines.append(f"| `{recipe.name}` | {recipe.model} | {stages} | {told(recipe).removeprefix(', ')} |")
+        lines.append("```")
         container = nodes.Element()
         self.state.nested_parse(StringList(lines, source="recipes"), self.content_offset, container)
         return container.children
@@ -107,7 +110,7 @@ def told(settings) -> str:
 
 def shown(value) -> str:
     """A setting in words."""
-    if value is None or value == ():
+    if value is None or value in ((), ""):
         return "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
@@ -117,12 +120,10 @@ def shown(value) -> str:
 # ---------------------------------------------------------------- claims, records, and numbers with their origin
 
 CLAIMS_PAGE, RECORDS_PAGE = "book/claims", "book/records"
-CHAPTERS = {  # where a kind of test is told; a link where the book has the page
-    "count": ("Counting", "notebooks/02_complexity"), "check": ("Data", "notebooks/04_data"),
-    "score": ("Training", "notebooks/05_training"), "pairs": ("Training", "notebooks/05_training"),
-    "probe": ("Ablation heads", "notebooks/06_ablation_heads"), "saturation": ("Ablation heads", "notebooks/06_ablation_heads"),
-    "field": ("Receptive fields", "notebooks/07_receptive_fields"), "picture": ("Receptive fields", "notebooks/07_receptive_fields"),
-    "time": ("Runtime", "notebooks/09_runtime")}
+CHAPTERS = {  # where a kind of test is told, if the book has that page
+    "count": "notebooks/02_complexity", "check": "notebooks/04_data", "score": "notebooks/05_training", "pairs": "notebooks/05_training",
+    "probe": "notebooks/06_ablation_heads", "saturation": "notebooks/06_ablation_heads", "field": "notebooks/07_receptive_fields",
+    "picture": "notebooks/07_receptive_fields", "time": "notebooks/09_runtime"}
 TOPICS = {"count": "size", "time": "speed", "score": "scores", "pairs": "decoders compared", "probe": "blocks", "saturation": "blocks",
           "field": "blocks", "picture": "blocks", "check": "data sets"}
 
@@ -139,6 +140,20 @@ def kept(source: str) -> dict[str, dict]:
     """The records of a book's source folder by name."""
     from rflw import records
     return {record["name"]: record for record in records.read_all(Path(source) / "data/results")}
+
+
+@cache
+def title_of(source: str, page: str) -> str:
+    """A page's first heading, read from its source: other pages know it before Sphinx has read this one. Empty if there is none."""
+    path = Path(source) / f"{page}.ipynb"
+    if path.exists():
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        text = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    else:
+        path = path.with_suffix(".md")
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+    found = re.search(r"^# +(.+)$", text, re.MULTILINE)
+    return found[1].strip() if found else ""
 
 
 def hardware(record: dict) -> str:
@@ -179,24 +194,6 @@ def depart_num(self, node: num) -> None:
     self.body.append(f'</button><span popover class="origin" id="{node["key"]}">{"".join(lines)}</span>')
 
 
-def at(value, path: str):
-    """What a path leads to in a record: "metrics.iou.red twin", "metrics.rows[mode=eager-fp32,batch=1].images_per_s". Raises
-    KeyError with the part that is not there."""
-    for part in re.findall(r"\[[^\]]*\]|[^.\[]+", path):
-        if part.startswith("["):
-            wanted = dict(pair.split("=", 1) for pair in part[1:-1].split(","))
-            rows = [row for row in value if all(str(row.get(key)) == text for key, text in wanted.items())]
-            if len(rows) != 1:
-                raise KeyError(f"{part} fits {len(rows)} rows")
-            value = rows[0]
-            continue
-        try:
-            value = value[int(part) if isinstance(value, list) else part]
-        except (LookupError, TypeError, ValueError) as e:
-            raise KeyError(part) from e
-    return value
-
-
 def written(value, spec: str) -> str:
     """A value as prose has it: percent with a space before the sign. Raises ValueError for a fraction without a format."""
     if isinstance(value, float) and not spec:
@@ -219,19 +216,20 @@ class Num(SphinxRole):
         return [num("", text, origin=origin)], []
 
     def find(self, source: str, name: str, path: str):
+        from rflw import records
         from rflw.claims import tally
         verdicts = {verdict.claim.id: verdict for verdict in judged(source)}
         if name == "claims":
             counts = tally(verdicts.values())
             counts["own"] = sum(counts.values()) - counts["quoted"]
-            return at(counts, path), [("counted in", "the ledger of claims", f"{CLAIMS_PAGE}#ledger")]
+            return records.at(counts, path), [("counted in", "the ledger of claims", f"{CLAIMS_PAGE}#ledger")]
         if name not in verdicts:
             if name not in kept(source):
                 raise KeyError(f"neither a record nor a claim: {name}")
-            return at(kept(source)[name], path), origin_of(kept(source)[name])
+            return records.at(kept(source)[name], path), origin_of(kept(source)[name])
         verdict = verdicts[name]
         claim, ours = verdict.claim, verdict.ours
-        value = at({"ours": ours and ours.mean, "paper": claim.value, "verdict": verdict.verdict, "says": verdict.says}, path)
+        value = records.at({"ours": ours and ours.mean, "paper": claim.value, "verdict": verdict.verdict, "says": verdict.says}, path)
         if value is None:
             raise ValueError(f"nothing of ours yet: {verdict.says}")
         origin = [("claim", f"{claim.where}: {claim.quote}", f"{CLAIMS_PAGE}#claim-{claim.id}")]
@@ -275,6 +273,8 @@ class Table(SphinxDirective):
         except ValueError as e:  # InputError
             raise self.error(str(e)) from e
 
+    option_spec = {"name": directives.unchanged_required}
+
     def link(self, text: str, target: str) -> str:
         """To a page#anchor of this book, or to a file beside it; text alone where there is no such page."""
         page, _, anchor = target.partition("#")
@@ -285,15 +285,24 @@ class Table(SphinxDirective):
         uri = self.env.app.builder.get_relative_uri(self.env.docname, page)
         return f'<a href="{escape(uri)}{"#" * bool(anchor)}{escape(anchor)}">{escape(text)}</a>'
 
+    def titled(self, page: str) -> str:
+        """A link to a page that bears its title; nothing where there is no such page."""
+        return self.link(title_of(str(self.env.srcdir), page), page) if page in self.env.found_docs else ""
+
     def table(self, name: str, caption: str, columns: list[str], rows: list[tuple[str, dict, list[str]]]) -> list[nodes.Node]:
-        """rows: (id, data attributes, cells as HTML)."""
-        lines = [f'<table class="ledger table" id="{name}"><caption>{escape(caption)}</caption><thead><tr>',
+        """rows: (id, data attributes, cells as HTML). Numbered; prose refers to it as `tab-NAME`, or by the option `:name:`."""
+        lines = [f'<table class="ledger table" id="{name}" aria-label="{escape(caption)}"><thead><tr>',
                  *(f'<th scope="col">{escape(column)}</th>' for column in columns), "</tr></thead><tbody>"]
         for key, data, cells in rows:
             attributes = "".join(f' data-{word}="{escape(value)}"' for word, value in data.items())
             lines += [f'<tr id="{escape(key)}"{attributes}>',
                       *(f'<td data-label="{escape(column)}">{cell}</td>' for column, cell in zip(columns, cells)), "</tr>"]
-        return [nodes.raw("", "\n".join([*lines, "</tbody></table>"]), format="html")]
+        table = captioned_table("", nodes.caption("", caption), nodes.raw("", "\n".join([*lines, "</tbody></table>"]), format="html"),
+                                classes=["captioned-table", "whole"])
+        table["names"].append(nodes.fully_normalize_name(self.options.get("name", f"tab-{name}")))
+        self.set_source_info(table)
+        self.state.document.note_explicit_target(table, table)
+        return [table]
 
 
 class Claims(Table):
@@ -307,8 +316,8 @@ class Claims(Table):
             records = [self.link(name, f"{RECORDS_PAGE}#record-{name}") for name in v.records]
             if len(records) > 3:  # many seeds
                 records = [f"<details><summary>{len(records)} records</summary>{'<br>'.join(records)}</details>"]
-            chapter = f"Chapter: {self.link(*CHAPTERS[c.kind])}" if c.test else ""
-            evidence = [escape(v.says) if v.says != ours else "", *records, chapter]
+            chapter = self.titled(CHAPTERS[c.kind]) if c.test else ""
+            evidence = [escape(v.says) if v.says != ours else "", *records, chapter and f"Chapter: {chapter}"]
             why = [f"Tolerance {c.tolerance:.3g} {UNITS.get(c.unit, c.unit)}: {c.reason}" if c.test else "", c.note]
             how = f"<details><summary>tolerance and test</summary>{'<br>'.join(map(escape, filter(None, why)))}</details>"
             rows.append((f"claim-{c.id}", {"verdict": v.verdict, "source": "own" if c.test else "quoted", "where": c.where}, [

@@ -48,7 +48,7 @@ function explorer(table, rows) {
   });
   const status = document.createElement("output");
   form.append(set, status);
-  const caption = table.caption;
+  const caption = table.closest("figure").querySelector(".caption-text");
   const show = () => {
     const wrong = [width, height, classes].find(control => !control.checkValidity());
     status.textContent = wrong ? `${wrong.name}: ${wrong.validationMessage}` : "";

@@ -101,6 +101,16 @@ function origins() {
   }
 }
 
+// On a phone each row of a table of words becomes a card, too: its cells bear the names of their columns. Two columns fit as they are.
+function cards() {
+  for (const table of document.querySelectorAll(".bd-content table.table:not(.ledger, .dataframe, .indextable)")) {
+    const names = [...(table.tHead?.rows[0]?.cells ?? [])].map(cell => cell.innerText);
+    if (names.length < 3) continue;
+    table.classList.add("cards");
+    for (const row of table.tBodies[0].rows) [...row.cells].forEach((cell, i) => { cell.dataset.label = names[i]; });
+  }
+}
+
 // What scrolls sideways can be reached and scrolled by the keyboard.
 function scrollable() {
   for (const box of document.querySelectorAll(".output.text_html, div.math, .bd-content pre, .pst-scrollable-table-container")) {
@@ -110,6 +120,7 @@ function scrollable() {
 }
 
 document.addEventListener("DOMContentLoaded", () => {
+  cards();
   scrollable();
   addEventListener("load", scrollable);
   addEventListener("resize", scrollable);
