@@ -50,11 +50,11 @@ def ratio(over: dict, under: dict) -> Interval:
 
 
 def pairs(rows: Iterable[dict], slow: str, fast: str) -> list[dict]:
-    """Rows of the second of two networks, each with "ratio", how many times longer the first takes in the same record, mode, size and
-    batch."""
+    """Rows of the second of two networks, each with "slower", the first's row in the same record, mode, size and batch, and "ratio", how
+    many times longer that takes."""
     rows = list(rows)
     slower = {(*_together(row), row["mode"]): row for row in rows if row["model"] == slow}
-    return [row | {"ratio": ratio(slower[key], row)} for row in rows
+    return [row | {"slower": slower[key], "ratio": ratio(slower[key], row)} for row in rows
             if row["model"] == fast and (key := (*_together(row), row["mode"])) in slower]
 
 
