@@ -159,6 +159,8 @@ def predict(images: Annotated[list[Path], typer.Argument(help="Photos, folders o
     folders = {path: streams.photos(path) for path in images if path.is_dir()}
     videos = [path for path in images if path not in folders and streams.is_video(path)]
     named = [path for path in images if path not in folders and path not in videos]
+    if short_side and short_side < engine.MIN_SIZE:
+        raise InputError(f"--short-side {short_side}: {engine.MIN_SIZE} pixels at least, or 0 for the photo's own")
     single = [*named, *(path for found in folders.values() for path in found)]
     stems = [path.stem for path in (*single, *videos)]
     twice = next((stem for stem in stems if stems.count(stem) > 1), None) if len(set(stems)) < len(stems) else None
@@ -179,8 +181,8 @@ def predict(images: Annotated[list[Path], typer.Argument(help="Photos, folders o
         from rflw import deploy
         precision = engine.pick_precision(precision, engine.pick_device(device))
         model, precision = deploy.optimise(model, precision, compiled=True), "fp32"  # its input and output
-        if "compile" in model.left_out:
-            print(f"rflw: not compiled: {model.left_out['compile']}", file=sys.stderr)
+        for step, why in model.left_out.items():
+            print(f"rflw: without {step}: {why}", file=sys.stderr)
     many, skipped, network_s, count = bool(folders or videos), [], 0.0, 0
     start = time.perf_counter()
 
@@ -630,6 +632,8 @@ def evaluate(checkpoint: Checkpoint, data: On = None, split: Split = "val",
     if deployed:
         from rflw import deploy
         model, precision = deploy.optimise(model, deployed, calibration=_some_images(name, root) if deployed == "int8" else None), "fp32"
+        for step, why in model.left_out.items():
+            print(f"rflw: without {step}: {why}", file=sys.stderr)
 
     def each(index, prediction, mask):
         nonlocal same, pixels
