@@ -25,11 +25,14 @@ def interleaved(calls: dict[str, Callable[[], object]], device: torch.device, pa
                 progress: bool = False) -> dict[str, np.ndarray]:
     """Milliseconds of each pass of each call, (passes,): one of every call, then again. On CUDA measured by its own events.
 
-    warmup: passes of each that do not count.
+    warmup: passes of each that do not count. On a CPU a short pause comes before each pass: threads of the pass before, which wait for
+    more work by spinning, would take the processor from a call that has threads of its own.
     """
     found = {name: np.empty(passes) for name in calls}
     for turn in tqdm(range(-warmup, passes), desc="passes", file=sys.stderr, disable=not progress or None):
         for name, call in calls.items():
+            if device.type == "cpu":
+                time.sleep(0.02)
             value = _milliseconds(call, device)
             if turn >= 0:
                 found[name][turn] = value
@@ -72,17 +75,24 @@ def ratio(slow: np.ndarray, fast: np.ndarray, draws: int = 2000, seed: int = 0) 
 
 @torch.inference_mode()
 def peaks(device: torch.device, precisions: tuple[str, ...] = ("fp32", "bf16")) -> dict[str, float]:
-    """The best of five large matrix products in each precision and of five copies -> {"fp32_gmacs", "bf16_gmacs": 10^9
-    multiply-adds a second, "copy_gb_s": 10^9 bytes read or written a second}."""
-    n = 8192 if device.type == "cuda" else 3072
+    """What the device reaches at best -> {"fp32_gmacs", "bf16_gmacs": 10^9 multiply-adds a second, "copy_gb_s": 10^9 bytes read or
+    written a second}.
+
+    Best of six large matrix products and of six 1x1 convolutions, which other libraries compute, and of six copies.
+    """
+    n, channels = (8192, 4096) if device.type == "cuda" else (3072, 1024)
     found = {}
     for precision in precisions:
-        a = torch.randn(n, n, device=device).to({"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision])
-        best = min(_milliseconds(lambda a=a: a @ a, device) for _ in range(6))
-        found[f"{precision}_gmacs"] = round(n**3 / best / 1e6, 1)
+        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+        a = torch.randn(n, n, device=device).to(dtype)
+        conv = nn.Conv2d(channels, channels, 1, bias=False).to(device, dtype, memory_format=torch.channels_last)
+        x = torch.randn(1, channels, 128, 128, device=device).to(dtype, memory_format=torch.channels_last)
+        product = min(_milliseconds(lambda a=a: a @ a, device) for _ in range(7))
+        convolution = min(_milliseconds(lambda conv=conv, x=x: conv(x), device) for _ in range(7))
+        found[f"{precision}_gmacs"] = round(max(n**3 / product, channels**2 * 128**2 / convolution) / 1e6, 1)
     source = torch.zeros(2**26, device=device)  # 268 MB
     target = torch.empty_like(source)
-    best = min(_milliseconds(lambda: target.copy_(source), device) for _ in range(6))
+    best = min(_milliseconds(lambda: target.copy_(source), device) for _ in range(7))
     return found | {"copy_gb_s": round(2 * source.nbytes / best / 1e6, 1)}
 
 
