@@ -186,16 +186,16 @@ def predict(images: Annotated[list[Path], typer.Argument(help="Photos, folders o
     many, skipped, network_s, count = bool(folders or videos), [], 0.0, 0
     start = time.perf_counter()
 
-    def labelled(frames):
-        """(key, image, mask) of each frame, with the time of the network taken."""
+    def labelled(frames, video=None):
+        """(key, image, mask) of each photo of a folder, or frame of a video, with the time of the network taken."""
         nonlocal network_s, count
         for keys, stack in streams.in_batches(streams.read_ahead(frames), batch):
             began = time.perf_counter()
             try:
                 masks = engine.class_maps(model, stack, side, precision)
             except InputError as e:
-                if not many:
-                    raise InputError(f"{keys[0]}: {e}") from e
+                if video:
+                    raise InputError(f"{video}: {e}") from e
                 skipped.extend(f"{key}: {e}" for key in keys)
                 continue
             network_s, count = network_s + time.perf_counter() - began, count + len(keys)
@@ -207,7 +207,7 @@ def predict(images: Annotated[list[Path], typer.Argument(help="Photos, folders o
         for path, image, mask in labelled(streams.read_photos(found, skipped)):
             _write_photo(path, image, mask, labels, output)
     for path in videos:
-        _write_video(path, labelled(streams.read_video(path, skipped)), rates[path], labels, output)
+        _write_video(path, labelled(streams.read_video(path, skipped), path), rates[path], labels, output)
     if many:
         for line in skipped[:10]:
             print(f"rflw: skipped: {line}", file=sys.stderr)
