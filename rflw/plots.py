@@ -233,7 +233,7 @@ def ratios(intervals: dict, axis, label: str, marks: dict | None = None, word: s
     if marks:
         axis.scatter([], [], s=60, facecolor="none", edgecolor=COLOURS[1], linewidth=1.6, label=word)
         axis.scatter([], [], s=36, color=COLOURS[0], label="here")
-        axis.legend(fontsize=8, frameon=False)
+        axis.legend(fontsize=8, frameon=False, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1))
     _rows(axis, intervals, label)
 
 

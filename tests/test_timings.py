@@ -1,6 +1,7 @@
 """Ratios of timings on record: of rows that took turns, and of no others."""
 from math import isnan
 
+import numpy as np
 import pytest
 
 from rflw.analysis import timings
@@ -46,6 +47,18 @@ def test_pairs_are_of_one_record_mode_size_and_batch():
     assert only["ratio"].low < 3 < only["ratio"].high
     bare = [one | {"latency_ms": {"mean": 2}} for one in rows[:2]]
     assert isnan(timings.ratio(*bare).low)  # a record of others need not say the spread
+
+
+def test_ratios_are_of_medians_where_they_are_known():
+    slow, fast = (row("lw", mode, 1) | {"passes": 100} for mode in ("eager-fp32", "optimised-fp32"))
+    random = np.random.default_rng(0)
+    draws = random.normal(30, 3, (4000, 100)), random.normal(10, 2, (4000, 100))
+    for one, values in zip((slow, fast), draws):
+        p5, median, p95 = np.percentile(values, [5, 50, 95])
+        one["latency_ms"] = {"mean": 1e9, "std": 1e9, "median": median, "p5": p5, "p95": p95}  # one pass was interrupted for long
+    ours = timings.ratio(slow, fast)
+    low, high = np.percentile(np.median(draws[0], 1) / np.median(draws[1], 1), [2.5, 97.5])
+    assert (ours.mean, ours.low, ours.high) == tuple(pytest.approx(value, rel=0.01) for value in (3, low, high))
 
 
 def test_gains_are_of_one_step_or_of_the_precision():
