@@ -160,7 +160,7 @@ def predict(images: Annotated[list[Path], typer.Argument(help="Photos, folders o
     videos = [path for path in images if path not in folders and streams.is_video(path)]
     named = [path for path in images if path not in folders and path not in videos]
     if short_side and short_side < engine.MIN_SIZE:
-        raise InputError(f"--short-side {short_side}: {engine.MIN_SIZE} pixels at least, or 0 for the photo's own")
+        raise InputError(f"--short-side {short_side} pixels: {engine.MIN_SIZE} is the least, 0 keeps the photo's own")
     single = [*named, *(path for found in folders.values() for path in found)]
     stems = [path.stem for path in (*single, *videos)]
     twice = next((stem for stem in stems if stems.count(stem) > 1), None) if len(set(stems)) < len(stems) else None

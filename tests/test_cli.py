@@ -519,7 +519,7 @@ def test_predict_takes_a_folder_skips_what_is_broken_and_counts(rflw, checkpoint
     (tmp_path / "empty").mkdir()
     refused(rflw("predict", tmp_path / "empty", "-o", out), "empty", "no photos")
     refused(rflw(*words, "--batch", 0), "--batch 0")
-    refused(rflw(*words, "--short-side", 20), "--short-side 20", "33 pixels")
+    refused(rflw(*words, "--short-side", 20), "--short-side 20", "33 is the least")
 
 
 @pytest.fixture
