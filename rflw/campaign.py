@@ -119,12 +119,14 @@ def work(plan: Recipe) -> float:
 def run_missing(tier: str, budget_minutes: float, results: Path = records.FOLDER, folder: Path = Path("runs"), root=None,
                 workers: int = 0, retry: bool = False, only: str = "", progress: bool = False) -> Iterator[tuple[Run, str]]:
     """Train what is missing, begun runs first, in order of worth, until the time is spent -> (run, how it ended) of each:
-    "done", "failed: why", "in use by another process" or "stopped: the time is spent".
+    "done", "failed: why", "refused: why", "in use by another process" or "stopped: the time is spent".
 
-    only: what a run's name must hold. retry: run failed ones again. Whatever ends the process, every run goes on from its
-    last checkpoint next time, wherever its folder is then.
+    only: what a run's name must hold. retry: run failed ones again; their records stay. Whatever ends the process, every run goes on
+    from its last checkpoint next time, wherever its folder is then. A run that is refused (its folder holds another recipe's, or a
+    damaged checkpoint) holds up no other: the first such InputError is raised when all others are through.
     """
     from rflw import training
+    refused = None
     until = time.monotonic() + 60 * budget_minutes
     wanted = ("begun", "missing", "failed") if retry else ("begun", "missing")
     todo = [run for run in runs(tier, results, folder) if run.status in wanted and only in run.name]
@@ -139,11 +141,28 @@ def run_missing(tier: str, budget_minutes: float, results: Path = records.FOLDER
             yield run, "in use by another process"
             continue
         except training.Failed as e:
-            records.write(records.read(out / "record.json"), results)
+            _file(records.read(out / "record.json"), results)
             yield run, f"failed: {e}"
+            continue
+        except InputError as e:
+            refused = refused or e
+            yield run, f"refused: {e}"
             continue
         except TimeoutError:
             yield run, "stopped: the time is spent"
             return
-        records.write(record, results)
+        _file(record, results)
         yield run, f"done: mIoU {100 * (record['metrics']['miou'] or math.nan):.1f} %, {record['wall_s'] / 60:.0f} min"
+    if refused:
+        raise refused
+
+
+def _file(record: dict, results: Path) -> None:
+    """Write a run's record; one of an earlier failure stays beside it, under a name of its own."""
+    name = record["name"]
+    if (Path(results) / f"{name}.json").exists():
+        earlier = records.read(name, results)
+        if earlier["status"] == "failed" and earlier["sha256"] != records.digest(record):
+            number = len(list(Path(results).glob(f"{name}-failed-*.json"))) + 1
+            records.write(earlier | {"name": f"{name}-failed-{number}"}, results)
+    records.write(record, results)

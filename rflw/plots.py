@@ -176,11 +176,11 @@ def seed_points(groups: dict[str, list[float]], intervals: dict, axis, label: st
     _rows(axis, groups, label)
 
 
-def differences(intervals: dict, axis, label: str) -> None:
+def differences(intervals: dict, axis, label: str, colours=COLOURS) -> None:
     """A row for each difference: its mean as a point, its interval as a line, against nought."""
     axis.axvline(0, color="0.5", linewidth=1)
     for row, interval in enumerate(intervals.values()):
-        colour = COLOURS[row % len(COLOURS)]
+        colour = colours[row % len(colours)]
         if interval.n > 1:
             axis.plot([interval.low, interval.high], [row, row], color=colour, linewidth=2)
         axis.scatter([interval.mean], [row], s=36, color=colour, zorder=3)
@@ -212,6 +212,7 @@ def curves(runs: dict[str, list[dict]], axis, key: str = "miou", factor: float =
             points = [(i, factor * row[key]) for i, row in enumerate(record["curve"], 1) if row.get(key) is not None]
             axis.plot(*zip(*points), color=colour, linewidth=1.1, alpha=0.8, label=None if number else name)
     axis.set(xlabel="epoch", ylabel=label)
+    axis.xaxis.get_major_locator().set_params(integer=True)
     axis.legend(fontsize=8, frameon=False)
     axis.grid(alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)

@@ -262,12 +262,14 @@ def fit(recipe: Recipe, out: str | Path, seed: int = 0, root=None, device: str =
             raise InputError(f"{recipe.name}: a batch of {recipe.batch} from the {len(data)} images of {stage.data}")
         if labels_of(stage.data).classes != labels.classes:
             raise InputError(f"{recipe.name}: {stage.data} and {recipe.data} have different classes")
-    if resident is None:
-        resident = where.type == "cuda" and can_be_held(recipe, opened.values())
+    saved = _open_run(out, resume, where)
+    if resident is None:  # a run goes on as it began, on another kind of device, too
+        resident = saved["identity"].get("resident", False) if saved else where.type == "cuda" and can_be_held(recipe, opened.values())
     elif resident and recipe.jitter:
         raise InputError(f"{recipe.name}: changes of colour are not made on the device; train with --no-resident")
     identity = {"recipe": recipe.hash(), "seed": seed} | ({"resident": True} if resident else {})
-    saved = _open_run(out, identity, resume, where)
+    if saved and saved["identity"] != identity:
+        raise InputError(f"{out}: holds another run ({saved['identity']}), this is {identity}")
     # read before anything is trained or written, so that a damaged file or a wrong label shows now
     hashes = {f"{data.name}/{data.split}": manifest_hash(data) for data in (*opened.values(), validation)}
     if recipe.init:
@@ -278,8 +280,8 @@ def fit(recipe: Recipe, out: str | Path, seed: int = 0, root=None, device: str =
     rank, world, where = fabric.global_rank, fabric.world_size, fabric.device
     if recipe.batch % (world * accumulate):
         raise InputError(f"{recipe.name}: a batch of {recipe.batch} is not shared evenly by {world} processes x {accumulate} parts")
-    if world > 1 and not recipe.frozen_bn:
-        raise InputError(f"{recipe.name}: batch norm learns its statistics from whole batches; train in one process")
+    if world * accumulate > 1 and not recipe.frozen_bn:
+        raise InputError(f"{recipe.name}: batch norm learns its statistics from whole batches; train in one process, without --accumulate")
     if where.type == "cpu":
         keep_freed_memory()
     if resident:
@@ -304,7 +306,14 @@ def fit(recipe: Recipe, out: str | Path, seed: int = 0, root=None, device: str =
     card = {"classes": labels.classes, "data": recipe.data, "recipe": recipe.name, "seed": seed,
             "commit": records.provenance()["commit"], "short_side": CARD_SIDE.get(recipe.data)}
 
+    def sound():
+        """Raises Failed for weights that are no numbers, which a finite loss may leave: they must not replace good ones."""
+        if not all(value.isfinite().all() for value in model.state_dict().values()):
+            raise Failed(f"{recipe.name}: weights are not finite after step {state.step - 1} of stage {state.stage + 1}; "
+                         "lower the learning rates")
+
     def save_state():
+        sound()
         if rank == 0:
             content = {"identity": identity} | state.saved()
             content["wall_s"] += time.perf_counter() - clock
@@ -315,6 +324,7 @@ def fit(recipe: Recipe, out: str | Path, seed: int = 0, root=None, device: str =
         return summary(fabric.all_reduce(matrices, reduce_op="sum").cpu(), labels.classes)
 
     def validate() -> float | None:
+        sound()
         with _weights(model, state.averaged):
             miou = measure(model)["miou"]
             if (miou or 0) > state.best:
@@ -398,8 +408,9 @@ def _train_stage(recipe: Recipe, number: int, data, seed: int, state: State, fab
         try:
             value = train_step(fabric, wrapped, state.optimiser, images, masks, recipe.clip, accumulate, weights)
         except (torch.OutOfMemoryError, MemoryError) as e:
-            raise Failed(f"{recipe.name}: out of memory with {recipe.batch // world // accumulate} images at a time; "
-                         f"--accumulate {2 * accumulate} computes the same in smaller parts") from e
+            lower = (f"--accumulate {2 * accumulate} computes the same in smaller parts" if recipe.frozen_bn
+                     else "batch norm needs them at once: a recipe with a smaller crop or batch takes less")
+            raise Failed(f"{recipe.name}: out of memory with {recipe.batch // world // accumulate} images at a time; {lower}") from e
         if not math.isfinite(value):
             raise Failed(f"{recipe.name}: the loss is {value} at epoch {step // per_epoch + 1}, step {step} of stage "
                          f"{number + 1}; lower the learning rates")
@@ -447,7 +458,7 @@ def _unless_workers_die(loader, recipe: Recipe):
                          "--workers") from e
 
 
-def _open_run(out: Path, identity: dict, resume: bool, where: torch.device) -> dict | None:
+def _open_run(out: Path, resume: bool, where: torch.device) -> dict | None:
     """What last.pt in the folder holds, None where there is none. Raises InputError if it must not be gone on with."""
     last = out / "last.pt"
     try:
@@ -459,11 +470,10 @@ def _open_run(out: Path, identity: dict, resume: bool, where: torch.device) -> d
         raise InputError(f"{out}: holds a run already; --resume goes on with it")
     try:
         saved = torch.load(last, map_location=where, weights_only=True)
-        theirs = saved["identity"]
+        if not isinstance(saved["identity"], dict):
+            raise TypeError("its identity is settings by name")
     except Exception as e:  # torch raises many types for files that are cut off or foreign
         raise InputError(f"{last}: not a whole checkpoint of a run ({type(e).__name__})") from e
-    if theirs != identity:
-        raise InputError(f"{out}: holds another run ({theirs}), this is {identity}")
     return saved
 
 

@@ -77,6 +77,17 @@ def test_failures_are_on_record_and_the_others_go_on(plan, tmp_path, monkeypatch
     assert records.read("lw-s0", tmp_path / "results")["status"] == "failed"
     assert states(tmp_path)["lw-s0"] == "failed" and run(tmp_path) == []
     assert run(tmp_path, retry=True) == [("lw-s0", "done")]
+    kept = records.read("lw-s0-failed-1", tmp_path / "results")  # the failure stays on record
+    assert (kept["status"], records.read("lw-s0", tmp_path / "results")["status"]) == ("failed", "done")
+    assert states(tmp_path)["lw-s0"] == "done"
+
+
+def test_a_run_that_is_refused_holds_up_no_other(plan, tmp_path):
+    (tmp_path / "runs" / "lw-s0").mkdir(parents=True)
+    (tmp_path / "runs" / "lw-s0" / "last.pt").write_bytes(b"cut off")
+    with pytest.raises(InputError, match="last.pt: not a whole checkpoint"):
+        run(tmp_path)
+    assert states(tmp_path) == {"lw-s0": "begun", "lw-nocrp-s0": "done", "lw-s1": "done"}
 
 
 def test_a_run_in_use_is_left_to_the_other_process(plan, tmp_path):

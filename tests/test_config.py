@@ -75,3 +75,57 @@ def test_other_lengths_scale_the_milestones():
 
 def test_names_are_keys():
     assert all(name == r.name for name, r in RECIPES.items())
+
+
+def rates(recipe):
+    """[(data, encoder rate, decoder rate)] of every epoch."""
+    return [(stage.data, stage.encoder_lr * stage.lr_factor(epoch, 1), stage.decoder_lr * stage.lr_factor(epoch, 1))
+            for stage in recipe.stages for epoch in range(stage.epochs)]
+
+
+class TestPaper:
+    """The paper's sections 3.3, 4 and 7, number by number; "lw" is the light-weight form."""
+
+    NAMES = {
+        **{f"paper-{data}-lw-resnet{n}": data for data in ("nyu", "person", "voc") for n in (50, 101, 152)},
+        "paper-voc-lw-mobilenet_v2": "voc", "paper-voc-lw-nasnet_mobile": "voc",
+        "paper-context-lw-resnet101": "context", "paper-context-lw-resnet152": "context", "paper-cityscapes-lw-resnet101": "cityscapes",
+        **{f"paper-voc-{form}-resnet101": "voc" for form in ("original", "norcu", "lw-rcu")}}
+    # (data set, epochs, halvings of the first rate)
+    PARTS = {"nyu": [("nyu", 100, 0), ("nyu", 100, 1), ("nyu", 100, 2)],
+             "person": [("person", 100, 0), ("person", 100, 1), ("person", 100, 2)],
+             "context": [("context", 50, 0), ("context", 50, 1), ("context", 100, 2)],
+             "cityscapes": [("cityscapes", 50, 0), ("cityscapes", 50, 1), ("cityscapes", 100, 2)],
+             "voc": [("coco", 20, 0), ("sbd", 50, 1), ("voc", 130, 2)]}
+
+    def test_all_of_its_networks_and_data_sets(self):
+        assert {name for name in RECIPES if name.startswith("paper-")} == set(self.NAMES)
+
+    @pytest.mark.parametrize("name", NAMES)
+    def test_rates_and_epochs(self, name):
+        plan = RECIPES[name]
+        first = 1e-3 if "mobile" in name else 5e-4
+        expected = [(data, first / 2**halvings) for data, epochs, halvings in self.PARTS[self.NAMES[name]] for _ in range(epochs)]
+        assert [(data, encoder) for data, encoder, _ in rates(plan)] == [(data, pytest.approx(rate)) for data, rate in expected]
+        assert len(expected) == (300 if self.NAMES[name] in ("nyu", "person") else 200)
+        assert plan.optimiser == "sgd" and plan.momentum > 0 and plan.frozen_bn == (plan.weights == "imagenet")
+        assert (plan.weights == "imagenet") == ("nasnet" not in name)  # no package ships those
+        form = name.split("-", 2)[2].removeprefix("original-")
+        assert plan.model == f"refinenet-{form}"
+
+
+@pytest.mark.parametrize("encoder", ["resnet50", "resnet101", "resnet152"])
+def test_the_authors_script_of_2018(encoder):
+    plan = RECIPES[f"authors-2018-nyu-lw-{encoder}"]
+    assert [(e, d) for _, e, d in rates(plan)] == [(5e-4, 5e-3)] * 100 + [(2.5e-4, 2.5e-3)] * 100 + [(1e-4, 1e-3)] * 100
+    assert plan.restart and plan.frozen_bn and plan.flip and (plan.optimiser, plan.momentum, plan.weight_decay) == ("sgd", 0.9, 1e-5)
+    assert (plan.batch, plan.crop, plan.scale, plan.min_side) == (6, (500, 500), (0.5, 2.0), 350)
+    assert plan.clip == plan.ema == plan.balance == 0
+
+
+@pytest.mark.parametrize(("encoder", "first"), [("resnet50", 5e-4), ("mobilenet_v2", 1e-3)])
+def test_the_authors_script_of_2020(encoder, first):
+    steps, poly = (RECIPES[f"authors-2020-nyu-lw-{encoder}-{schedule}"] for schedule in ("steps", "poly"))
+    assert [e for _, e, _ in rates(steps)] == [first] * 100 + [first / 2] * 100 + [first / 4] * 100
+    assert [e for _, e, _ in rates(poly)] == [pytest.approx(first * (1 - epoch / 300) ** 0.9) for epoch in range(300)]
+    assert not steps.restart and steps.batch == poly.batch == 6 and {d for _, _, d in rates(steps)} == {5e-3, 2.5e-3, 1.25e-3}

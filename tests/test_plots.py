@@ -44,8 +44,9 @@ def test_seed_points(axis):
 
 
 def test_differences(axis):
-    plots.differences({"a": mean_interval([1.0, 2.0, 3.0])}, axis, "points")
+    plots.differences({"a": mean_interval([1.0, 2.0, 3.0])}, axis, "points", ["#123456"])
     zero, interval = axis.lines
+    assert interval.get_color() == "#123456"
     assert list(zero.get_xdata()) == [0, 0]
     assert list(interval.get_xdata()) == pytest.approx([2 - 4.3027 / 3**0.5, 2 + 4.3027 / 3**0.5], abs=1e-4)
 

@@ -1,10 +1,13 @@
 """Training: one step, one run, stopping and going on, many processes."""
+import csv
 from dataclasses import replace
 import importlib.util
+import io
 import json
 import math
 import os
 from pathlib import Path
+import re
 import signal
 import subprocess
 import sys
@@ -149,8 +152,9 @@ class TestFit:
             training.fit(recipe, tmp_path / "run", resident=True, until=0)
         with pytest.raises(InputError, match="another run"):
             training.fit(recipe, tmp_path / "run", resident=False, resume=True)
-        resumed, _ = training.fit(recipe, tmp_path / "run", resident=True, resume=True)
+        resumed, record = training.fit(recipe, tmp_path / "run", resume=True)  # as it began, on a machine that would not have chosen so
         assert_equal(whole, resumed)
+        assert record["resident"]
         with pytest.raises(InputError, match="--no-resident"):
             training.fit(tiny(1), tmp_path / "other", resident=True)
 
@@ -189,6 +193,46 @@ class TestFit:
         shared = json.loads((tmp_path / "both" / "record.json").read_text())
         assert shared["metrics"]["miou"] == pytest.approx(record["metrics"]["miou"], abs=1e-3)
         assert [row["loss"] for row in shared["curve"]] == pytest.approx([row["loss"] for row in record["curve"]], rel=1e-5)
+
+    def test_the_log_tensorboard_and_the_record_say_the_same(self, few, tmp_path):
+        _, record = training.fit(tiny(3), tmp_path / "run")
+        with open(tmp_path / "run" / "log.csv", newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert [(float(row["loss"]), row["miou"]) for row in rows] == [
+            (row["loss"], str(row.get("miou", ""))) for row in record["curve"]] and rows[0]["miou"] == ""
+        reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+        events = reader.EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+        events.Reload()
+        for key in ("loss", "miou", "images_per_s"):
+            expected = [(epoch, row[key]) for epoch, row in enumerate(record["curve"], 1) if key in row]
+            assert [(event.step, event.value) for event in events.Scalars(key)] == [
+                (epoch, pytest.approx(value, rel=1e-6)) for epoch, value in expected], key
+
+    def test_the_bar_shows_loss_score_speed_and_time_left(self, few, tmp_path, monkeypatch):
+        terminal = io.StringIO()
+        terminal.isatty = lambda: True
+        monkeypatch.setattr(sys, "stderr", terminal)
+        training.fit(tiny(6), tmp_path / "run", progress=True)  # 12 steps; the bar's figures are renewed at the first and eleventh
+        shown = terminal.getvalue()
+        rows = csv.DictReader((tmp_path / "run" / "log.csv").read_text().splitlines())
+        curve = [float(row["miou"]) for row in rows if row["miou"]]
+        found = re.findall(r"tiny s0: .* 1[01]/12 \[\d\d:\d\d<\d\d:\d\d,.*loss=(\d\.\d+), mIoU=(0\.\d+), images/s=\d+\.\d", shown)
+        assert found and found[-1][1] == f"{curve[1]:.3f}"  # that of the fourth epoch
+
+    def test_the_best_and_the_last_weights_are_kept(self, few, tmp_path, monkeypatch):
+        real, scores = training.summary, iter([0.3, 0.5, 0.4, 0.4])
+        monkeypatch.setattr(training, "summary", lambda *args: real(*args) | {"miou": next(scores)})
+        seen = []
+        write = training.write_whole
+        monkeypatch.setattr(training, "write_whole", lambda path, how: (write(path, how), path.name == "last.pt" and seen.append(
+            torch.load(path, weights_only=True)))[0])
+        training.fit(tiny(3, val_every=1), tmp_path / "run")
+        for name, epoch in (("best", 1), ("model", 2)):
+            kept = rflw.load(tmp_path / "run" / f"{name}.safetensors").state_dict()
+            for key, value in seen[epoch]["averaged"].items():
+                assert torch.equal(kept[key], value.half().to(value.dtype)), (name, key)
+        assert [state["best"] for state in seen] == [0.3, 0.5, 0.5]
+        assert not torch.equal(seen[1]["averaged"]["decoder.classifier.weight"], seen[1]["model"]["decoder.classifier.weight"])
 
     def test_a_folder_in_use_is_left_alone(self, few, tmp_path):
         with training._Running(tmp_path), pytest.raises(InputError, match="another process"):
@@ -229,12 +273,37 @@ class TestFit:
         assert torch.load(tmp_path / "run" / "last.pt", weights_only=True)["step"] == 2
         assert not (tmp_path / "run" / "model.safetensors").exists()
 
+    @pytest.mark.parametrize("step", [4, 3])  # at the end of the second epoch, and asked to stop within it
+    def test_weights_that_are_no_numbers_replace_no_good_ones(self, few, tmp_path, monkeypatch, step):
+        """The loss of the step that spoils them is still finite."""
+        real, calls = training.train_step, []
+
+        def spoils(fabric, model, *args):
+            calls.append(1)
+            value = real(fabric, model, *args)
+            if len(calls) == step:
+                with torch.no_grad():
+                    model.module.decoder.classifier.weight[0] = math.nan
+            return value
+        monkeypatch.setattr(training, "train_step", spoils)
+        stop = KeyboardInterrupt() if step == 3 else None
+        monkeypatch.setattr(training._Running, "must_stop", lambda *_: stop if len(calls) == 3 else None)
+        with pytest.raises(training.Failed, match=f"not finite after step {step - 1} of stage 1.*last good checkpoint is .*last.pt"):
+            training.fit(tiny(2), tmp_path / "run")
+        last = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
+        assert last["step"] == 2 and all(value.isfinite().all() for value in last["model"].values())
+        assert rflw.records.read(tmp_path / "run" / "record.json")["status"] == "failed"
+
     def test_too_little_memory_says_what_to_lower(self, few, tmp_path, monkeypatch):
         def full(*args):
             raise torch.OutOfMemoryError("CUDA out of memory")
         monkeypatch.setattr(training, "train_step", full)
         with pytest.raises(training.Failed, match="with 4 images at a time; --accumulate 2"):
             training.fit(tiny(1), tmp_path / "run")
+        with pytest.raises(training.Failed, match="smaller crop or batch"):  # parts would have statistics of their own
+            training.fit(tiny(1, frozen_bn=False), tmp_path / "other")
+        with pytest.raises(InputError, match="whole batches"):
+            training.fit(tiny(1, frozen_bn=False), tmp_path / "other", accumulate=2)
 
     def test_batch_norm_statistics_stay(self, few, tmp_path):
         fresh = build("refinenet-lw-mobilenet_v2", 6).state_dict()
@@ -351,6 +420,30 @@ class TestBatches:
         whole = list(training.batches(range(10), recipe, 0, 0, 0, 2))
         shares = zip(*(training.batches(range(10), recipe, 0, 0, 0, 2, rank, 2) for rank in (0, 1)))
         assert all(sorted(a + b) == sorted(batch) for (a, b), batch in zip(shares, whole, strict=True))
+
+
+class TestStep:
+    @pytest.mark.parametrize(("clip", "length"), [(0.5, 0.5), (0.0, None)])
+    def test_gradients_are_cut_to_a_norm(self, clip, length):
+        torch.manual_seed(0)
+        fabric = training.make_fabric(torch.device("cpu"), "fp32")
+        bare = torch.nn.Conv2d(3, 2, 1)
+        model, optimiser = fabric.setup(bare, torch.optim.SGD(bare.parameters(), lr=1.0))
+        images, masks = 50 * torch.randn(2, 3, 8, 8), torch.randint(0, 2, (2, 8, 8))
+        gradients = torch.autograd.grad(training.loss_of(bare(images), masks, 128), list(bare.parameters()))
+        norm = torch.cat([g.flatten() for g in gradients]).norm().item()
+        before = torch.nn.utils.parameters_to_vector(bare.parameters()).detach().clone()
+        training.train_step(fabric, model, optimiser, images, masks, clip)
+        step = (torch.nn.utils.parameters_to_vector(bare.parameters()) - before).norm().item()
+        assert norm > 1 and step == pytest.approx(length or norm, rel=1e-4)
+
+    def test_the_running_mean_of_weights(self):
+        model = torch.nn.Linear(1, 1)
+        state = training.State(model, None, None, {key: torch.full_like(value, 2.0) for key, value in model.state_dict().items()})
+        with torch.no_grad():
+            model.weight.fill_(4.0)
+        state.average(0.75)
+        assert state.averaged["weight"].item() == 2.5  # 3/4 of 2 and 1/4 of 4
 
 
 class TestLoss:
