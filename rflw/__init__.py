@@ -11,10 +11,13 @@ _HOME = {
     "load_official": "rflw.engine", "load": "rflw.engine", "predict": "rflw.engine",
     "InputError": "rflw.errors",
 }
-__all__ = sorted(_HOME)
+_ROOMS = ("deploy",)  # modules that are used under their own name: rflw.deploy.optimise
+__all__ = sorted([*_HOME, *_ROOMS])
 
 
 def __getattr__(name: str):
+    if name in _ROOMS:
+        return import_module(f"rflw.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'rflw' has no attribute {name!r}")
     value = globals()[name] = getattr(import_module(_HOME[name]), name)

@@ -1,5 +1,6 @@
 """Speed: of networks, of training and of loading. Modes take turns in one run, so that a noisy machine is noisy to all."""
 from collections.abc import Callable, Iterable
+from contextlib import contextmanager
 from copy import deepcopy
 from io import BytesIO
 from statistics import median
@@ -122,17 +123,19 @@ def network_speed(names: Iterable[str], modes: Iterable[str] = (), size: tuple[i
     if passes < 1 or batch < 1 or min(size) < 1:
         raise InputError(f"{passes} passes of {batch} images of {size[0]}x{size[1]}: one at least")
     modes = list(dict.fromkeys(modes)) or ["eager-fp32", "optimised-fp32"] + ["optimised-bf16"] * computes_in_bf16(where)
-    images = torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(0)).to(where)
+    with _told(f"{batch} images of {size[0]}x{size[1]}"):
+        images = torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(0)).to(where)
     rows, calls, outputs, nets = [], {}, {}, {}
     for name in dict.fromkeys(names):
         torch.manual_seed(0)
         model = network(name, classes)
-        counted = count(model, size)
-        moved = runtime.traffic(model, size)
+        with _told(f"{name}, {size[0]}x{size[1]}", not isinstance(model, RefineNet)):
+            counted, moved = count(model, size), runtime.traffic(model, size)
         for mode in modes:
             net = prepared(deepcopy(model), mode, where, calibration)
             calls[name, mode] = call = _pass(net, images, mode.startswith(("optimised", "onnx", "memory")))
-            outputs[name, mode] = call()
+            with _told(f"{name}, {mode}, {batch} images of {size[0]}x{size[1]}"):
+                outputs[name, mode] = call()
             nets[name, mode] = net
             rows.append({"model": name, "mode": mode, "device": where.type, "size": list(size), "batch": batch,
                          "params": counted["params"], "macs": batch * counted["macs"]["total"], "bytes": batch * moved,
@@ -160,6 +163,22 @@ def network_speed(names: Iterable[str], modes: Iterable[str] = (), size: tuple[i
             row["whole_way_ms"] = way_of_a_photo(nets[key], size, where, min(passes, 20))
     return {"rows": rows, "peaks": peaks, "threads": torch.get_num_threads(),
             "gpu": torch.cuda.get_device_name(where) if where.type == "cuda" else None}
+
+
+@contextmanager
+def _told(what: str, foreign: bool = False):
+    """Says in one line what does not fit into memory, or, with `foreign`, what another library's network does not take."""
+    try:
+        yield
+    except (RuntimeError, ValueError) as e:
+        if isinstance(e, InputError):
+            raise
+        text = " ".join(str(e).split())
+        if isinstance(e, torch.OutOfMemoryError) or "memory" in text or "too large" in text:
+            raise InputError(f"{what}: too large for the memory") from e
+        if foreign:
+            raise InputError(f"{what}: the network does not take it ({text[:200]})") from e
+        raise
 
 
 def _rounded(value: float | None) -> float | None:

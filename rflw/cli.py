@@ -159,6 +159,8 @@ def predict(images: Annotated[list[Path], typer.Argument(help="Photos, folders o
     folders = {path: streams.photos(path) for path in images if path.is_dir()}
     videos = [path for path in images if path not in folders and streams.is_video(path)]
     named = [path for path in images if path not in folders and path not in videos]
+    if short_side and short_side < engine.MIN_SIZE:
+        raise InputError(f"--short-side {short_side} pixels: {engine.MIN_SIZE} is the least, 0 keeps the photo's own")
     single = [*named, *(path for found in folders.values() for path in found)]
     stems = [path.stem for path in (*single, *videos)]
     twice = next((stem for stem in stems if stems.count(stem) > 1), None) if len(set(stems)) < len(stems) else None
@@ -179,21 +181,21 @@ def predict(images: Annotated[list[Path], typer.Argument(help="Photos, folders o
         from rflw import deploy
         precision = engine.pick_precision(precision, engine.pick_device(device))
         model, precision = deploy.optimise(model, precision, compiled=True), "fp32"  # its input and output
-        if "compile" in model.left_out:
-            print(f"rflw: not compiled: {model.left_out['compile']}", file=sys.stderr)
+        for step, why in model.left_out.items():
+            print(f"rflw: without {step}: {why}", file=sys.stderr)
     many, skipped, network_s, count = bool(folders or videos), [], 0.0, 0
     start = time.perf_counter()
 
-    def labelled(frames):
-        """(key, image, mask) of each frame, with the time of the network taken."""
+    def labelled(frames, video=None):
+        """(key, image, mask) of each photo of a folder, or frame of a video, with the time of the network taken."""
         nonlocal network_s, count
         for keys, stack in streams.in_batches(streams.read_ahead(frames), batch):
             began = time.perf_counter()
             try:
                 masks = engine.class_maps(model, stack, side, precision)
             except InputError as e:
-                if not many:
-                    raise InputError(f"{keys[0]}: {e}") from e
+                if video:
+                    raise InputError(f"{video}: {e}") from e
                 skipped.extend(f"{key}: {e}" for key in keys)
                 continue
             network_s, count = network_s + time.perf_counter() - began, count + len(keys)
@@ -205,7 +207,7 @@ def predict(images: Annotated[list[Path], typer.Argument(help="Photos, folders o
         for path, image, mask in labelled(streams.read_photos(found, skipped)):
             _write_photo(path, image, mask, labels, output)
     for path in videos:
-        _write_video(path, labelled(streams.read_video(path, skipped)), rates[path], labels, output)
+        _write_video(path, labelled(streams.read_video(path, skipped), path), rates[path], labels, output)
     if many:
         for line in skipped[:10]:
             print(f"rflw: skipped: {line}", file=sys.stderr)
@@ -630,6 +632,8 @@ def evaluate(checkpoint: Checkpoint, data: On = None, split: Split = "val",
     if deployed:
         from rflw import deploy
         model, precision = deploy.optimise(model, deployed, calibration=_some_images(name, root) if deployed == "int8" else None), "fp32"
+        for step, why in model.left_out.items():
+            print(f"rflw: without {step}: {why}", file=sys.stderr)
 
     def each(index, prediction, mask):
         nonlocal same, pixels

@@ -215,17 +215,19 @@ def predict(model: RefineNet, image, short_side: int | None = None, precision: s
     rgb = image if hasattr(image, "__array_interface__") and not hasattr(image, "mode") else read_image(image)
     if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype != "uint8":
         raise InputError(f"image: an array of {rgb.dtype} and shape {rgb.shape}; (height, width, 3) of uint8 is needed")
-    if short_side and short_side < MIN_SIZE:
-        raise InputError(f"a shorter side of {short_side} pixels: {MIN_SIZE} is the least, 0 keeps the image's own")
-    if min(rgb.shape[:2]) < MIN_SIZE:
-        where = "image" if rgb is image or hasattr(image, "mode") else image
-        raise InputError(f"{where}: {rgb.shape[1]}x{rgb.shape[0]} pixels; the networks take {MIN_SIZE}x{MIN_SIZE} and up")
-    return class_maps(model, rgb[None], short_side, precision)[0]
+    try:
+        return class_maps(model, rgb[None], short_side, precision)[0]
+    except InputError as e:
+        raise InputError(f"{'image' if rgb is image or hasattr(image, 'mode') else image}: {e}") from e
 
 
 @torch.inference_mode()
 def class_maps(model: RefineNet, images, short_side: int | None = None, precision: str = "fp32"):
-    """(B, H, W, 3) uint8 array -> (B, H, W) uint8 array, as `predict`, which checks its image first."""
+    """(B, H, W, 3) uint8 array -> (B, H, W) uint8 array, as `predict`. Raises InputError for images, or a shorter side, too small."""
+    if short_side and short_side < MIN_SIZE:
+        raise InputError(f"a shorter side of {short_side} pixels: {MIN_SIZE} is the least, 0 keeps the image's own")
+    if min(images.shape[1:3]) < MIN_SIZE:
+        raise InputError(f"{images.shape[2]}x{images.shape[1]} pixels; the networks take {MIN_SIZE}x{MIN_SIZE} and up")
     if model.num_classes > 256:
         raise InputError(f"{model.num_classes} classes do not fit into 8 bits")
     device, (h, w) = next(model.parameters()).device, images.shape[1:3]

@@ -218,6 +218,61 @@ def curves(runs: dict[str, list[dict]], axis, key: str = "miou", factor: float =
     axis.spines[["top", "right"]].set_visible(False)
 
 
+# ---------------------------------------------------------------- speed
+
+
+def ratios(intervals: dict, axis, label: str, marks: dict | None = None, word: str = "paper") -> None:
+    """A row for each ratio: its value as a point, its interval as a line, against one; a ring where `marks` has a value for it."""
+    axis.axvline(1, color="0.5", linewidth=1)
+    for row, (name, interval) in enumerate(intervals.items()):
+        if interval is not None:
+            if interval.n > 1:
+                axis.plot([interval.low, interval.high], [row, row], color=COLOURS[0], linewidth=5, alpha=0.3, solid_capstyle="butt")
+            axis.scatter([interval.mean], [row], s=36, color=COLOURS[0], zorder=3)
+        if name in (marks or {}):
+            axis.scatter([marks[name]], [row], s=60, facecolor="none", edgecolor=COLOURS[1], linewidth=1.6, zorder=2)
+    if marks:
+        axis.scatter([], [], s=60, facecolor="none", edgecolor=COLOURS[1], linewidth=1.6, label=word)
+        axis.scatter([], [], s=36, color=COLOURS[0], label="here")
+        axis.legend(fontsize=8, frameon=False, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1))
+    _rows(axis, intervals, label)
+
+
+def stacked(rows: dict[str, dict[str, float]], axis, label: str) -> None:
+    """A bar for each row, made of its parts one after another, with their sum at its end."""
+    parts = list(dict.fromkeys(part for row in rows.values() for part in row))
+    begin = np.zeros(len(rows))
+    for part, colour in zip(parts, COLOURS):
+        values = np.array([row.get(part, 0.0) for row in rows.values()])
+        axis.barh(range(len(rows)), values, 0.62, left=begin, color=colour, label=part)
+        begin += values
+    for row, total in enumerate(begin):
+        axis.annotate(f"{total:.0f}", (total, row), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8)
+    _rows(axis, rows, label)
+    axis.margins(x=0.08)
+    axis.legend(fontsize=8, frameon=False, ncols=len(parts), loc="lower center", bbox_to_anchor=(0.5, 1))
+
+
+def roofline(points: dict[str, list[tuple[float, float]]], axis, peaks: dict[str, float], copy_gb_s: float) -> None:
+    """What a device could do, and what it did: multiply-adds a second over multiply-adds a byte, both in logarithms (Williams, Waterman
+    and Patterson, 2009).
+
+    points: {group: [(multiply-adds a byte, 10^9 multiply-adds a second)]}. peaks: {precision: 10^9 multiply-adds a second}. copy_gb_s:
+    10^9 bytes a second.
+    """
+    right = 2 * max([peak / copy_gb_s for peak in peaks.values()] + [x for group in points.values() for x, _ in group])
+    left = min([0.5 * min(peaks.values()) / copy_gb_s] + [0.5 * x for group in points.values() for x, _ in group])
+    x = np.geomspace(left, right, 200)
+    for (name, peak), style in zip(peaks.items(), ("-", "--", ":")):
+        axis.plot(x, np.minimum(peak, x * copy_gb_s), color="0.35", linestyle=style, linewidth=1.3, label=f"peak, {name}")
+    for (name, group), colour, marker in zip(points.items(), COLOURS * 3, "osD^vP" * 3):
+        axis.scatter(*zip(*group), s=30, color=colour, marker=marker, edgecolor="white", linewidth=0.5, label=name, zorder=3)
+    axis.set(xscale="log", yscale="log", xlabel="multiply-adds a byte of the plain graph", ylabel="10⁹ multiply-adds a second")
+    axis.grid(alpha=0.3, which="both", linewidth=0.5)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5))
+
+
 # ---------------------------------------------------------------- receptive fields
 
 

@@ -3,6 +3,7 @@ import hashlib
 import json
 import os
 from pathlib import Path
+import re
 import subprocess
 import sys
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from rflw import InputError, build, cli, engine, training
-from rflw.datasets import readers
+from rflw.datasets import readers, streams
 from rflw.datasets.labels import LABELS
 from rflw.datasets.synthetic import scene
 from rflw.metrics import confusion_matrix, mean_iou
@@ -489,6 +490,157 @@ def test_bench_takes_a_network_by_name(rflw):
     rows = json.loads(rflw("bench", *words)[1])
     assert [(row["model"], row["mode"], row["size"]) for row in rows] == [("refinenet-lw-mobilenet_v2", "eager-fp32", [33, 50])]
     assert rflw("bench", "network", *words)[0] == 0
+
+
+def short_of(module, monkeypatch):
+    """As if a package were not installed."""
+    for name in [module, *(name for name in sys.modules if name.startswith(f"{module}."))]:
+        monkeypatch.setitem(sys.modules, name, None)
+
+
+def test_predict_takes_a_folder_skips_what_is_broken_and_counts(rflw, checkpoint, tmp_path):
+    folder, out = tmp_path / "photos", tmp_path / "out"
+    folder.mkdir()
+    for i, shape in enumerate(((50, 71), (50, 71), (50, 71), (40, 60))):
+        Image.fromarray(np.roll(PHOTO, 9 * i, 0)[:shape[0], :shape[1]]).save(folder / f"{i}.png")
+    (folder / "broken.png").write_text("no picture")
+    (folder / "notes.txt").write_text("no photo either")
+    Image.fromarray(PHOTO[:20, :30]).save(folder / "tiny.png")
+    words = ("predict", folder, "--checkpoint", checkpoint, "--precision", "fp32", "--batch", 2, "-o", out)
+    code, said, err = rflw(*words)
+    assert code == 0 and re.search(r"^4 frames in \d+\.\d s, \d+\.\d\d frames/s from file to file; the network alone \d+\.\d\d; 2 skipped$",
+                                   said, re.MULTILINE)
+    assert err.count("\n") == 2 and "broken.png: not an image" in err and "tiny.png: 30x20 pixels" in err
+    assert sorted(path.name for path in out.iterdir()) == sorted(f"{i}_{what}.png" for i in range(4) for what in ("mask", "overlay"))
+    import rflw as package
+    model = package.load(checkpoint)
+    for i in range(4):
+        assert np.array_equal(np.array(Image.open(out / f"{i}_mask.png")), package.predict(model, folder / f"{i}.png"))
+    (tmp_path / "empty").mkdir()
+    refused(rflw("predict", tmp_path / "empty", "-o", out), "empty", "no photos")
+    refused(rflw(*words, "--batch", 0), "--batch 0")
+    refused(rflw(*words, "--short-side", 20), "--short-side 20", "33 is the least")
+
+
+@pytest.fixture
+def film(tmp_path):
+    """Six frames, the third of them broken."""
+    frames = [np.random.RandomState(i).randint(0, 256, (48, 64), dtype=np.uint8) for i in range(6)]
+    writer = streams.VideoWriter(str(tmp_path / "whole.mkv"), 10, (48, 64), lossless=True)
+    for frame in frames:
+        writer.write(frame)
+    writer.close()
+    with streams._av().open(tmp_path / "whole.mkv") as file:
+        third = [bytes(packet) for packet in file.demux(file.streams.video[0])][2]
+    (tmp_path / "film.mkv").write_bytes((tmp_path / "whole.mkv").read_bytes().replace(third, b"U" * len(third)))
+    return tmp_path / "film.mkv", frames
+
+
+def test_predict_takes_a_video_skips_a_broken_frame_and_counts(rflw, checkpoint, film, tmp_path):
+    path, frames = film
+    words = ("predict", path, "--checkpoint", checkpoint, "--precision", "fp32", "-o", tmp_path / "out")
+    code, said, err = rflw(*words, "--batch", 4)
+    assert code == 0 and err.startswith("rflw: skipped: ") and err.count("\n") == 1 and "film.mkv: frame 2 is broken" in err
+    assert re.search(r"^5 frames in .* frames/s from file to file; the network alone .*; 1 skipped$", said, re.MULTILINE)
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["film_mask.mkv", "film_overlay.mp4"]
+    import rflw as package
+    model = package.load(checkpoint)
+    masks = [mask[..., 0] for _, mask in streams.read_video(tmp_path / "out" / "film_mask.mkv", [])]
+    for mask, frame in zip(masks, (frame for i, frame in enumerate(frames) if i != 2), strict=True):
+        assert np.array_equal(mask, package.predict(model, frame[..., None].repeat(3, 2)))
+    assert sum(1 for _ in streams.read_video(tmp_path / "out" / "film_overlay.mp4", [])) == 5
+    assert rflw(*words)[0] == 0  # its own files are replaced
+
+
+def test_predict_leaves_nothing_of_a_video_that_it_cannot_use(rflw, checkpoint, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    (tmp_path / "text.mp4").write_text("hello")
+    writer = streams.VideoWriter(str(tmp_path / "tiny.mkv"), 10, (20, 64), lossless=True)
+    for _ in range(2):
+        writer.write(np.zeros((20, 64), np.uint8))
+    writer.close()
+    options = ("--checkpoint", checkpoint, "-o", out)
+    refused(rflw("predict", tmp_path / "text.mp4", *options), "text.mp4", "not a video")
+    refused(rflw("predict", tmp_path / "none.mp4", *options), "none.mp4")
+    refused(rflw("predict", tmp_path / "tiny.mkv", *options), "tiny.mkv", "64x20 pixels")
+    short_of("av", monkeypatch)
+    refused(rflw("predict", tmp_path / "text.mp4", *options), "PyAV", "rflw[video]")
+    assert not out.exists() or list(out.iterdir()) == []
+
+
+def test_export_writes_what_runs_at_odd_sizes(rflw, checkpoint, tmp_path, monkeypatch):
+    import onnxruntime
+    code, out, err = rflw("export", checkpoint, "--whole", "-o", tmp_path / "x.onnx", "--json")
+    facts = json.loads(out)
+    assert code == 0 and err == "" and facts["file"] == str(tmp_path / "x.onnx") and facts["agreement"] > 0.999
+    session = onnxruntime.InferenceSession(tmp_path / "x.onnx", providers=["CPUExecutionProvider"])
+    import rflw as package
+    model = package.load(checkpoint)
+    for h, w in ((50, 71), (33, 47)):
+        classes = session.run(None, {"image": PHOTO[:h, :w]})[0]
+        assert (classes == package.predict(model, PHOTO[:h, :w])).mean() > 0.999
+
+    code, out, _ = rflw("export", checkpoint, "--format", "torch-export", "-o", tmp_path / "x.pt2")
+    assert code == 0 and "image -> logits; checked: 100.00 % of pixels agree with PyTorch, logits within" in out
+    x = torch.rand(1, 3, 35, 61)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.export.load(tmp_path / "x.pt2").module()(x), model(x), rtol=1e-3, atol=1e-4)
+
+    before = sorted(tmp_path.iterdir())
+    refused(rflw("export", checkpoint, "--format", "tflite", "-o", tmp_path / "y"), "tflite", "onnx, torch-export")
+    refused(rflw("export", checkpoint, "--opset", 5, "-o", tmp_path / "y"), "operator set 5")
+    refused(rflw("export", checkpoint, "--format", "torch-export", "--int8", "-o", tmp_path / "y"), "int8", "onnx")
+    refused(rflw("export", "nope", "-o", tmp_path / "y"), "no such checkpoint")
+    refused(rflw("export", checkpoint, "-o", tmp_path / "x.onnx" / "y"), "cannot be written")
+    short_of("onnxruntime", monkeypatch)
+    refused(rflw("export", checkpoint, "-o", tmp_path / "y"), "onnxruntime", "rflw[deploy]")
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_eval_of_a_deployed_network(rflw, checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr("rflw.datasets.readers.open_dataset", lambda name, split, root: Scenes(split))
+    monkeypatch.setattr("rflw.nn.pooling.can_compile", lambda: False)
+    plain = json.loads(rflw("eval", checkpoint, "--precision", "fp32", "--json")[1])
+    words = ("eval", checkpoint, "--deployed", "fp32")
+    code, out, err = rflw(*words, "--json", "--results", tmp_path)
+    result = json.loads(out)
+    assert code == 0 and err == "rflw: without compile: needs a C++ compiler\n"
+    assert result["deployed"] == "fp32" and result["agreement"] > 0.999 and result["miou"] == pytest.approx(plain["miou"], abs=1e-3)
+    assert result["steps"][0] == "fold" and "compile" not in result["steps"]
+    record = engine.records.read(f"eval-{Path(checkpoint).stem}-embedded-val-deployed-fp32", tmp_path)
+    assert record["metrics"] == result and record["command"].endswith("--deployed fp32")
+    assert re.search(r"^as the plain network +100\.00$", rflw(*words)[1], re.MULTILINE)
+    refused(rflw("eval", checkpoint, "--deployed", "fp8"), "fp8", "fp32, bf16, fp16, int8")
+    refused(rflw("eval", checkpoint, "--deployed", "fp16"), "CUDA")
+
+
+def test_a_deployed_network_that_differs_is_seen(rflw, checkpoint, monkeypatch):
+    def spoil(model):
+        model.decoder.classifier.weight.data[0] += 10
+        return 0
+    monkeypatch.setattr("rflw.datasets.readers.open_dataset", lambda name, split, root: Scenes(split))
+    monkeypatch.setattr("rflw.nn.pooling.can_compile", lambda: False)
+    monkeypatch.setattr("rflw.deploy.merge_linear", spoil)
+    assert json.loads(rflw("eval", checkpoint, "--deployed", "fp32", "--json")[1])["agreement"] < 0.9
+
+
+def test_devices_that_lack_something(rflw, checkpoint, tmp_path, monkeypatch):
+    Image.fromarray(PHOTO).save(tmp_path / "x.png")
+    monkeypatch.setattr("rflw.nn.pooling.can_compile", lambda: False)
+    words = ("bench", checkpoint, "--size", 33, 50, "--passes", 1, "--modes")
+    code, out, _ = rflw(*words, "eager-fp32", "optimised-fp32")
+    assert code == 0 and out.count("without compile: needs a C++ compiler") == 1
+    code, out, err = rflw("predict", tmp_path / "x.png", "--checkpoint", checkpoint, "--compile", "-o", tmp_path / "out")
+    assert code == 0 and err == "rflw: without compile: needs a C++ compiler\n" and len(out.split()) == 2
+    for module in ("rflw.engine", "rflw.deploy", "rflw.bench"):
+        monkeypatch.setattr(f"{module}.computes_in_bf16", lambda device: False)
+    refused(rflw(*words, "optimised-bf16"), "bf16", "does not compute in it")
+    refused(rflw("eval", checkpoint, "--deployed", "bf16"), "bf16", "does not compute in it")
+    code, out, _ = rflw(*words[:-1], "--json")
+    assert code == 0 and [row["mode"] for row in json.loads(out)] == ["eager-fp32", "optimised-fp32"]  # what there is
+    short_of("segmentation_models_pytorch", monkeypatch)
+    refused(rflw("bench", "smp:FPN-resnet50"), "smp:FPN-resnet50", "rflw[peers]")
+    refused(rflw("bench", "refinenet-lw-nasnet_mobile", "--peers"), "--peers", "resnet50")
 
 
 def test_every_command_has_help_with_an_example(rflw):

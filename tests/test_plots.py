@@ -132,3 +132,25 @@ def test_prediction_grid_takes_more_for_its_legend():
     figure = plots.prediction_grid([(np.zeros((4, 6, 3), np.uint8), mask, mask)], LABELS["embedded"], more=plots.DIFFERENCE)
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [*LABELS["embedded"].classes, *plots.DIFFERENCE]
     plt.close(figure)
+
+
+def test_ratios_have_a_ring_where_the_paper_has_one(axis):
+    plots.ratios({"a": mean_interval([1.0, 2.0, 3.0]), "b": None}, axis, "times", {"b": 2.77})
+    one, interval = axis.lines
+    assert list(one.get_xdata()) == [1, 1] and list(interval.get_ydata()) == [0, 0]
+    drawn = [scatter.get_offsets().tolist() for scatter in axis.collections]
+    assert [points for points in drawn if points] == [[[2, 0]], [[2.77, 1]]]
+
+
+def test_stacked_bars_end_at_their_sums(axis):
+    plots.stacked({"a": {"decode": 2.0, "network": 5.0}, "b": {"network": 4.0}}, axis, "ms")
+    ends = [bar.get_x() + bar.get_width() for bar in axis.patches]
+    assert ends == [2, 0, 7, 4] and [text.get_text() for text in axis.texts] == ["7", "4"]
+
+
+def test_a_roofline_bends_where_arithmetic_takes_over(axis):
+    plots.roofline({"net": [(2.0, 30.0)]}, axis, {"fp32": 100.0, "bf16": 400.0}, 10.0)
+    for line, peak in zip(axis.lines, (100, 400), strict=True):
+        x, y = line.get_xdata(), line.get_ydata()
+        assert y == pytest.approx(np.minimum(peak, 10 * x)) and x[-1] > 40 and x[0] < 2
+    assert [scatter.get_offsets().tolist() for scatter in axis.collections] == [[[2, 30]]]

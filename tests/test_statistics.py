@@ -1,10 +1,11 @@
 """Intervals over seeds, against scipy's own and by hand."""
 import math
 
+import numpy as np
 import pytest
 from scipy import stats
 
-from rflw.analysis.statistics import mean_interval, paired_difference
+from rflw.analysis.statistics import mean_interval, mean_ratio, paired_difference
 
 
 def test_against_a_t_interval():
@@ -37,3 +38,20 @@ def test_pairing_takes_out_what_seeds_share():
     second = {seed: value + 1 for seed, value in first.items()}
     ours = paired_difference(first, second)
     assert (ours.low, ours.high) == pytest.approx((1, 1))
+
+
+def test_ratio_of_two_means_by_hand():
+    # relative deviations 0.3 and 0.4 make 0.5 together; t of three degrees of freedom is 3.1824, and the root of four passes two
+    ours = mean_ratio((10.0, 3.0), (5.0, 2.0), 4)
+    half = 3.182446 * 0.5 / 2
+    assert (ours.mean, ours.low, ours.high, ours.n) == (2, pytest.approx(2 * math.exp(-half)), pytest.approx(2 * math.exp(half)), 4)
+    assert math.isnan(mean_ratio((10.0, 0.0), (5.0, 0.0), 1).low) and math.isnan(mean_ratio((10.0, math.nan), (5.0, 1.0), 9).high)
+
+
+def test_ratio_of_two_means_holds_the_true_one_as_often_as_it_says():
+    random, hits = np.random.default_rng(0), 0
+    for _ in range(2000):
+        a, b = random.normal(30, 4, 20), random.normal(10, 2, 20)
+        ours = mean_ratio((a.mean(), a.std(ddof=1)), (b.mean(), b.std(ddof=1)), 20)
+        hits += ours.low < 3 < ours.high
+    assert 0.93 < hits / 2000 < 0.98

@@ -10,7 +10,7 @@ ROWS = (
     {"nn.blocks", "nn.pooling", "nn.encoders", "nn.nasnet", "nn.refinenet", "nn.checkpoints", "datasets.images", "datasets.matlab",
      "datasets.readers", "datasets.streams", "datasets.transforms", "datasets.synthetic", "datasets.resident", "datasets.prepare",
      "datasets.check", "metrics", "analysis.complexity", "analysis.runtime", "analysis.shapes", "analysis.statistics",
-     "analysis.layers", "analysis.reach", "analysis.receptive_field", "analysis.probes", "analysis.saturation"},
+     "analysis.layers", "analysis.reach", "analysis.receptive_field", "analysis.probes", "analysis.saturation", "analysis.timings"},
     {"engine", "deploy", "training", "bench", "studies"},
     {"plots", "campaign", "claims"},
     {"cli", "__init__", "__main__"},
@@ -20,12 +20,13 @@ ARROWS = {("nn.encoders", "nn.nasnet"), ("nn.refinenet", "nn.blocks"), ("nn.refi
           ("datasets.readers", "datasets.prepare"), ("datasets.prepare", "datasets.images"),
           ("datasets.prepare", "datasets.matlab"), ("datasets.streams", "datasets.images"),
           ("datasets.check", "datasets.readers"), ("datasets.check", "datasets.prepare"), ("analysis.runtime", "analysis.shapes"),
+          ("analysis.timings", "analysis.statistics"),
           ("analysis.receptive_field", "analysis.layers"), ("analysis.receptive_field", "analysis.reach"),
           ("analysis.probes", "analysis.layers"), ("analysis.probes", "metrics"), ("analysis.saturation", "analysis.layers"),
           ("training", "engine"), ("deploy", "engine"), ("bench", "engine"), ("bench", "training"), ("bench", "deploy"),
           ("studies", "engine"), ("config", "errors"), ("paper", "errors"), ("records", "errors"), ("__main__", "cli")}
-NO_TORCH = {"analysis.statistics", "datasets.images", "datasets.matlab", "datasets.readers", "datasets.prepare", "datasets.labels",
-            "datasets.streams", "errors", "config", "paper", "records", "plots", "claims"}
+NO_TORCH = {"analysis.statistics", "analysis.timings", "datasets.images", "datasets.matlab", "datasets.readers", "datasets.prepare",
+            "datasets.labels", "datasets.streams", "errors", "config", "paper", "records", "plots", "claims"}
 MODULES = {".".join(p.relative_to(PACKAGE).with_suffix("").parts): p for p in PACKAGE.rglob("*.py")
            if p.name != "__init__.py" or p.parent == PACKAGE}
 

@@ -36,3 +36,13 @@ def paired_difference(first: Mapping[int, float], second: Mapping[int, float], l
     A seed fixes the order of the images and their crops, so that what it adds to both cancels."""
     seeds = sorted(first.keys() & second.keys())
     return mean_interval([second[seed] - first[seed] for seed in seeds], level) if seeds else None
+
+
+def mean_ratio(over: tuple[float, float], under: tuple[float, float], n: int, level: float = 0.95) -> Interval:
+    """The ratio of two positive means, each given as (mean, standard deviation) of n independent values, with its interval: of the
+    logarithm, whose deviation follows from both (delta method), with Student's t of n - 1."""
+    ratio = over[0] / under[0]
+    if n < 2 or math.isnan(over[1] + under[1]):
+        return Interval(ratio, math.nan, math.nan, n)
+    half = stdtrit(n - 1, (1 + level) / 2) * math.hypot(over[1] / over[0], under[1] / under[0]) / math.sqrt(n)
+    return Interval(ratio, ratio * math.exp(-half), ratio * math.exp(half), n)

@@ -1,0 +1,97 @@
+"""Timings on record: what records of `rflw bench network` say of ratios. No torch.
+
+Only rows of one record took turns on one machine, so ratios are made of these alone.
+"""
+from collections.abc import Iterable
+from math import nan, pi, sqrt
+
+from rflw.analysis.statistics import Interval, mean_ratio
+
+PRECISIONS = ("fp32", "bf16", "fp16", "int8")
+
+
+def timings(found: Iterable[dict]) -> list[dict]:
+    """Records -> the rows of those named "bench-runtime...", each with what its record says of it: "record" (its name), "where" (the
+    graphics card, or processor and cores), "passes", "peaks"; and, from its mode, "precision" and "done", the set of its steps."""
+    rows = []
+    for record in found:
+        if record["kind"] != "bench" or not record["name"].startswith("bench-runtime"):
+            continue
+        hardware, metrics = record["hardware"], record["metrics"]
+        for row in metrics["rows"]:
+            cuda = row["device"] == "cuda"
+            rows.append(row | {
+                "record": record["name"], "passes": record["config"].get("passes", 1), "peaks": metrics.get("peaks", {}),
+                "where": hardware.get("gpu", "a GPU") if cuda else f"{hardware['cpu']}, {hardware['cores']} cores",
+                "precision": row["mode"].rpartition("-")[2], "done": _done(row)})
+    return rows
+
+
+def _done(row: dict) -> frozenset[str]:
+    """The steps of a row: those that were done, whatever its mode asked for. Memory that is kept is one on CPUs."""
+    start = row["mode"].rpartition("-")[0].split("+")[0]
+    steps = {step.partition(":")[0] for step in row.get("steps", ())} - {*PRECISIONS}
+    if start == "onnx":
+        steps = {"onnx"}
+    if start in ("memory", "optimised", "onnx") and row["device"] == "cpu":
+        steps.add("memory")
+    return frozenset(steps)
+
+
+def _together(row: dict) -> tuple:
+    """What rows share that can be compared."""
+    return row["record"], row["device"], *row["size"], row["batch"]
+
+
+def ratio(over: dict, under: dict) -> Interval:
+    """How many times longer the first of two rows of one record takes, with the 95 % interval over passes.
+
+    Of medians: a pass that something else interrupted says nothing of a network. Their spread is that of a normal distribution with the
+    same 5th and 95th percentile. A row without medians counts with its mean.
+    """
+    return mean_ratio(*(_centre(row["latency_ms"]) for row in (over, under)), n=min(over["passes"], under["passes"]))
+
+
+def _centre(latency: dict) -> tuple[float, float]:
+    """A row's median, and the standard deviation that a mean would need to be as uncertain."""
+    if not {"median", "p5", "p95"} <= set(latency):
+        return latency["mean"], latency.get("std", nan)
+    return latency["median"], sqrt(pi / 2) * (latency["p95"] - latency["p5"]) / (2 * 1.644854)
+
+
+def pairs(rows: Iterable[dict], slow: str, fast: str) -> list[dict]:
+    """Rows of the second of two networks, each with "slower", the first's row in the same record, mode, size and batch, and "ratio", how
+    many times longer that takes."""
+    rows = list(rows)
+    slower = {(*_together(row), row["mode"]): row for row in rows if row["model"] == slow}
+    return [row | {"slower": slower[key], "ratio": ratio(slower[key], row)} for row in rows
+            if row["model"] == fast and (key := (*_together(row), row["mode"])) in slower]
+
+
+def gains(rows: Iterable[dict]) -> list[dict]:
+    """Rows that have one step more, or one precision less, than another of the same record and network, each with "step", "before" (the
+    other's mode) and "ratio", how many times longer the other takes."""
+    rows, found = list(rows), []
+    for after in rows:
+        for before in rows:
+            if (before["model"], _together(before)) != (after["model"], _together(after)):
+                continue
+            more = after["done"] - before["done"]
+            if before["precision"] == after["precision"] and before["done"] < after["done"] and len(more) == 1:
+                step = next(iter(more))
+            elif before["precision"] == "fp32" != after["precision"] and before["done"] == after["done"]:
+                step = after["precision"]
+            else:
+                continue
+            found.append(after | {"step": step, "before": before["mode"], "ratio": ratio(before, after)})
+    return found
+
+
+def fastest(rows: Iterable[dict]) -> list[dict]:
+    """Of each record, size, batch and network, the row of the mode that takes least time."""
+    best = {}
+    for row in rows:
+        key = *_together(row), row["model"]
+        if key not in best or _centre(row["latency_ms"])[0] < _centre(best[key]["latency_ms"])[0]:
+            best[key] = row
+    return list(best.values())
