@@ -93,6 +93,7 @@ class Deployed(nn.Module):
         for name in ("name", "num_classes", "mean", "std", "card"):
             if hasattr(like, name):
                 setattr(self, name, getattr(like, name))
+        self.takes_windows = isinstance(net, RefineNet)  # int8 is another kind of network
         self.compiled, self.copies, self.seen = None, False, set()
         self.dtype = PRECISIONS[precision]
         self.device = next(like.parameters()).device
@@ -108,9 +109,7 @@ class Deployed(nn.Module):
     @torch.no_grad()
     def forward(self, x: Tensor, window: Window | None = None) -> Tensor:
         x = x.to(self.dtype, memory_format=self.layout)
-        if window is not None:
-            if not isinstance(self.net, RefineNet):
-                raise InputError(f"{self.precision}: such a network takes images whole, not in tiles")
+        if window is not None:  # not compiled
             return self.net(x, window).float()
         if self.compiled is None or x.shape not in self.seen and len(self.seen) == SIZES:
             return self.net(x).float()

@@ -269,6 +269,10 @@ def logits_of(model: RefineNet, images, size: tuple[int, int], precision: str, f
     device, w = next(model.parameters()).device, size[1]
     resized = tuple(size) != tuple(images.shape[1:3])
     side = tiles.side(tile, size)
+    if side and not getattr(model, "takes_windows", False):
+        if tile:
+            raise InputError(f"{getattr(model, 'name', type(model).__name__)}: in this form it takes images whole, not in tiles")
+        side = 0
     whole = None if side and not resized else normalise(images, model, device)  # tiles are cut out of bytes where they can be
     if resized:
         whole = F.interpolate(whole, size=tuple(size), mode="bilinear", antialias=True)

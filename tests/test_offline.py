@@ -25,10 +25,8 @@ records
 claims
 campaign status
 data list
-data check embedded
 train embedded-lw-efficientnet_lite0 --dry-run
 predict {photo} --checkpoint embedded -o {out}
-export embedded -o {out}/net.pt2 --format torch-export
 """
 
 

@@ -17,7 +17,7 @@ def test_spans_and_shares(n, tile, overlap):
     parts = tiles.spans(n, tile, overlap)
     assert parts[0][0] == 0 and sum(parts[-1]) == n
     for (a, length), (b, _) in zip(parts, parts[1:]):
-        assert a < b and a + length - b >= overlap - 31
+        assert a < b and a + length - b >= overlap
     for start, length in parts:
         assert start % 32 == 0 and length <= tile and (length - n) % 32 == 0
     total, edges = torch.zeros(-(-n // 4)), 0
@@ -77,13 +77,14 @@ def test_every_stride_and_padding_falls_where_it_does_in_the_whole(name):
     model = build(name, 3).eval()
     for stage in model.decoder.stages:
         stage.crp = torch.nn.Identity()
+    torch.nn.init.zeros_(model.decoder.classifier.bias)  # beside it, what a random network says of an image is little
     x = engine.normalise(pavement(65, 1235), model, CPU)
     with torch.inference_mode():
         whole, left = model(x), 96
         part = model(x[..., left:], Window((0, left), (65, 1235 - left), (65, 1235)))
         askew = model(x[..., left - 1:])  # as if it began anywhere
     differ = [(logits[..., -60:] - whole[..., -60:]).abs().max() / whole.abs().max() for logits in (part, askew)]
-    assert differ[0] < 1e-5 and differ[1] > 1e-3, differ
+    assert differ[0] < 1e-4 and differ[1] > 1e-3, differ
 
 
 @pytest.mark.parametrize("size", [(50, 2501), (2501, 50)])
@@ -105,6 +106,7 @@ def test_tiles_say_what_the_whole_image_says(name, size):
 class Seesaw(torch.nn.Module):
     """What it says of a pixel depends on where the tile begins: the worst case of a network that sees all of its input."""
 
+    takes_windows = True
     name, num_classes, mean, std = "seesaw", 2, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 
     def __init__(self):
@@ -127,6 +129,22 @@ def test_tiles_fade_into_one_another():
     assert steps.max() <= max(b - a for a, b in zip(starts, starts[1:])) / (tiles.OVERLAP / 8) + 1e-3
 
 
+def test_networks_that_take_images_whole(monkeypatch):
+    model, image = Seesaw(), np.zeros((40, 2000, 3), np.uint8)
+    model.takes_windows = False
+    monkeypatch.setattr(tiles, "TILE", 100)
+    assert engine.predict(model, image).shape == (40, 2000)
+    with pytest.raises(InputError, match="seesaw: in this form it takes images whole"):
+        engine.predict(model, image, tile=1600)
+
+
+def test_a_network_made_fast_says_in_tiles_what_the_plain_one_says():
+    from rflw import deploy
+    model, image = engine.load("embedded"), pavement(50, 2501)
+    fast = deploy.optimise(model, compiled=False)
+    assert (engine.predict(fast, image, tile=tiles.LEAST) == engine.predict(model, image, tile=0)).mean() > 0.9995
+
+
 def test_a_large_image_is_predicted_and_evaluated_in_tiles(monkeypatch):
     """The same classes, by `predict` and by `evaluate`, with what is made a few rows at a time."""
     model, image = engine.load("embedded"), pavement(50, 2501)
@@ -137,7 +155,7 @@ def test_a_large_image_is_predicted_and_evaluated_in_tiles(monkeypatch):
     monkeypatch.setattr(tiles, "BAND", 50_000)
     monkeypatch.setattr(tiles, "TILE", 1536)
     assert (engine.predict(model, image, tile=1536) == mask).mean() > 0.9995
-    assert (engine.predict(model, image) == mask).all() and calls == [1536]  # fewer pixels than a tile: whole
+    assert (engine.predict(model, image) == mask).mean() > 0.9999 and calls == [1536]  # fewer pixels than a tile: whole
     both = engine.evaluate(model, [(image, mask)], "fp32", (1.0, 0.8), True, tile=1536)
     assert calls == [1536] * 5 and (both - plain).abs().sum() <= 0.002 * mask.size and both.sum() == mask.size
 

@@ -115,6 +115,8 @@ class RefineNet(nn.Module):
     window: of what larger image the input is a part (`rflw.tiles`).
     """
 
+    takes_windows = True
+
     def __init__(self, name: str, encoder: nn.Module, num_classes: int, form: Form):
         super().__init__()
         self.name, self.num_classes = name, num_classes
