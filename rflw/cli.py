@@ -22,6 +22,8 @@ Root = Annotated[Path | None, typer.Option(help="Folder that holds the data sets
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Record = Annotated[Path | None, typer.Option(help="Also file a record here, e.g. data/results.")]
 Classes = Annotated[int, typer.Option(help="Number of classes.")]
+Tile = Annotated[int | None, typer.Option(help="Pixels of the side of overlapping tiles that large images are seen in; 0: whole; default: "
+                                          "2048, for images of more pixels than such a tile.")]
 
 
 # The base of Typer's usage errors; which package holds it depends on Typer's version.
@@ -139,7 +141,7 @@ def predict(images: Annotated[list[Path], typer.Argument(help="Photos, folders o
             batch: Annotated[int, typer.Option(help="Images of one size that go through the network at once.")] = 1,
             compiled: Annotated[bool, typer.Option("--compile", help="Let torch.compile make code for each size first, half a minute; "
                                                    "pays off for videos.")] = False,
-            device: Device = "auto"):
+            tile: Tile = None, device: Device = "auto"):
     """Label every pixel. Of a photo: NAME_mask.png (class indices) and NAME_overlay.png (picture with a legend); of a video:
     NAME_mask.mkv (class indices, lossless) and NAME_overlay.mp4. In folders and videos, what cannot be read is skipped and counted.
 
@@ -149,13 +151,14 @@ def predict(images: Annotated[list[Path], typer.Argument(help="Photos, folders o
     gc.disable()  # while modules load: a tenth of the start of a command that people wait for
     import time
 
-    from rflw import engine
+    from rflw import engine, tiles
     from rflw.datasets import streams
     from rflw.datasets.images import read_image
     from rflw.datasets.labels import LABELS, labels_for
     gc.enable()
     if batch < 1:
         raise InputError(f"--batch {batch}: 1 at least")
+    tiles.side(tile, (1, 1))
     folders = {path: streams.photos(path) for path in images if path.is_dir()}
     videos = [path for path in images if path not in folders and streams.is_video(path)]
     named = [path for path in images if path not in folders and path not in videos]
@@ -192,7 +195,7 @@ def predict(images: Annotated[list[Path], typer.Argument(help="Photos, folders o
         for keys, stack in streams.in_batches(streams.read_ahead(frames), batch):
             began = time.perf_counter()
             try:
-                masks = engine.class_maps(model, stack, side, precision)
+                masks = engine.class_maps(model, stack, side, precision, tile)
             except InputError as e:
                 if video:
                     raise InputError(f"{video}: {e}") from e
@@ -202,7 +205,7 @@ def predict(images: Annotated[list[Path], typer.Argument(help="Photos, folders o
             yield from zip(keys, stack, masks)
 
     for path in named:
-        _write_photo(path, read_image(path), engine.predict(model, path, side, precision), labels, output)
+        _write_photo(path, read_image(path), engine.predict(model, path, side, precision, tile), labels, output)
     for found in folders.values():
         for path, image, mask in labelled(streams.read_photos(found, skipped)):
             _write_photo(path, image, mask, labels, output)
@@ -608,7 +611,9 @@ def _opened(checkpoint: str, data: str | None, split: str, root: Path | None, de
 def evaluate(checkpoint: Checkpoint, data: On = None, split: Split = "val",
              scales: Annotated[list[float], typer.Option(help="Scales of the image, averaged: --scales 0.5 0.75 1 1.25 1.5.")] = (1.0,),
              flip: Annotated[bool, typer.Option("--flip", help="Average with the mirror image, too.")] = False,
-             precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
+             tile: Tile = None, precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
+             keep: Annotated[Path | None, typer.Option(
+                 help="File that keeps what is measured so far: after an interruption the same command goes on.")] = None,
              deployed: Annotated[str | None, typer.Option(
                  help="Measure the network as `rflw.deploy.optimise` makes it in this precision (fp32, bf16, fp16, int8), and how far it "
                       "agrees with the plain one.")] = None,
@@ -622,13 +627,13 @@ def evaluate(checkpoint: Checkpoint, data: On = None, split: Split = "val",
 
     Example: rflw eval camvid --root ~/datasets --scales 0.75 1 1.25 --flip --json
     """
-    from rflw import engine, metrics, plots, records
+    from rflw import engine, metrics, plots, records, tiles
     if min(scales) <= 0 or max(scales) > 4:
         raise InputError(f"--scales {' '.join(map(str, scales))}: above 0, at most 4")
+    tiles.side(tile, (1, 1))
     model, dataset = _opened(checkpoint, data, split, root, device)
     name, labels = data or model.card["data"], dataset.labels
-    boundaries = []  # mean over classes, of every image that has any
-    plain, same, pixels = model, 0, 0
+    plain = model
     if deployed:
         from rflw import deploy
         model, precision = deploy.optimise(model, deployed, calibration=_some_images(name, root) if deployed == "int8" else None), "fp32"
@@ -636,23 +641,32 @@ def evaluate(checkpoint: Checkpoint, data: On = None, split: Split = "val",
             print(f"rflw: without {step}: {why}", file=sys.stderr)
 
     def each(index, prediction, mask):
-        nonlocal same, pixels
+        """Its boundary F-score, mean over classes, and pixels that are as the plain network has them, of how many."""
+        same, pixels = 0, 0
         if deployed:
-            reference = engine.scores(plain, dataset[index][0], mask.shape, "fp32", scales, flip).argmax(1)[0]
-            same, pixels = same + (prediction == reference).sum().item(), pixels + mask.numel()
-        boundary = metrics.boundary_f(prediction, mask, model.num_classes).nanmean().item()
-        boundaries.extend([] if isnan(boundary) else [boundary])
+            reference = engine.best(engine.views(plain, dataset[index][0], "fp32", scales, flip, tile), mask.shape)[0]
+            same, pixels = (prediction == reference).sum().item(), mask.numel()
         if save:
             picture = plots.submission(prediction.byte().cpu().numpy(), labels)
             records.write_whole(save / f"{dataset.ids[index]}.png", lambda partial: picture.save(partial, "PNG"))
+        return metrics.boundary_f(prediction, mask, model.num_classes).nanmean().item(), same, pixels
 
+    tiled = "" if tile is None else f"-tile-{tile}"
     as_deployed = f"-deployed-{deployed}" if deployed else ""
-    way = f"{'' if tuple(scales) == (1.0,) else '-'.join(['', 'scales', *(f'{s:g}' for s in scales)])}{'-flip' * flip}{as_deployed}"
+    way = f"{'' if tuple(scales) == (1.0,) else '-'.join(['', 'scales', *(f'{s:g}' for s in scales)])}{'-flip' * flip}{as_deployed}{tiled}"
     command = (f"rflw eval {checkpoint} --data {name} --split {split} --scales {' '.join(f'{s:g}' for s in scales)}{' --flip' * flip}"
-               f"{f' --deployed {deployed}' if deployed else ''}")
+               f"{f' --deployed {deployed}' if deployed else ''}{'' if tile is None else f' --tile {tile}'}")
     config = {"checkpoint": checkpoint, "model": model.name, "data": name, "split": split, "scales": list(scales), "flip": flip}
     with records.timed(f"eval-{Path(checkpoint).stem}-{Path(name).name}-{split}{way}", command, "eval", config) as record:
-        matrices = engine.evaluate(model, dataset, precision, scales, flip, each, progress=True)
+        identity = _identity(checkpoint, dataset, config | {"precision": precision, "deployed": deployed, "tile": tile}) if keep else ""
+        sitting = engine.Sitting(len(dataset), model.num_classes, 3, keep, identity)
+        before, seconds = int(sitting.done.sum()), sitting.seconds.item()
+        if before:
+            print(f"rflw: goes on after {before} of {len(dataset)} images, from {keep}", file=sys.stderr)
+        matrices = engine.evaluate(model, dataset, precision, scales, flip, each, progress=True, tile=tile, sitting=sitting)
+    record["wall_s"] = round(record["wall_s"] + seconds, 1)  # with that of earlier sittings
+    boundaries = [value for value in sitting.numbers[:, 0].tolist() if not isnan(value)]  # of every image that has any
+    same, pixels = sitting.numbers[:, 1:].sum(0).long().tolist()
     result = {"data": name, "split": split, "images": len(dataset), **engine.summary(matrices, labels.classes),
               "boundary_f": sum(boundaries) / len(boundaries) if boundaries else None, "scales": list(scales), "flip": flip}
     if deployed:
@@ -680,6 +694,16 @@ def evaluate(checkpoint: Checkpoint, data: On = None, split: Split = "val",
                        ("pixel_accuracy", "pixel accuracy"), ("boundary_f", "boundary F-score"), ("agreement", "as the plain network")):
         if result.get(key) is not None:
             print(f"{words:24} {100 * result[key]:6.2f}")
+
+
+def _identity(checkpoint: str, dataset, options: dict) -> str:
+    """What must be the same for an evaluation to go on: the network's file, every pixel of the data, and the options."""
+    import hashlib
+
+    from rflw import engine
+    from rflw.datasets.readers import manifest_hash
+    parts = [hashlib.sha256(engine.checkpoint_file(checkpoint).read_bytes()).hexdigest(), manifest_hash(dataset), options]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def _some_images(name: str, root: Path | None, number: int = 32) -> list:

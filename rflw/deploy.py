@@ -19,7 +19,7 @@ from rflw.analysis.shapes import record
 from rflw.engine import computes_in_bf16, keep_freed_memory, normalise, upsample
 from rflw.errors import InputError
 from rflw.nn import pooling
-from rflw.nn.blocks import CRP
+from rflw.nn.blocks import CRP, Window
 from rflw.nn.refinenet import MIN_SIZE, RefineNet
 from rflw.records import write_whole
 
@@ -93,6 +93,7 @@ class Deployed(nn.Module):
         for name in ("name", "num_classes", "mean", "std", "card"):
             if hasattr(like, name):
                 setattr(self, name, getattr(like, name))
+        self.takes_windows = isinstance(net, RefineNet)  # int8 is another kind of network
         self.compiled, self.copies, self.seen = None, False, set()
         self.dtype = PRECISIONS[precision]
         self.device = next(like.parameters()).device
@@ -100,13 +101,16 @@ class Deployed(nn.Module):
     def compile(self, graphs: bool) -> None:
         """Have torch.compile make code at the first image of each size, of the first few sizes; later ones go uncompiled. (Code for
         any size takes it many minutes to make.) graphs: replay it as a CUDA graph, whose output the next pass overwrites."""
+        pooling.keep_code_private()
         # not as an attribute, which would list all modules twice
         self.__dict__["compiled"] = torch.compile(self.net, dynamic=False, mode="reduce-overhead" if graphs else None)
         self.copies = graphs
 
     @torch.no_grad()
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, window: Window | None = None) -> Tensor:
         x = x.to(self.dtype, memory_format=self.layout)
+        if window is not None:  # not compiled
+            return self.net(x, window).float()
         if self.compiled is None or x.shape not in self.seen and len(self.seen) == SIZES:
             return self.net(x).float()
         if x.shape in self.seen:

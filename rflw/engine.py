@@ -1,10 +1,13 @@
 """Devices, checkpoints, prediction and evaluation: plain functions over a network."""
+from collections.abc import Iterable
 from contextlib import nullcontext
 import ctypes
 import json
 import math
 from pathlib import Path
 import sys
+import time
+import zipfile
 
 import numpy as np
 import torch
@@ -12,10 +15,11 @@ from torch import Tensor
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from rflw import metrics, records
+from rflw import metrics, records, tiles
 from rflw.datasets.images import read_image
 from rflw.errors import InputError
 from rflw.nn import checkpoints
+from rflw.nn.blocks import Window
 from rflw.nn.refinenet import MIN_SIZE, RefineNet, build
 from rflw.records import write_whole
 
@@ -90,9 +94,11 @@ def _read_official(path: str | Path) -> tuple[str, int, dict, dict]:
     """What `recognise` makes of a checkpoint file of the authors."""
     try:
         with torch.serialization.safe_globals(_numbers()):
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
+            loaded = load_tensors(path, "cpu")
     except FileNotFoundError as e:
         raise InputError(f"{path}: no such file") from e
+    except InputError:
+        raise
     except Exception as e:  # torch raises many types for files that are cut off, foreign or hold code
         raise InputError(f"{path}: {_unreadable(path, e)}") from e
     try:
@@ -112,6 +118,19 @@ def weights_of(path: str | Path) -> tuple[str, dict, tuple[str, ...] | None]:
         return name, renamed, None
     model = load(path)
     return model.name, model.state_dict(), tuple(model.card["classes"])
+
+
+def load_tensors(path: str | Path, device):
+    """torch.load, of tensors and plain values only. Raises InputError for a zip file that would unpack to more than it is: PyTorch
+    compresses nothing; else what torch.load raises."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+    except Exception:  # no zip file, or a broken one: torch.load says so; zipfile raises many types
+        size = 0
+    if size > Path(path).stat().st_size:
+        raise InputError(f"{path}: would unpack to {size / 1e9:.1f} GB, more than the file; PyTorch writes no such files")
+    return torch.load(path, map_location=device, weights_only=True)
 
 
 def _numbers() -> list:
@@ -182,7 +201,14 @@ def load(path: str | Path) -> RefineNet:
         card = json.loads(header)
         if not (isinstance(card["model"], str) and isinstance(card["classes"], list) and all(isinstance(c, str) for c in card["classes"])):
             raise TypeError("its model is a name, its classes a list of names")
+        if "timm:" in card["model"] or len(card["classes"]) > 256:  # a small file may name a network of gigabytes
+            with torch.device("meta"):
+                fault = checkpoints.first_fault(state, build(card["model"], len(card["classes"])).state_dict())
+            if fault:
+                raise InputError(f"{file}: {fault}")
         model = build(card["model"], len(card["classes"]))
+    except InputError as e:
+        raise e if str(e).startswith(f"{file}: ") else InputError(f"{file}: its header describes no model ({e})") from e
     except (ValueError, KeyError, TypeError, RecursionError) as e:
         raise InputError(f"{file}: its header describes no model ({e})") from e
     fault = checkpoints.first_fault(state, model.state_dict()) or checkpoints.first_not_finite(state)
@@ -204,25 +230,26 @@ def normalise(images, model: RefineNet, device: torch.device) -> Tensor:
     return ((x - mean) / std).contiguous(memory_format=torch.channels_last)
 
 
-def predict(model: RefineNet, image, short_side: int | None = None, precision: str = "fp32"):
+def predict(model: RefineNet, image, short_side: int | None = None, precision: str = "fp32", tile: int | None = None):
     """An image (path, PIL image or (H, W, 3) uint8 array) -> its class map, (H, W) uint8 array, at its own size.
 
     The logits are resized to the image, bilinearly, before the best class is taken. short_side: let the network see
     the image resized so that its shorter side has so many pixels; the result keeps the image's size. precision: "fp32",
-    "bf16", "fp16" or "auto", the device's fastest.
+    "bf16", "fp16" or "auto", the device's fastest. tile: pixels of the side of the overlapping tiles that the network sees
+    a large image in, 0 for never; None: 2048 for images of more pixels than such a tile (`rflw.tiles`).
     Raises InputError for what is no image or too small.
     """
     rgb = image if hasattr(image, "__array_interface__") and not hasattr(image, "mode") else read_image(image)
     if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype != "uint8":
         raise InputError(f"image: an array of {rgb.dtype} and shape {rgb.shape}; (height, width, 3) of uint8 is needed")
     try:
-        return class_maps(model, rgb[None], short_side, precision)[0]
+        return class_maps(model, rgb[None], short_side, precision, tile)[0]
     except InputError as e:
         raise InputError(f"{'image' if rgb is image or hasattr(image, 'mode') else image}: {e}") from e
 
 
 @torch.inference_mode()
-def class_maps(model: RefineNet, images, short_side: int | None = None, precision: str = "fp32"):
+def class_maps(model: RefineNet, images, short_side: int | None = None, precision: str = "fp32", tile: int | None = None):
     """(B, H, W, 3) uint8 array -> (B, H, W) uint8 array, as `predict`. Raises InputError for images, or a shorter side, too small."""
     if short_side and short_side < MIN_SIZE:
         raise InputError(f"a shorter side of {short_side} pixels: {MIN_SIZE} is the least, 0 keeps the image's own")
@@ -230,16 +257,40 @@ def class_maps(model: RefineNet, images, short_side: int | None = None, precisio
         raise InputError(f"{images.shape[2]}x{images.shape[1]} pixels; the networks take {MIN_SIZE}x{MIN_SIZE} and up")
     if model.num_classes > 256:
         raise InputError(f"{model.num_classes} classes do not fit into 8 bits")
-    device, (h, w) = next(model.parameters()).device, images.shape[1:3]
-    x = normalise(images, model, device)
-    if short_side and short_side != min(h, w):
-        ratio = short_side / min(h, w)
-        x = F.interpolate(x, size=(round(h * ratio), round(w * ratio)), mode="bilinear", antialias=True)
+    h, w = images.shape[1:3]
+    ratio = short_side / min(h, w) if short_side else 1
     training = model.training
-    with autocast(pick_precision(precision, device), device):
-        logits = model.eval()(x)
+    logits = logits_of(model.eval(), images, (round(h * ratio), round(w * ratio)), precision, tile=tile)
     model.train(training)
-    return upsample(logits, (h, w)).argmax(1).to(torch.uint8).cpu().numpy()
+    return best([logits], (h, w)).to(torch.uint8).cpu().numpy()
+
+
+def logits_of(model: RefineNet, images, size: tuple[int, int], precision: str, flip: bool = False, tile: int | None = None) -> Tensor:
+    """(B, H, W, 3) uint8 array, which the network sees at another size -> logits (B, K, ceil(h/4), ceil(w/4)), on its device. flip: of
+    the mirrored image, mirrored back. tile: as `predict`."""
+    device, w = next(model.parameters()).device, size[1]
+    resized = tuple(size) != tuple(images.shape[1:3])
+    side = tiles.side(tile, size)
+    if side and not getattr(model, "takes_windows", False):
+        if tile:
+            raise InputError(f"{getattr(model, 'name', type(model).__name__)}: in this form it takes images whole, not in tiles")
+        side = 0
+    whole = None if side and not resized else normalise(images, model, device)  # tiles are cut out of bytes where they can be
+    if resized:
+        whole = F.interpolate(whole, size=tuple(size), mode="bilinear", antialias=True)
+
+    def part(window: Window | None = None) -> Tensor:
+        x = whole
+        if window is not None:
+            (top, left), (height, width) = window.start, window.size
+            left = w - left - width if flip else left
+            rows, columns = slice(top, top + height), slice(left, left + width)
+            x = normalise(images[:, rows, columns], model, device) if whole is None else whole[:, :, rows, columns]
+        with autocast(pick_precision(precision, device), device):
+            return model(x.flip(3) if flip else x, *([] if window is None else [window]))
+
+    logits = tiles.joined(part, size, side) if side else part()
+    return logits.flip(3) if flip else logits
 
 
 def upsample(logits: Tensor, size) -> Tensor:
@@ -247,7 +298,35 @@ def upsample(logits: Tensor, size) -> Tensor:
     return F.interpolate(logits.float(), size=tuple(size), mode="bilinear", align_corners=False)
 
 
+def combined(resized: Iterable[Tensor], number: int) -> Tensor:
+    """Logits as they are, of several the mean of their softmaxes."""
+    total = None
+    for logits in resized:
+        if number == 1:
+            return logits
+        total = logits.softmax(1) if total is None else total.add_(logits.softmax(1))
+    return total / number
+
+
+def best(logits: list[Tensor], size: tuple[int, int]) -> Tensor:
+    """The best class of every pixel of (H, W), from the logits of several views of an image -> (B, H, W) int64; uint8 where
+    full logits would take much memory and are made a few rows at a time."""
+    if size[0] * size[1] <= tiles.BAND:
+        return combined((upsample(x, size) for x in logits), len(logits)).argmax(1)
+    found = torch.empty(len(logits[0]), *size, dtype=torch.uint8 if logits[0].shape[1] <= 256 else torch.int64, device=logits[0].device)
+    for top, rows in tiles.bands(logits, size):
+        found[:, top:top + rows[0].shape[2]] = combined(rows, len(rows)).argmax(1)
+    return found
+
+
 # ---------------------------------------------------------------- evaluation
+
+
+@torch.inference_mode()
+def views(model: RefineNet, image, precision: str = "auto", scales=(1.0,), flip: bool = False, tile: int | None = None) -> list[Tensor]:
+    """(H, W, 3) uint8 array -> the logits, at stride 4, of the image at each scale and, with flip, of its mirror image, mirrored back."""
+    sizes = [tuple(n if scale == 1 else max(MIN_SIZE, round(n * scale)) for n in image.shape[:2]) for scale in scales]
+    return [logits_of(model, image[None], size, precision, mirrored, tile) for size in sizes for mirrored in (False, True)[: 1 + flip]]
 
 
 @torch.inference_mode()
@@ -257,43 +336,88 @@ def scores(model: RefineNet, image, size: tuple[int, int], precision: str = "aut
     With one scale and no flip these are the logits. Else they are softmaxes, averaged over the image at each scale and,
     with flip, its mirror image (multi-scale evaluation, `msc` in the paper's tables).
     """
-    device = next(model.parameters()).device
-    x, total = normalise(image, model, device), None
-    for scale in scales:
-        scaled = x if scale == 1 else F.interpolate(
-            x, size=[max(MIN_SIZE, round(n * scale)) for n in x.shape[-2:]], mode="bilinear", antialias=True)
-        for mirrored in (False, True)[: 1 + flip]:
-            with autocast(pick_precision(precision, device), device):
-                logits = model(scaled.flip(3) if mirrored else scaled)
-            logits = upsample(logits.flip(3) if mirrored else logits, size)
-            if len(scales) == 1 and not flip:
-                return logits
-            total = logits.softmax(1) if total is None else total.add_(logits.softmax(1))
-    return total / (len(scales) * (1 + flip))
+    seen = views(model, image, precision, scales, flip)
+    return combined((upsample(logits, size) for logits in seen), len(seen))
+
+
+class Sitting:
+    """What an evaluation has measured so far: matrices (N, K, K) int64, one an image; whether each is done, (N,); what `each`
+    returned, (N, numbers) float64; and the seconds that it took, (1,) float64.
+
+    file: where it is kept, whole at every moment, so that the same evaluation goes on with it after an interruption; identity says what
+    is the same. Raises InputError for a file that is no such thing, or of another evaluation.
+    """
+
+    def __init__(self, images: int, classes: int, numbers: int = 0, file: Path | None = None, identity: str = "", every: float = 30.0):
+        self.file, self.identity, self.every, self.since = file, identity, every, time.monotonic()
+        self.matrices = torch.zeros(images, classes, classes, dtype=torch.int64)
+        self.done = torch.zeros(images, dtype=torch.bool)
+        self.numbers = torch.zeros(images, numbers, dtype=torch.float64)
+        self.seconds = torch.zeros(1, dtype=torch.float64)
+        if file is not None and file.exists():
+            self._read()
+
+    PARTS = ("matrices", "done", "numbers", "seconds")
+
+    def _read(self) -> None:
+        from safetensors import SafetensorError, safe_open
+        try:
+            with safe_open(self.file, "pt") as kept:
+                theirs = (kept.metadata() or {}).get("evaluation")
+                if theirs is None:
+                    raise InputError(f"{self.file}: not an evaluation that was begun")
+                if theirs != self.identity:
+                    raise InputError(f"{self.file}: of another evaluation (of another network, data, split or with other options)")
+                found = {name: kept.get_tensor(name) for name in self.PARTS}
+        except (SafetensorError, OSError) as e:
+            raise InputError(f"{self.file}: not an evaluation that was begun ({e})") from e
+        for name, tensor in found.items():
+            own = getattr(self, name)
+            if (tensor.shape, tensor.dtype) != (own.shape, own.dtype):
+                raise InputError(f"{self.file}: {name} of {tuple(tensor.shape)} {tensor.dtype}, {tuple(own.shape)} {own.dtype} expected")
+            setattr(self, name, tensor)
+
+    def write(self, soon: bool = True) -> None:
+        """soon: now; else if the last time is long enough ago."""
+        now = time.monotonic()
+        if self.file is None or not soon and now - self.since < self.every:
+            return
+        self.seconds, self.since = self.seconds + now - self.since, now
+        from safetensors.torch import save_file
+        write_whole(self.file, lambda partial: save_file({name: getattr(self, name) for name in self.PARTS}, partial,
+                                                         {"evaluation": self.identity}))
 
 
 @torch.inference_mode()
 def evaluate(model: RefineNet, dataset, precision: str = "auto", scales=(1.0,), flip: bool = False, each=None,
-             progress: bool = False, rank: int = 0, world: int = 1) -> Tensor:
+             progress: bool = False, rank: int = 0, world: int = 1, tile: int | None = None, sitting: Sitting | None = None) -> Tensor:
     """Confusion matrices of whole images, scores resized to the labels: (N, K, K) int64, on the CPU.
 
-    scales, flip: as `scores`. each: called with (index, predicted classes (H, W), labels (H, W)) of every image.
-    rank, world: of several processes, each takes its share of the images and leaves the others' matrices zero.
+    scales, flip: as `scores`; tile: as `predict`. each: called with (index, predicted classes (H, W), labels (H, W)) of every image.
+    rank, world: of several processes, each takes its share of the images and leaves the others' matrices zero. sitting: what
+    was measured before, and is not again; what `each` returns goes there, too.
     """
     device = next(model.parameters()).device
     modes = {module: module.training for module in model.modules()}
     model.eval().to(memory_format=torch.channels_last)
-    matrices = torch.zeros(len(dataset), model.num_classes, model.num_classes, dtype=torch.int64)
-    for i in tqdm(range(rank, len(dataset), world), desc="evaluate", file=sys.stderr, disable=not progress or None):
-        image, mask = dataset[i]
-        mask = torch.from_numpy(mask).to(device)
-        prediction = scores(model, image, mask.shape, precision, scales, flip).argmax(1)[0]
-        matrices[i] = metrics.confusion_matrix(prediction, mask, model.num_classes)
-        if each:
-            each(i, prediction, mask)
+    sitting = sitting or Sitting(len(dataset), model.num_classes)
+    todo = [i for i in range(rank, len(dataset), world) if not sitting.done[i]]
+    try:
+        for i in tqdm(todo, desc="evaluate", file=sys.stderr, disable=not progress or None):
+            image, mask = dataset[i]
+            mask = torch.from_numpy(mask).to(device)
+            prediction = best(views(model, image, precision, scales, flip, tile), mask.shape)[0]
+            numbers = each(i, prediction, mask) if each else None
+            sitting.matrices[i] = metrics.confusion_matrix(prediction, mask, model.num_classes)
+            if sitting.numbers.shape[1]:
+                sitting.numbers[i] = torch.tensor(numbers, dtype=torch.float64)
+            sitting.done[i] = True
+            sitting.write(soon=False)
+    finally:  # of Ctrl-C, too: the image that it came in is not marked
+        sitting.write()
     for module, mode in modes.items():  # batch norm may be frozen while the rest trains
         module.training = mode
-    return matrices
+    return sitting.matrices
 
 
 def summary(matrices: Tensor, classes) -> dict:

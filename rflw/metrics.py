@@ -10,6 +10,9 @@ import torch.nn.functional as F
 from rflw.datasets.labels import VOID
 from rflw.errors import InputError
 
+LARGE_REACH = 16  # pixels around a boundary, from which on distances are computed another way
+MAPS = 2**24  # pixels of all classes that are looked at together
+
 
 def confusion_matrix(prediction: Tensor, target: Tensor, num_classes: int) -> Tensor:
     """(..., H, W) integer class maps, target with 255 as void -> (K, K) int64.
@@ -85,24 +88,29 @@ def boundary_f(prediction: Tensor, target: Tensor, num_classes: int, tolerance: 
     reach = int(radius)
     offsets = torch.arange(-reach, reach + 1, device=target.device, dtype=torch.float32)
     disc = (offsets[:, None] ** 2 + offsets**2 <= radius**2).float()
-    classes = torch.arange(num_classes, device=target.device).view(-1, 1, 1)
 
-    def boundaries(labels: Tensor) -> Tensor:  # (K, H, W): pixels of a class with a valid neighbour of another class
+    def edges(labels: Tensor) -> Tensor:  # (H, W): the class of a pixel that has a valid neighbour of another class, else -1
         labels = torch.where(valid, labels.long(), -1)
         edge = torch.zeros_like(valid)
         for a, b in ((edge[1:], (labels[1:], labels[:-1])), (edge[:-1], (labels[:-1], labels[1:])),
                      (edge[:, 1:], (labels[:, 1:], labels[:, :-1])), (edge[:, :-1], (labels[:, :-1], labels[:, 1:]))):
             a |= (b[0] != b[1]) & (b[0] >= 0) & (b[1] >= 0)
-        return (labels == classes) & edge
+        return torch.where(edge, labels, -1)
 
     def near(edges: Tensor) -> Tensor:
+        if reach > LARGE_REACH:  # a disc has too many pixels to be laid on each
+            from scipy.ndimage import distance_transform_edt
+            found = [torch.from_numpy(distance_transform_edt(~edge.cpu().numpy()) <= radius) if edge.any() else edge for edge in edges]
+            return torch.stack(found).to(edges.device)
         return F.conv2d(edges.float()[:, None], disc[None, None], padding=reach)[:, 0] > 0
-
-    own, true = boundaries(prediction), boundaries(target)
 
     def share(edges: Tensor, others: Tensor) -> Tensor:
         return (edges & near(others)).sum((1, 2)).double() / edges.sum((1, 2))
 
-    precision, recall = share(own, true).nan_to_num(), share(true, own).nan_to_num()
-    score = 2 * precision * recall / (precision + recall).clamp(min=1e-12)
-    return torch.where(true.any(2).any(1), score, torch.nan)
+    scores, (own_edges, true_edges) = [], map(edges, (prediction, target))
+    for classes in torch.arange(num_classes, device=target.device).view(-1, 1, 1).split(max(1, MAPS // (h * w))):
+        own, true = own_edges == classes, true_edges == classes
+        precision, recall = share(own, true).nan_to_num(), share(true, own).nan_to_num()
+        score = 2 * precision * recall / (precision + recall).clamp(min=1e-12)
+        scores.append(torch.where(true.any(2).any(1), score, torch.nan))
+    return torch.cat(scores)

@@ -31,6 +31,7 @@ from rflw.engine import (
     evaluate,
     keep_freed_memory,
     load,
+    load_tensors,
     pick_device,
     pick_precision,
     save,
@@ -380,6 +381,7 @@ def can_be_held(recipe: Recipe, sets) -> bool:
 def compiled_for(model: RefineNet, device: torch.device) -> nn.Module:
     """The network as torch.compile makes it faster. On CPUs only its pools: compiled whole, it trains more slowly there."""
     if device.type != "cpu":
+        pooling.keep_code_private()
         return torch.compile(model)
     pooling.compile_pools(model)
     return model
@@ -469,9 +471,11 @@ def _open_run(out: Path, resume: bool, where: torch.device) -> dict | None:
     if not resume:
         raise InputError(f"{out}: holds a run already; --resume goes on with it")
     try:
-        saved = torch.load(last, map_location=where, weights_only=True)
+        saved = load_tensors(last, where)
         if not isinstance(saved["identity"], dict):
             raise TypeError("its identity is settings by name")
+    except InputError:
+        raise
     except Exception as e:  # torch raises many types for files that are cut off or foreign
         raise InputError(f"{last}: not a whole checkpoint of a run ({type(e).__name__})") from e
     return saved

@@ -247,6 +247,41 @@ def test_explorer_has_what_is_on_record(book):
     assert lw50["params"] == 27_357_525 and shown == "27.36"
 
 
+def test_every_record_of_reliability_is_shown(book):
+    """Also one of a kind of attack that nobody has thought of yet."""
+    pages, warnings = book.build("```{reliability}\n```")
+    assert not warnings and "<table" not in pages["page"]
+    base = {field: {} for field in records.REQUIRED} | {
+        "kind": "reliability", "status": "done", "seed": 0, "commit": "abc", "dirty": False, "hardware": {"cpu": "x", "cores": 2},
+        "started": "2026-01-01", "wall_s": 90}
+    records.write(base | {"name": "reliability-faults", "command": "python -m tests.faults", "metrics": {
+        "what": "faults", "kills": 4321, "scenarios": {"training": {"kills": 30, "points": {"step": 7}, "held": True},
+                                                       "disk": {"held": False}}}}, book.results)
+    records.write(base | {"name": "reliability-odd", "command": "odd", "metrics": {
+        "what": "something <new>", "score": 0.87654, "interval": [0.8, 0.9], "peak_mb": 12, "rows": [{"file": "a.py"}, {"line": 3}]}},
+        book.results)
+    for read in (sys.modules["bookparts"].kept, sys.modules["bookparts"].judged):
+        read.cache_clear()
+    pages, warnings = book.build("```{reliability}\n```")
+    assert not warnings
+    row = {name: text_of(re.search(rf'<tr id="reliable-reliability-{name}".*?</tr>', pages["page"], re.DOTALL)[0])
+           for name in ("faults", "odd")}
+    assert row["faults"].startswith("faults kills: 4,321 python -m tests.faults 1.5 x, 2 cores")
+    assert row["odd"].startswith("something <new> score: 0.8765 interval: 0.8, 0.9 peak, MB: 12 odd")
+    assert text_of(re.search(r'<tr id="reliability-faults-scenarios-0".*?</tr>', pages["page"], re.DOTALL)[0]) == "training 30 step 7 yes"
+    assert text_of(re.search(r'<tr id="reliability-odd-rows-1".*?</tr>', pages["page"], re.DOTALL)[0]) == "2 3"
+    assert 'href="records.html#record-reliability-odd"' in pages["page"]
+
+
+def test_licences_of_the_lock_are_listed(book):
+    from importlib import metadata
+    pages, warnings = book.build("```{licences}\n```")
+    rows = dict(re.findall(r'<tr id="licence-([^"]+)".*?label="licence">([^<]+)<', pages["page"], re.DOTALL))
+    assert not warnings and rows["torch"] and rows["numpy"] and rows["timm"] == metadata.metadata("timm")["License"]
+    lock = (ROOT / "requirements.lock").read_text()
+    assert {*rows} <= {*re.findall(r"(?m)^([\w.-]+)==", lock)} and len(rows) > 200
+
+
 def test_an_address_brings_buttons_and_a_wrong_one_is_named(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "book" / "_ext"))
     import bookpages

@@ -216,6 +216,40 @@ def test_eval_at_several_scales_saves_what_it_scores(rflw, checkpoint, tmp_path,
     assert record["metrics"] == result and record["kind"] == "eval" and record["command"].endswith("--scales 0.5 1 --flip")
 
 
+def test_eval_goes_on_where_it_was_interrupted(rflw, checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr("rflw.datasets.readers.open_dataset", lambda name, split, root: Scenes(split))
+    words, keep = ("eval", checkpoint, "--precision", "fp32", "--json"), ("--keep", tmp_path / "kept")
+    expected = rflw(*words)[1]
+    real, calls = engine.metrics.confusion_matrix, []
+
+    def interrupted(*args):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*args)
+    monkeypatch.setattr(engine.metrics, "confusion_matrix", interrupted)
+    code, out, err = rflw(*words, *keep)
+    assert (code, out) == (130, "") and "interrupted" in err
+    code, out, err = rflw(*words, *keep)
+    assert code == 0 and out == expected and len(calls) == 3 and "goes on after 1 of 2 images" in err
+    refused(rflw(*words, *keep, "--flip"), "kept: of another evaluation")
+
+
+def test_large_images_in_tiles(rflw, checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr("rflw.datasets.readers.open_dataset", lambda name, split, root: Scenes(split))
+    seen, real = [], engine.tiles.side
+    monkeypatch.setattr(engine.tiles, "side", lambda tile, size: seen.append((tile, size)) or real(tile, size))
+    Image.fromarray(PHOTO).save(tmp_path / "x.png")
+    assert rflw("predict", tmp_path / "x.png", "--checkpoint", checkpoint, "-o", tmp_path, "--tile", 1600)[0] == 0
+    assert rflw("eval", checkpoint, "--tile", 1600, "--results", tmp_path)[0] == 0
+    assert seen.count((1600, PHOTO.shape[:2])) == 1 and seen.count((1600, (96, 128))) == 2
+    record = engine.records.read(f"eval-{Path(checkpoint).stem}-embedded-val-tile-1600", tmp_path)
+    assert record["command"].endswith("--tile 1600")
+    refused(rflw("eval", checkpoint, "--tile", 64), "tiles of 64 pixels")
+    refused(rflw("predict", tmp_path / "x.png", "--checkpoint", checkpoint, "-o", tmp_path / "out", "--tile", 64), "tiles of 64 pixels")
+    assert not (tmp_path / "out").exists()
+
+
 def test_erf_measures_records_and_draws(rflw, checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr("rflw.datasets.readers.open_dataset", lambda name, split, root: Scenes(split))
     words = ("erf", checkpoint, "--method", "activation", "--layer", "decoder.stages.0.crp", "--images", 2)

@@ -58,7 +58,7 @@ def test_no_parser_crashes_or_hangs(tmp_path):
     assert run.returncode == 0, run.stdout
     found = records.read(tmp_path / "reliability-hostile-files.json")["metrics"]
     assert (found["crashes"], found["hangs"], found["escapes"]) == (0, 0, 0)
-    assert found["inputs"] == found["taken"] + found["refused"] and found["parsers"] == 24
+    assert found["inputs"] == found["taken"] + found["refused"] and found["parsers"] == 25
     assert all(row["refused"] for row in found["targets"].values())
 
 
@@ -348,6 +348,47 @@ def test_a_safetensors_header_without_end(tmp_path):
     with Limited():
         refused("not a whole safetensors file", engine.load, tmp_path / "x.safetensors")
 
+
+@pytest.mark.parametrize(("model", "classes"), [("refinenet-lw-mobilenet_v2", 60_000), ("refinenet-timm:vgg19", 2),
+                                                ("refinenet-lw-timm:convnext_xxlarge", 2)])
+def test_a_small_file_that_names_a_network_of_gigabytes(tmp_path, model, classes):
+    from safetensors.torch import save_file
+    card = {"model": model, "classes": [str(i) for i in range(classes)], "data": "own"}
+    save_file({"a": torch.zeros(1)}, tmp_path / "x.safetensors", {"rflw": json.dumps(card)})
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    refused("x.safetensors: ", engine.load, tmp_path / "x.safetensors")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # kilobytes
+
+
+@pytest.mark.parametrize("how", ["deflated", "one part under many names"])
+def test_checkpoints_that_are_zip_bombs(tmp_path, how):
+    """Of tensors that take a gigabyte in a megabyte."""
+    tensors = {f"layer1.{i}.conv1.weight": torch.zeros(25_000_000) for i in range(1 if how == "deflated" else 10)}
+    torch.save(tensors, tmp_path / "whole.pth")
+    with zipfile.ZipFile(tmp_path / "whole.pth") as whole, zipfile.ZipFile(tmp_path / "x.pth", "w", zipfile.ZIP_DEFLATED) as bomb:
+        first = None
+        for member in whole.infolist():
+            large = member.file_size > 1e6
+            if large and how != "deflated" and first is not None:
+                twin = zipfile.ZipInfo(member.filename)
+                for name in ("header_offset", "CRC", "compress_size", "file_size", "compress_type"):
+                    setattr(twin, name, getattr(first, name))
+                bomb.filelist.append(twin)
+                continue
+            kind = zipfile.ZIP_DEFLATED if large and how == "deflated" else zipfile.ZIP_STORED
+            bomb.writestr(member.filename, whole.read(member), kind)
+            first = bomb.filelist[-1] if large else first
+    (tmp_path / "whole.pth").unlink()
+    with Limited():
+        refused("x.pth: would unpack to", engine.load_official, tmp_path / "x.pth", 2)
+        (tmp_path / "last.pt").write_bytes((tmp_path / "x.pth").read_bytes())
+        refused("last.pt: would unpack to", training._open_run, tmp_path, {}, True, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_of_the_authors_that_are_no_numbers(tmp_path, value):
+    torch.save({"segm.weight": torch.full((2, 4, 3, 3), value)}, tmp_path / "x.pth")
+    refused("x.pth: segm.weight: holds infinities or what is not a number", engine.load_official, tmp_path / "x.pth", 2)
 
 
 def test_a_pickle_bomb_where_a_run_goes_on(tmp_path):

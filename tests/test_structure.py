@@ -11,7 +11,7 @@ ROWS = (
      "datasets.readers", "datasets.streams", "datasets.transforms", "datasets.synthetic", "datasets.resident", "datasets.prepare",
      "datasets.check", "metrics", "analysis.complexity", "analysis.runtime", "analysis.shapes", "analysis.statistics",
      "analysis.layers", "analysis.reach", "analysis.receptive_field", "analysis.probes", "analysis.saturation", "analysis.timings"},
-    {"engine", "deploy", "training", "bench", "studies"},
+    {"engine", "tiles", "deploy", "training", "bench", "studies"},
     {"plots", "campaign", "claims"},
     {"cli", "__init__", "__main__"},
 )
@@ -23,6 +23,7 @@ ARROWS = {("nn.encoders", "nn.nasnet"), ("nn.refinenet", "nn.blocks"), ("nn.refi
           ("analysis.timings", "analysis.statistics"),
           ("analysis.receptive_field", "analysis.layers"), ("analysis.receptive_field", "analysis.reach"),
           ("analysis.probes", "analysis.layers"), ("analysis.probes", "metrics"), ("analysis.saturation", "analysis.layers"),
+          ("engine", "tiles"),
           ("training", "engine"), ("deploy", "engine"), ("bench", "engine"), ("bench", "training"), ("bench", "deploy"),
           ("studies", "engine"), ("config", "errors"), ("paper", "errors"), ("records", "errors"), ("__main__", "cli")}
 NO_TORCH = {"analysis.statistics", "analysis.timings", "datasets.images", "datasets.matlab", "datasets.readers", "datasets.prepare",

@@ -2,6 +2,7 @@
 page, pictures that are described. Nothing here holds a result: a record that comes later changes the page by itself."""
 from collections import defaultdict
 from html import escape
+from importlib import metadata
 import json
 import os
 from pathlib import Path
@@ -178,6 +179,100 @@ class Effects(Table):
                           ["setting", "change in mIoU", "seeds", "data", "from"], rows)
 
 
+class Reliability(Table):
+    """All records of kind "reliability": their figures in one table, then what each counted in detail, whatever that is."""
+
+    def run(self) -> list[nodes.Node]:
+        found = {name: record for name, record in self.checked(kept).items() if record["kind"] == "reliability"}
+        rows, more = [], []
+        for name, record in found.items():
+            figures = record["metrics"]
+            told = [f"{words(key)}: {figure(value)}" for key, value in figures.items() if key != "what" and not detailed(value)]
+            rows.append((f"reliable-{name}", {}, [
+                escape(figures["what"]), "<br>".join(map(escape, told)), f"<code>{escape(record['command'])}</code>",
+                f"{record['wall_s'] / 60:.1f}", escape(hardware(record)), self.link(name, f"book/records#record-{name}")]))
+            for key, value in figures.items():
+                if detailed(value):
+                    more += self.details(f"{figures['what']}: {words(key)}", f"{name}-{key}", value)
+        if not rows:
+            return []
+        columns = ["what", "figures", "command", "minutes", "hardware", "record"]
+        return [*self.table("reliability", "What was tried, and what was counted.", columns, rows), *more]
+
+    def details(self, caption: str, key: str, value) -> list[nodes.Node]:
+        """A table of a dict of dicts or a list of dicts, folded."""
+        named = list(value.items()) if isinstance(value, dict) else [(str(i), row) for i, row in enumerate(value, 1)]
+        columns = list(dict.fromkeys(column for _, row in named for column in row))
+        rows = [(f"{key}-{i}", {}, [escape(name), *(escape(figure(row.get(column))) for column in columns)])
+                for i, (name, row) in enumerate(named)]
+        table = self.table(key, caption, ["", *map(words, columns)], rows)
+        return [nodes.raw("", f"<details><summary>{escape(caption)} ({len(rows)} rows)</summary>", format="html"), *table,
+                nodes.raw("", "</details>", format="html")]
+
+
+def detailed(value) -> bool:
+    """Whether a figure is a table: a dict or a list of dicts."""
+    inner = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
+    return bool(inner) and all(isinstance(row, dict) for row in inner)
+
+
+def words(key: str) -> str:
+    """A record's key as a reader has it: "peak_mb" is "peak, MB"."""
+    for suffix, unit in (("_mb", "MB"), ("_s", "s"), ("_percent", "%")):
+        if key.endswith(suffix):
+            return f"{key.removesuffix(suffix).replace('_', ' ')}, {unit}"
+    return key.replace("_", " ")
+
+
+def figure(value) -> str:
+    """A figure of a record in words."""
+    if value is None or isinstance(value, bool):
+        return "" if value is None else "yes" if value else "no"
+    if isinstance(value, dict):
+        return ", ".join(f"{words(key)} {figure(inner)}" for key, inner in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(figure, value))
+    if isinstance(value, str):
+        return value
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
+
+
+class Licences(Table):
+    """Every package of the lock that is installed where the book is built, with the licence that its own metadata names."""
+
+    def run(self) -> list[nodes.Node]:
+        from rflw.records import REPOSITORY
+        rows, absent = [], 0
+        for name, version in locked(REPOSITORY / "requirements.lock"):
+            said = licence(name)
+            if said is None:
+                absent += 1
+                continue
+            rows.append((f"licence-{name}", {}, [escape(name), escape(version), escape(said or "not named in its metadata")]))
+        note = f" {absent} that are for other systems are left out." if absent else ""
+        table = self.table("licences", f"{len(rows)} packages and their licences, as they name them.{note}",
+                           ["package", "version", "licence"], rows)
+        return [nodes.raw("", f"<details><summary>{len(rows)} packages</summary>", format="html"), *table,
+                nodes.raw("", "</details>", format="html")]
+
+
+def locked(lock: Path) -> list[tuple[str, str]]:
+    """(name, version) of each package of a lock, by name."""
+    return sorted(set(re.findall(r"(?m)^([A-Za-z0-9][\w.-]*)==([^\s;]+)", lock.read_text(encoding="utf-8"))))
+
+
+def licence(name: str) -> str | None:
+    """What an installed package names: its licence expression, else its licence if that is a line, else its classifiers; "" for nothing,
+    None for a package that is not installed."""
+    try:
+        said = metadata.metadata(name)
+    except metadata.PackageNotFoundError:
+        return None
+    line = (said.get("License") or "").strip()
+    classes = [text.split(" :: ")[-1] for text in said.get_all("Classifier") or () if text.startswith("License ::")]
+    return said.get("License-Expression") or (line if line and len(line) < 80 and "\n" not in line else "") or ", ".join(classes)
+
+
 class Environment(Table):
     """Versions and hardware of all records, and what the stored notebooks were executed with."""
 
@@ -297,7 +392,8 @@ def lighten(app, error) -> None:
 
 def setup(app) -> dict:
     for name, directive in (("verdict", Verdict), ("answers", Answers), ("compute", Compute), ("rerun-times", RerunTimes),
-                            ("effects", Effects), ("environment", Environment), ("explorer", Explorer), ("slider", Slider)):
+                            ("effects", Effects), ("environment", Environment), ("reliability", Reliability),
+                            ("licences", Licences), ("explorer", Explorer), ("slider", Slider)):
         app.add_directive(name, directive)
     if os.environ.get("RFLW_REPOSITORY"):
         app.setup_extension("sphinx_sitemap")

@@ -6,6 +6,9 @@ A 5x5 window is two windows of five, along rows and along columns. Each keeps wh
 order in which PyTorch's pool breaks ties, and the way back gives every gradient to that pixel. Values are those of PyTorch's pool
 to the bit; gradients differ by the rounding of their sums.
 """
+import os
+from pathlib import Path
+import tempfile
 import time
 
 import torch
@@ -43,8 +46,29 @@ def _pad(x: Tensor, value: float) -> Tensor:
 _compiled = {}  # by function, made at first use: torch.compile's import takes seconds
 
 
+def keep_code_private() -> None:
+    """Have torch.compile keep its code in a folder that is the user's alone, unless TORCHINDUCTOR_CACHE_DIR says where. Its own is in the
+    temporary folder under a name that any other user could take first, and fill with code of theirs."""
+    if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
+        place = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "rflw/compiled"
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(private_folder(place))
+
+
+def private_folder(place: Path) -> Path:
+    """A folder that nobody else writes in; one for this process alone where `place` cannot be made. Raises InputError where others can."""
+    try:
+        place.mkdir(0o700, parents=True, exist_ok=True)
+        found = place.stat()
+    except (OSError, RuntimeError):
+        return Path(tempfile.mkdtemp(prefix="rflw-compiled-"))
+    if hasattr(os, "getuid") and (found.st_uid != os.getuid() or found.st_mode & 0o022):
+        raise InputError(f"{place}: others can write there, where compiled code is kept; chmod 700 it, or set TORCHINDUCTOR_CACHE_DIR")
+    return place
+
+
 def _run(function, *tensors: Tensor):
     if function not in _compiled:
+        keep_code_private()
         _compiled[function] = torch.compile(function, dynamic=True)
     return _compiled[function](*tensors)
 
@@ -76,6 +100,7 @@ def max_pool(x: Tensor) -> Tensor:
 
 def can_compile() -> bool:
     """Whether torch.compile can make code here: it needs a C++ compiler."""
+    keep_code_private()
     try:
         _run(largest, torch.zeros(2, 9, 16))
     except Exception:  # of many types

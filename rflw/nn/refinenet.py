@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from rflw.errors import InputError
-from rflw.nn.blocks import CRP, RCU, BottleneckRCU, conv, resize
+from rflw.nn.blocks import CRP, RCU, BottleneckRCU, Window, conv, resize
 from rflw.nn.encoders import ENCODERS, make_encoder
 
 MAX_CLASSES = 65536  # more is a slip of the keyboard, and would not fit into memory
@@ -80,11 +80,11 @@ class Stage(nn.Module):
         self.rcu_out = nn.Sequential(*(form.rcu(width) for _ in range(after)))
         self.fuse = nn.Identity() if last else conv(width, WIDTH, form.kernel)
 
-    def forward(self, taps: tuple[Tensor, ...], path: Tensor | None) -> Tensor:
+    def forward(self, taps: tuple[Tensor, ...], path: Tensor | None, window: Window | None = None) -> Tensor:
         maps = [reduce(self.dropout(tap)) for reduce, tap in zip(self.reduce, taps)]
         x = self.adapt(self.rcu_in(sum(maps[1:], maps[0])))  # (B, width, H, W)
         if path is not None:
-            x = x + resize(path, x.shape[-2:])
+            x = x + resize(path, x.shape[-2:], window)
         return self.fuse(self.rcu_out(self.crp(self.act(x))))
 
 
@@ -102,15 +102,20 @@ class Decoder(nn.Module):
         self.dropout = nn.Dropout(wiring.dropout if form.kernel == 3 else 0.0)
         self.classifier = conv(WIDTH, num_classes, 3, bias=True)
 
-    def forward(self, levels: list[tuple[Tensor, ...]]) -> Tensor:
+    def forward(self, levels: list[tuple[Tensor, ...]], window: Window | None = None) -> Tensor:
         path = None
         for stage, taps in zip(self.stages, reversed(levels)):
-            path = stage(taps, path)
+            path = stage(taps, path, window)
         return self.classifier(self.dropout(path))
 
 
 class RefineNet(nn.Module):
-    """(B, 3, H, W) normalised by `mean` and `std` -> logits (B, K, ceil(H/4), ceil(W/4)). H, W >= 33."""
+    """(B, 3, H, W) normalised by `mean` and `std` -> logits (B, K, ceil(H/4), ceil(W/4)). H, W >= 33.
+
+    window: of what larger image the input is a part (`rflw.tiles`).
+    """
+
+    takes_windows = True
 
     def __init__(self, name: str, encoder: nn.Module, num_classes: int, form: Form):
         super().__init__()
@@ -120,12 +125,12 @@ class RefineNet(nn.Module):
         self.decoder = Decoder(encoder.channels, num_classes, form, WIRINGS[encoder.wiring])
         self.coarse = form.levels < 4
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, window: Window | None = None) -> Tensor:
         h, w = x.shape[-2:]
         if h < MIN_SIZE or w < MIN_SIZE:
             raise InputError(f"input of {h}x{w} pixels: the smallest is {MIN_SIZE}x{MIN_SIZE}")
-        logits = self.decoder(self.encoder(x))
-        return resize(logits, (-(-h // 4), -(-w // 4))) if self.coarse else logits
+        logits = self.decoder(self.encoder(x), window)
+        return resize(logits, (-(-h // 4), -(-w // 4)), window) if self.coarse else logits
 
 
 def init_decoder(decoder: Decoder, how: str) -> None:

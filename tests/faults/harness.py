@@ -23,14 +23,15 @@ import numpy as np
 from PIL import Image
 import torch
 
-from rflw import campaign, cli, config, records, training
+from rflw import campaign, cli, config, engine, records, training
 from rflw.campaign import Experiment
 from rflw.config import Recipe, Stage
 from rflw.datasets import prepare, synthetic
 from rflw.errors import InputError
+from rflw.nn.refinenet import build
 
 REFUSED = 2  # exit code of a scenario that ended with InputError
-POINTS = ("step", "checkpoint", "validation", "record", "any")  # when a training is killed
+POINTS = ("step", "checkpoint", "validation", "any", "record")  # when a training is killed
 
 
 class Few(synthetic.Embedded):
@@ -42,6 +43,7 @@ class Few(synthetic.Embedded):
 
 TINY = Recipe("tiny", "refinenet-lw-mobilenet_v2", (Stage("embedded", 3, 1e-3, 5e-3, schedule="poly"),), crop=(48, 48), weights=None,
               batch=4, precision="fp32", val_every=1, ema=0.9, jitter=0.1)
+LONG = replace(TINY, stages=(replace(TINY.stages[0], epochs=40),))  # to be killed many times
 
 
 def forked(action: Callable[[], None], log: Path) -> int:
@@ -56,7 +58,7 @@ def forked(action: Callable[[], None], log: Path) -> int:
         os.dup2(target, 1)
         os.dup2(target, 2)
         sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1) for number in (1, 2))
-        faulthandler.dump_traceback_later(45)  # of one that hangs
+        faulthandler.dump_traceback_later(150)  # of one that hangs
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: it ends with the harness
         action()
         code = 0
@@ -76,10 +78,9 @@ def forked(action: Callable[[], None], log: Path) -> int:
         os._exit(code)
 
 
-def ended(child: int, seconds: float = 120) -> int:
+def ended(child: int, seconds: float = 200) -> int:
     """Its exit code, minus the signal that ended it; a child that does not end is killed, and an error."""
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
+    for _ in range(round(100 * seconds)):  # looks, not a clock: a machine that was asleep is no hang
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
             return os.waitstatus_to_exitcode(status)
@@ -115,7 +116,7 @@ def armed(point: str, nth: int, seed: int) -> None:
     """In a child: have the process killed during the `nth` call of what `point` names, anywhere in it."""
     draw = random.Random(seed)
     if point == "any":
-        die_soon(3.0, draw)
+        die_soon(2.0, draw)
         return
     room, name, most, fits = {
         "step": (training, "train_step", 0.4, lambda args: True),
@@ -123,6 +124,8 @@ def armed(point: str, nth: int, seed: int) -> None:
         "validation": (training, "evaluate", 0.3, lambda args: True),
         "record": (records, "write_whole", 0.002, lambda args: args[0].suffix == ".json"),
         "file": (prepare, "write_whole", 0.004, lambda args: True),
+        "image": (engine, "best", 0.05, lambda args: True),
+        "progress": (engine, "write_whole", 0.002, lambda args: True),
     }[point]
     real, calls = getattr(room, name), []
 
@@ -135,11 +138,18 @@ def armed(point: str, nth: int, seed: int) -> None:
     setattr(room, name, wrapped)
 
 
-def kill_until_done(action: Callable[[], None], log: Path, kills: int, points: tuple[str, ...], draw: random.Random) -> dict[str, int]:
-    """Run it again and again, each time killed at another point, then to its end -> {point: times killed there}."""
-    killed = dict.fromkeys(points, 0)
-    for i in range(kills):
-        point, nth, seed = points[i % len(points)], draw.randint(1, 3), draw.random()
+def kill_until_done(action: Callable[[], None], log: Path, kills: int, points: tuple[str, ...], draw: random.Random,
+                    last: str | None = None) -> dict[str, int]:
+    """Run it again and again, each time killed at another point, then to its end -> {point: times killed there}.
+
+    last: the point that is left when the others are over, so that all the kills hit one run; None: then that was all.
+    """
+    killed, over = dict.fromkeys((*points, *([last] if last else [])), 0), False
+    for i in range(3 * kills):
+        if sum(killed.values()) == kills:
+            break
+        late = last and (over or sum(killed.values()) >= 0.8 * kills)
+        point, nth, seed = last if late else points[i % len(points)], draw.randint(1, 2), draw.random()
 
         def doomed(point=point, nth=nth, seed=seed):
             armed(point, 1 if point == "record" else nth, seed)
@@ -149,7 +159,9 @@ def kill_until_done(action: Callable[[], None], log: Path, kills: int, points: t
             killed[point] += 1
         elif code:
             raise AssertionError(f"ended with {code}: {log.read_text()[-600:]}")
-        else:  # it was over before its time had come
+        elif last:  # it was over before its time had come
+            over = True
+        else:
             break
     completes(action, log)
     return killed
@@ -163,9 +175,9 @@ def few() -> None:
     training.open_dataset = lambda name, split, root=None: Few(split)
 
 
-def train(out: Path, **options) -> None:
+def train(out: Path, recipe: Recipe = TINY, **options) -> None:
     few()
-    training.fit(TINY, out, **({"resume": True, "save_every": 0.2} | options))
+    training.fit(recipe, out, **({"resume": True, "save_every": 0.2} | options))
 
 
 def same_run(a: Path, b: Path) -> None:
@@ -187,19 +199,13 @@ def same_run(a: Path, b: Path) -> None:
 
 
 def killed_training(work: Path, kills: int, draw: random.Random) -> dict:
-    """SIGKILL during steps, writes of checkpoints and records, validation, and anywhere."""
-    log = work / "log"
-    completes(lambda: train(work / "whole"), log)
-    total, runs = dict.fromkeys(POINTS, 0), 0
-    while sum(total.values()) < kills:
-        shutil.rmtree(work / "broken", ignore_errors=True)
-        # a run that has only its record to write must be killed there; the other points come before
-        order = draw.sample(("step", "checkpoint", "validation", "any"), 4) + ["record"]
-        killed = kill_until_done(lambda: train(work / "broken"), log, min(len(order), kills - sum(total.values())), tuple(order), draw)
-        total = {point: total[point] + killed.get(point, 0) for point in POINTS}
-        runs += 1
-        same_run(work / "whole", work / "broken")
-    return {"kills": sum(total.values()), "points": total, "runs": runs}
+    """One run, killed by SIGKILL again and again: during steps, validation, writes of checkpoints and of its record, and anywhere."""
+    log, recipe = work / "log", LONG if kills > 5 else TINY
+    completes(lambda: train(work / "whole", recipe), log)
+    killed = kill_until_done(lambda: train(work / "broken", recipe), log, kills, tuple(draw.sample(POINTS[:-1], len(POINTS) - 1)), draw,
+                             last="record")
+    same_run(work / "whole", work / "broken")
+    return {"kills": sum(killed.values()), "points": killed}
 
 
 def full_disk(work: Path) -> dict:
@@ -210,7 +216,6 @@ def full_disk(work: Path) -> dict:
         def starved(size=size):
             resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
             train(work / "broken")
-        (work / "starved.log").touch()
         code = ended(forked(starved, Path(os.devnull)))
         assert code == REFUSED, f"{size} bytes: ended with {code}"
         left = [p.name for p in (work / "broken").glob(".*") if p.name != ".lock"] if (work / "broken").exists() else []
@@ -218,7 +223,16 @@ def full_disk(work: Path) -> dict:
         times += 1
     completes(lambda: train(work / "broken"), log)
     same_run(work / "whole", work / "broken")
-    return {"writes_refused": times}
+    voc(work / "raw")
+    completes(lambda: prepare.prepare("voc", work / "raw", work / "prepared"), log)
+
+    def cramped():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+        prepare.prepare("voc", work / "raw", work / "again")
+    refuses(cramped, work / "cramped", "cannot be written")
+    completes(lambda: prepare.prepare("voc", work / "raw", work / "again"), log)
+    assert contents(work / "again") == contents(work / "prepared"), "the prepared folder differs"
+    return {"writes_refused": times + 1}
 
 
 def read_only(work: Path) -> dict:
@@ -391,7 +405,27 @@ def killed_campaign(work: Path, kills: int, draw: random.Random) -> dict:
     return {"kills": sum(killed.values()), "points": killed}
 
 
-KILLED = {"training": (killed_training, 30), "data prepare": (killed_prepare, 15), "campaign run": (killed_campaign, 10)}
+def killed_evaluation(work: Path, kills: int, draw: random.Random) -> dict:
+    """SIGKILL while images are measured and while what was measured is kept: every image counts once."""
+    torch.manual_seed(0)
+    model = build("refinenet-lw-mobilenet_v2", len(synthetic.LABELS["embedded"].classes))
+    engine.save(model, work / "net.safetensors", {"classes": synthetic.LABELS["embedded"].classes, "data": "embedded"})
+
+    def measure(name: str):
+        torch.set_num_threads(1)
+        sitting = engine.Sitting(8, model.num_classes, 1, work / f"{name}.kept", "the same", every=0.0)
+        engine.evaluate(engine.load(work / "net.safetensors"), Few("train"), "fp32", each=lambda *_: [float((~sitting.done).sum())],
+                        sitting=sitting)
+    completes(lambda: measure("whole"), work / "log")
+    killed = kill_until_done(lambda: measure("broken"), work / "log", kills, ("image", "progress"), draw)
+    one, two = (engine.Sitting(8, model.num_classes, 1, work / f"{name}.kept", "the same") for name in ("whole", "broken"))
+    assert one.done.all() and all(torch.equal(getattr(one, part), getattr(two, part)) for part in ("matrices", "done", "numbers")), \
+        "what was measured differs"
+    return {"kills": sum(killed.values()), "points": killed}
+
+
+KILLED = {"training": (killed_training, 30), "data prepare": (killed_prepare, 15), "campaign run": (killed_campaign, 10),
+          "evaluation": (killed_evaluation, 5)}
 OTHERS = {"disk full": full_disk, "read-only target": read_only, "clock goes back": clock_goes_back, "SIGTERM and Ctrl-C": interrupted,
           "two processes": two_at_once, "worker dies": worker_dies}
 

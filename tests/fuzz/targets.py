@@ -349,6 +349,17 @@ def official(folder: Path) -> None:
     engine.weights_of(folder / "x.pth")
 
 
+def sitting(folder: Path) -> None:
+    engine.Sitting(3, 2, 1, folder / "x.kept", "same")
+
+
+def sitting_files():
+    from safetensors.torch import save
+    parts = {"matrices": torch.zeros(3, 2, 2, dtype=torch.int64), "done": torch.zeros(3, dtype=torch.bool),
+             "numbers": torch.zeros(3, 1, dtype=torch.float64), "seconds": torch.zeros(1, dtype=torch.float64)}
+    return damaged([save(parts, {"evaluation": "same"}), save({"done": torch.zeros(1)}, {"evaluation": "same"})])
+
+
 TARGETS = {target.name: target for target in (
     Target("image", "x.img", pictures, lambda folder: read_image(folder / "x.img")),
     Target("mask", "x.png", mask_files, lambda folder: read_mask(folder / "x.png", 21, size=(24, 32))),
@@ -379,4 +390,5 @@ TARGETS = {target.name: target for target in (
     Target("checkpoint", "x.safetensors", safetensors_files, lambda folder: engine.load(folder / "x.safetensors")),
     Target("official", "x.pth", pth_files, official),
     Target("run", "last.pt", run_files, resume),
+    Target("evaluation", "x.kept", sitting_files, sitting),
 )}
