@@ -1,11 +1,17 @@
-"""mIoU against a count by hand and against torchmetrics."""
+"""Metrics against counts by hand, scikit-learn, torchmetrics and SciPy."""
 import math
+import warnings
 
+from hypothesis import given, settings
+from hypothesis import strategies as st
+import numpy as np
 import pytest
+from scipy import ndimage
+from sklearn import metrics as sklearn
 import torch
 
 from rflw import InputError
-from rflw.metrics import confusion_matrix, iou, mean_iou, pixel_accuracy
+from rflw.metrics import bootstrap_interval, boundary_f, confusion_matrix, frequency_weighted_iou, iou, mean_iou, pixel_accuracy
 
 # 4 classes; class 3 is neither in the labels nor predicted, class 2 only in the labels; 255 is void
 TARGET = torch.tensor([[0, 0, 0, 1], [1, 1, 2, 255], [0, 255, 2, 1]])
@@ -56,6 +62,122 @@ def test_against_torchmetrics(seed):
     target[:, :5] = 255
     expected = multiclass_jaccard_index(prediction, target, num_classes=6, average=None, ignore_index=255)
     torch.testing.assert_close(iou(confusion_matrix(prediction, target, 6)).float(), expected)
+
+
+# ---------------------------------------------------------------- random cases, by other libraries
+
+
+@st.composite
+def cases(draw):
+    """Maps of some classes, of which not all need be there, and predictions that are right for a share of the pixels; some are void."""
+    classes, seed = draw(st.integers(2, 8)), draw(st.integers(0, 2**32 - 1))
+    shape = draw(st.tuples(st.integers(1, 3), st.integers(2, 24), st.integers(2, 24)))
+    random, present = np.random.RandomState(seed), draw(st.lists(st.integers(0, classes - 1), min_size=1, unique=True))
+    target, guess = random.choice(present, shape), random.choice(draw(st.sampled_from([present, [*range(classes)]])), shape)
+    prediction = np.where(random.rand(*shape) < draw(st.floats(0, 1)), target, guess)
+    target[random.rand(*shape) < draw(st.sampled_from([0, 0.3]))] = 255
+    target[0, 0, 0] = present[0]  # where all is void, there is nothing to compare
+    return torch.from_numpy(prediction), torch.from_numpy(target), classes
+
+
+@settings(max_examples=60, deadline=None)
+@given(cases())
+def test_random_cases_against_scikit_learn(case):
+    prediction, target, classes = case
+    matrix, valid = confusion_matrix(prediction, target, classes), (target != 255).numpy()
+    truth, guess, labels = target.numpy()[valid], prediction.numpy()[valid], list(range(classes))
+    assert matrix.tolist() == sklearn.confusion_matrix(truth, guess, labels=labels).tolist()
+    seen = sorted({*truth.tolist(), *guess.tolist()})
+    per_class = dict(zip(seen, sklearn.jaccard_score(truth, guess, labels=seen, average=None, zero_division=0)))
+    assert iou(matrix).tolist() == pytest.approx([per_class.get(label, math.nan) for label in labels], nan_ok=True)
+    assert mean_iou(matrix) == pytest.approx(np.mean(list(per_class.values())))
+    assert mean_iou(matrix, "one") == pytest.approx(np.mean([per_class.get(label, 1.0) for label in labels]))
+    assert pixel_accuracy(matrix) == pytest.approx(sklearn.accuracy_score(truth, guess))
+    weighted = sklearn.jaccard_score(truth, guess, labels=sorted(set(truth.tolist())), average="weighted", zero_division=0)
+    assert frequency_weighted_iou(matrix) == pytest.approx(weighted)
+
+
+@settings(max_examples=30, deadline=None)
+@given(cases())
+def test_random_cases_against_torchmetrics(case):
+    from torchmetrics.functional.classification import multiclass_accuracy, multiclass_confusion_matrix, multiclass_jaccard_index
+    prediction, target, classes = case
+    options = {"num_classes": classes, "ignore_index": 255}
+    matrix = confusion_matrix(prediction, target, classes)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of classes that are nowhere
+        assert torch.equal(matrix, multiclass_confusion_matrix(prediction, target, **options))
+        per_class = multiclass_jaccard_index(prediction, target, average=None, **options)
+        assert pixel_accuracy(matrix) == pytest.approx(multiclass_accuracy(prediction, target, average="micro", **options).item())
+    torch.testing.assert_close(iou(matrix).nan_to_num().float(), per_class.nan_to_num())
+
+
+def boundary_f_by_distances(prediction, target, classes, tolerance):
+    """The same from SciPy's distance transform, class by class."""
+    radius, valid = tolerance * math.hypot(*target.shape), target != 255
+
+    def boundary(labels, label):
+        padded = np.pad(np.where(valid, labels, -1), 1, constant_values=-1)
+        centre, edge = padded[1:-1, 1:-1], np.zeros(labels.shape, bool)
+        for other in (padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:]):
+            edge |= (centre == label) & (other != label) & (other >= 0)
+        return edge
+
+    scores = []
+    for label in range(classes):
+        own, true = boundary(prediction, label), boundary(target, label)
+        if not true.any():
+            scores.append(math.nan)
+            continue
+        precision, recall = (((ndimage.distance_transform_edt(~others) <= radius) & edges).sum() / edges.sum()
+                             if edges.any() and others.any() else 0.0 for edges, others in ((own, true), (true, own)))
+        scores.append(2 * precision * recall / (precision + recall) if precision + recall else 0.0)
+    return scores
+
+
+@pytest.mark.parametrize("tolerance", [0.0075, 0.03, 0.05, 0.1])
+@pytest.mark.parametrize("seed", range(4))
+def test_boundary_f_against_distances(seed, tolerance):
+    random = np.random.RandomState(seed)
+    coarse = random.randint(0, 4, (7, 9)).repeat(5, 0).repeat(6, 1)
+    target, prediction = coarse[:33, :47].copy(), np.roll(coarse, (random.randint(3), random.randint(3)), (0, 1))[:33, :47].copy()
+    target[random.rand(*target.shape) < 0.05] = 255
+    target[target == 3] = random.randint(3)  # predicted, but nowhere in the labels
+    found = boundary_f(torch.from_numpy(prediction), torch.from_numpy(target), 5, tolerance).tolist()
+    assert found == pytest.approx(boundary_f_by_distances(prediction, target, 5, tolerance), nan_ok=True)
+    assert math.isnan(found[3]) and math.isnan(found[4]) and 0 < min(found[:3])
+
+
+def test_boundary_f_by_hand():
+    target = torch.zeros(6, 8, dtype=torch.long)
+    target[:, 4:] = 1
+    moved = target.roll(2, 1)
+    moved[:, :2] = 0
+    assert boundary_f(target, target, 2).tolist() == [1.0, 1.0]  # no tolerance at this size: the diagonal is ten pixels
+    assert boundary_f(moved, target, 2).tolist() == [0.0, 0.0]
+    assert boundary_f(moved, target, 2, tolerance=0.2).tolist() == [1.0, 1.0]  # just the two pixels
+    assert boundary_f(moved, target, 2, tolerance=0.199).tolist() == [0.0, 0.0]
+
+
+def test_the_bootstrap_interval_is_that_of_images_drawn_anew():
+    random = np.random.RandomState(0)
+    matrices = torch.from_numpy(random.randint(0, 50, (12, 3, 3)) + np.diag([60, 40, 20])[None])
+    low, high = bootstrap_interval(matrices)
+    draws = [mean_iou(matrices[random.randint(0, 12, 12)].sum(0)) for _ in range(4000)]  # one by one, by another generator
+    spread = np.std(draws)
+    assert [low, high] == pytest.approx(np.quantile(draws, (0.025, 0.975)).tolist(), abs=0.2 * spread)
+    assert bootstrap_interval(matrices) == (low, high) and bootstrap_interval(matrices, seed=1) != (low, high)
+    inner = bootstrap_interval(matrices, level=0.5)
+    assert low < inner[0] < inner[1] < high
+    assert inner[1] - inner[0] == pytest.approx(np.subtract(*np.quantile(draws, (0.75, 0.25))), rel=0.2)
+    alone = bootstrap_interval(matrices[:1])
+    assert alone == pytest.approx((mean_iou(matrices[0]),) * 2)  # one image is all that can be drawn
+
+
+def test_what_is_nowhere_and_what_is_void_have_no_share():
+    assert math.isnan(pixel_accuracy(torch.zeros(3, 3, dtype=torch.long)))
+    # by hand: 4 of 10 pixels of class 0 at IoU 3 / 6, 4 of class 1 at 3 / 6, 2 of class 2 at 0; class 3 is nowhere
+    assert frequency_weighted_iou(torch.tensor(MATRIX)) == pytest.approx(0.4 * 3 / 6 + 0.4 * 3 / 6)
 
 
 @pytest.mark.parametrize(("prediction", "target", "words"), [
