@@ -1,4 +1,5 @@
-"""What every network must go on giving: counts, logits under weights that a formula makes, and the first steps of a training.
+"""What every network must go on giving: counts, logits under weights that a formula makes, and the first steps of a training. And the
+hashes of all recipes, by which records know theirs.
 
 `tests/data/golden.json` was written by
 
@@ -19,7 +20,7 @@ import torch
 
 from rflw import build, list_models, training
 from rflw.analysis.complexity import count
-from rflw.config import recipe
+from rflw.config import OWN, RECIPES, recipe
 from rflw.datasets.synthetic import Embedded
 
 FILE = Path(__file__).parent / "data" / "golden.json"
@@ -109,9 +110,12 @@ def main() -> None:
         content["networks"] = {name: measure(name) for name in list_models(ablations=True)}
     if asked.only != "networks":
         content["curves"] = [curve(seed) for seed in range(SEEDS)]
+    content["recipes"] = {name: r.hash() for name, r in (RECIPES | {"own": OWN}).items()}
     networks = ",\n".join(f"{json.dumps(name)}: {json.dumps(row)}" for name, row in content["networks"].items())
     curves = ",\n".join(map(json.dumps, content["curves"]))
-    FILE.write_text(f'{{"networks": {{\n{networks}}},\n"curves": [\n{curves}]}}\n')  # a line for each, so that changes can be read
+    hashes = json.dumps(content["recipes"], indent=1)
+    # a line for each, so that changes can be read
+    FILE.write_text(f'{{"networks": {{\n{networks}}},\n"curves": [\n{curves}],\n"recipes": {hashes}}}\n')
 
 
 if __name__ == "__main__":
