@@ -25,7 +25,7 @@ cp -R _config.yml _toc.yml CHANGELOG.md book notebooks $(SOURCE)
 cp -R $(wildcard data/paper data/results) $(SOURCE)/data
 endef
 
-.PHONY: help env book html notebooks test browser lock clean
+.PHONY: help env book html notebooks test browser lowest mutants coverage lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -64,6 +64,22 @@ test: $(READY) ## unit tests, then every notebook's outputs against the stored o
 
 browser: $(READY) ## read the built book in Chromium, on a phone and on a desk; after `make html`
 	$(BIN)/pytest -q tests/browser
+
+# Of `lightning` and its like only what is asked for directly is old: the lowest of all that they need would be from another time.
+lowest: | $(BIN)/uv ## the unit tests with the lowest versions that pyproject.toml allows, in an environment of their own
+	mkdir -p _build
+	$(UV) pip compile pyproject.toml --extra test --extra pretrained --extra deploy --extra video --extra peers \
+		--resolution lowest-direct --python-version 3.11 --no-emit-index-url -o _build/lowest.txt > /dev/null
+	$(UV) venv --clear --python $(BIN)/python _build/lowest
+	VIRTUAL_ENV=_build/lowest $(UV) pip install -r _build/lowest.txt
+	VIRTUAL_ENV=_build/lowest $(UV) pip install --no-deps --editable .
+	_build/lowest/bin/python -m tests.suite "lowest versions"
+
+mutants: $(READY) ## put small faults into the code and see whether the tests notice; half an hour
+	$(BIN)/python -m tests.mutants
+
+coverage: $(READY) ## the unit tests with the lines and branches that they reach
+	$(BIN)/python -m tests.suite coverage
 
 lock: | $(BIN)/uv ## write requirements.lock, with hashes, anew from pyproject.toml; versions that still fit stay
 	$(UV) pip compile pyproject.toml --all-extras --universal --python-version 3.11 --generate-hashes --no-header \

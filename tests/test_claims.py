@@ -89,6 +89,28 @@ def test_tolerance_and_interval(relation, tolerance, ours, holds):
     assert claim(relation=relation, tolerance=tolerance).holds(ours) is holds
 
 
+@pytest.mark.parametrize(("changes", "words"), [
+    ({}, "5.0 %"), ({"relation": ">"}, "> 5.0 %"), ({"relation": ">="}, "5.0 %"), ({"relation": ">=", "value": 0.0}, "≥ 0.0 %"),
+    ({"relation": "<", "unit": "x"}, "< 5.0 times"), ({"value": None}, "no number"), ({"unit": "", "decimals": 0}, "5")])
+def test_what_the_paper_states_in_words(changes, words):
+    assert claim(**changes or {"value": 5.0}).stated == words
+
+
+def test_a_row_for_json():
+    judged = claims.Verdict(claim(test={"count": "params"}, note="n"), "partly", "computed", interval(5.5, 5.0, 6.0), "says", ("a", "b"))
+    assert judged.row() == {
+        "id": "x", "quote": "quote", "where": "Table 1", "paper": 5.0, "ours": 5.5, "unit": "percent", "tolerance": 0.0,
+        "level": "computed", "verdict": "partly", "evidence": {"records": ["a", "b"], "says": "says"}, "relation": "=", "source": "own",
+        "interval": [5.0, 6.0]}
+    assert replace(judged, ours=interval(5.5)).row()["interval"] is None and replace(judged, ours=None).row()["ours"] is None
+
+
+@pytest.mark.parametrize(("rule", "tolerance"), [
+    ({"digits": 0.5}, 0.05), ({"digits": 2}, 0.2), ({"deviations": 2}, 0.6), ({"share": 0.25}, 1.25), ({"value": 1}, 1.0)])
+def test_tolerances_by_their_rules(rule, tolerance):
+    assert claims._tolerance(rule, -5.0, 1, 0.3) == pytest.approx(tolerance)
+
+
 # ---------------------------------------------------------------- a record changes a verdict
 
 
@@ -400,6 +422,45 @@ def test_a_record_that_is_wrong_is_named(results, kind, metrics, config, says):
     results.add("bench-runtime-x", kind, metrics, config)
     with pytest.raises(InputError, match=f"^record bench-runtime-x: .*{says}"):
         claims.verdicts(results.path)
+
+
+@pytest.mark.parametrize("record", [
+    ("train", {"miou": 0.0}, asdict(RECIPES["camvid-lw-resnet50"])), ("train", {"miou": 1.0}, asdict(RECIPES["camvid-lw-resnet50"])),
+    ("train", {"miou": None}, asdict(RECIPES["camvid-lw-resnet50"])), ("train", {"miou": 0.5}, asdict(OWN)),
+    ("reliability", {"what": "x", "n": 3, "rows": {}, "list": [], "word": ""}, {}), ("pictures", {}, {}), ("bench", {"rows": []}, {})])
+def test_a_record_that_is_right_is_taken(results, record):
+    results.add("x", *record)
+    claims.verdicts(results.path)
+    assert claims.check(records.read("x", results.path)) is None
+
+
+@pytest.mark.parametrize(("kind", "metrics", "config"), [
+    ("reliability", {"n": 3}, {}), ("reliability", {"what": "x", "n": None}, {}), ("train", {"miou": 1.001}, asdict(OWN)),
+    ("train", {"miou": -0.001}, asdict(OWN)), (3, {}, {}), (None, {}, {}),
+    ("eval", {"miou": 0.5}, {key: 0 for key in ("checkpoint", "model", "data", "split", "scales")}),
+    ("complexity", {"rows": [{"params": 1, "macs": {"conv": 1}, "parts": {"decoder": {"kernels": {}}}, "taps": 1, "classes": 1}]}, {}),
+    ("probe", {"places": {"a": {"heads": {"b": {"miou": [0.5]}}}}}, network("refinenet")),
+    ("saturation", {"miou": 0.5, "groups": {"a": {}}}, network("refinenet")),
+    ("erf", {"method": "m", "size": [1, 1], "images": 1, "layers": {"a": {"side": {"mean": 1}}}}, network("refinenet"))])
+def test_a_record_that_lacks_what_its_kind_has_is_named(kind, metrics, config):
+    with pytest.raises(InputError, match="^record x: "):
+        claims.check({"name": "x", "kind": kind, "metrics": metrics, "config": config, "status": "done"})
+
+
+def test_a_run_that_was_not_finished_need_not_have_a_score(results):
+    results.add("x", "train", {}, asdict(RECIPES["paper-voc-lw-resnet50"]), status="failed")
+    assert results.verdict(CELL).verdict == "not tested"
+
+
+@pytest.mark.parametrize(("depth", "taken"), [(40, True), (41, False)])
+def test_lists_in_lists_have_an_end(depth, taken):
+    text = "[" * depth + "]" * depth
+    if taken:
+        assert len(claims._yaml(text)) == 1
+    else:
+        with pytest.raises(claims.yaml.YAMLError, match="nested too deeply"):
+            claims._yaml(text)
+    assert len(claims._yaml("[" + "[[]]," * 100 + "]")) == 100  # as many beside each other as one likes
 
 
 def test_an_edited_record_is_named(results):

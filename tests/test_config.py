@@ -1,11 +1,13 @@
 """Recipes and schedules, against their formulas."""
-from dataclasses import asdict
+from dataclasses import MISSING, asdict, fields, replace
 import json
+import math
+from pathlib import Path
 
 import pytest
 
-from rflw import InputError
-from rflw.config import RECIPES, Recipe, Stage, recipe
+from rflw import InputError, records
+from rflw.config import OWN, RECIPES, Recipe, Stage, recipe
 
 
 def factors(epochs, per_epoch=10, **settings):
@@ -73,8 +75,120 @@ def test_other_lengths_scale_the_milestones():
     assert (short.epochs, short.milestones) == (30, (10, 20))
 
 
+def test_every_stage_is_scaled_and_none_vanishes():
+    voc = RECIPES["paper-voc-lw-resnet50"]
+    assert [stage.epochs for stage in voc.stages] == [20, 50, 130]
+    assert [stage.epochs for stage in voc.with_epochs(65).stages] == [10, 25, 65]
+    assert [stage.epochs for stage in voc.with_epochs(1).stages] == [1, 1, 1]
+    assert voc.with_epochs(130) == voc
+    with pytest.raises(InputError, match="0 epochs"):
+        voc.with_epochs(0)
+
+
 def test_names_are_keys():
     assert all(name == r.name for name, r in RECIPES.items())
+    assert recipe("own") is OWN and recipe("camvid-lw-resnet50") is RECIPES["camvid-lw-resnet50"]
+    with pytest.raises(InputError, match="unknown recipe 'camvid': one of paper-nyu-lw-resnet50, .*, own$"):
+        recipe("camvid")
+
+
+def test_the_same_on_other_data():
+    other = RECIPES["paper-voc-lw-resnet50"].on("mine")
+    assert [stage.data for stage in other.stages] == ["mine"] * 3 and other.data == "mine"
+    assert other == replace(RECIPES["paper-voc-lw-resnet50"], stages=other.stages)
+    assert RECIPES["paper-voc-lw-resnet50"].data == "voc"  # the last stage's
+
+
+# ---------------------------------------------------------------- settings do not drift
+
+# A hash leaves defaults out: one that changed would change what the recipes of old records mean, and no hash.
+DEFAULTS = {"weights": "imagenet", "init": "", "decoder_init": "default", "batch": 8, "scale": (0.5, 2.0), "min_side": 0, "flip": True,
+            "jitter": 0.0, "optimiser": "sgd", "momentum": 0.9, "weight_decay": 1e-5, "clip": 5.0, "ema": 0.0, "balance": 0.0,
+            "frozen_bn": True, "restart": False, "precision": "auto", "val_every": 5, "validation": "val", "note": ""}
+STAGE_DEFAULTS = {"split": "train", "schedule": "constant", "milestones": (), "gamma": 0.5, "power": 0.9}
+
+
+def test_defaults_are_part_of_what_a_hash_means():
+    for kind, expected in ((Recipe, DEFAULTS), (Stage, STAGE_DEFAULTS)):
+        assert {f.name: f.default for f in fields(kind) if f.default is not MISSING} == expected
+
+
+def test_recipes_are_frozen():
+    with pytest.raises(AttributeError):
+        OWN.batch = 1
+    with pytest.raises(AttributeError):
+        OWN.stages[0].epochs = 1
+    assert len({OWN, replace(OWN)}) == 1
+
+
+def test_hashes_of_recipes_are_those_on_file():
+    kept = json.loads((Path(__file__).parent / "data" / "golden.json").read_text())["recipes"]
+    assert {name: r.hash() for name, r in (RECIPES | {"own": OWN}).items()} == kept
+
+
+def test_records_were_made_with_the_recipes_as_they_are():
+    found = [record for record in records.read_all() if record["kind"] == "train"]
+    assert len(found) > 20
+    for record in found:
+        config = Recipe.of(record["config"])
+        assert config == replace(RECIPES[config.name], note=config.note), record["name"]
+        assert record["config_hash"] == config.hash() == RECIPES[config.name].hash()
+
+
+@pytest.mark.parametrize(("name", "stages"), [
+    # section 4 and the supplement: rates 5e-4 and 5e-3 for ResNets, halved at these epochs; VOC: after 20 of COCO and 50 of SBD
+    ("paper-nyu-lw-resnet50", [("nyu", 300, 5e-4, 5e-3, "halve", (100, 200))]),
+    ("paper-person-lw-resnet152", [("person", 300, 5e-4, 5e-3, "halve", (100, 200))]),
+    ("paper-context-lw-resnet101", [("context", 200, 5e-4, 5e-3, "halve", (50, 100))]),
+    ("paper-cityscapes-lw-resnet101", [("cityscapes", 200, 5e-4, 5e-3, "halve", (50, 100))]),
+    ("paper-voc-lw-resnet101", [("coco", 20, 5e-4, 5e-3, "constant", ()), ("sbd", 50, 2.5e-4, 2.5e-3, "constant", ()),
+                                ("voc", 130, 1.25e-4, 1.25e-3, "constant", ())]),
+    ("paper-voc-lw-mobilenet_v2", [("coco", 20, 1e-3, 5e-3, "constant", ()), ("sbd", 50, 5e-4, 2.5e-3, "constant", ()),
+                                   ("voc", 130, 2.5e-4, 1.25e-3, "constant", ())]),
+    ("authors-2018-nyu-lw-resnet50", [("nyu", 100, 5e-4, 5e-3, "constant", ()), ("nyu", 100, 2.5e-4, 2.5e-3, "constant", ()),
+                                      ("nyu", 100, 1e-4, 1e-3, "constant", ())]),
+    ("authors-2020-nyu-lw-resnet50-steps", [("nyu", 300, 5e-4, 5e-3, "multistep", (100, 200))]),
+    ("authors-2020-sbd-lw-mobilenet_v2-poly", [("sbd", 200, 1e-3, 5e-3, "poly", ())])])
+def test_stages_are_those_of_the_paper_and_the_scripts(name, stages):
+    found = RECIPES[name].stages
+    assert [(s.data, s.epochs, s.encoder_lr, s.decoder_lr, s.schedule, s.milestones) for s in found] == \
+        [(*stage[:2], *map(pytest.approx, stage[2:4]), *stage[4:]) for stage in stages]
+    assert RECIPES[name].restart == name.startswith("authors-2018") and RECIPES[name].batch == 6 and RECIPES[name].clip == 0
+
+
+# ---------------------------------------------------------------- settings from files
+
+
+@pytest.mark.parametrize(("where", "value"), [
+    ("batch", True), ("batch", 8.0), ("batch", "8"), ("jitter", math.nan), ("jitter", math.inf), ("jitter", False), ("name", 3),
+    ("weights", 3), ("crop", [64]), ("crop", [64, 64, 64]), ("crop", 64), ("crop", [64, "64"]), ("crop", [64, 64.5]), ("scale", [1, None]),
+    ("flip", 1), ("note", None)])
+def test_settings_of_another_type_are_refused(where, value):
+    with pytest.raises(InputError, match=f"not a recipe: {where} is .*, which is no "):
+        Recipe.of(asdict(OWN) | {where: value})
+
+
+@pytest.mark.parametrize(("where", "value"), [
+    ("weights", None), ("weights", "imagenet"), ("jitter", 1), ("scale", [1, 2]), ("crop", [64, 65])])
+def test_settings_of_the_right_type_are_taken(where, value):
+    found = getattr(Recipe.of(json.loads(json.dumps(asdict(OWN) | {where: value}))), where)
+    assert found == (tuple(value) if isinstance(value, list) else value)
+
+
+@pytest.mark.parametrize(("where", "value"), [("epochs", 2.0), ("milestones", [1, "2"]), ("milestones", 3), ("power", None)])
+def test_settings_of_a_stage_are_checked_too(where, value):
+    stage = asdict(OWN.stages[0]) | {where: value}
+    with pytest.raises(InputError, match=f"not a recipe: {where} is "):
+        Recipe.of(asdict(OWN) | {"stages": [stage]})
+
+
+def test_a_stage_may_be_one_epoch_and_a_recipe_needs_one():
+    assert Stage("camvid", 1, 1, 1, schedule="multistep", gamma=0.4).epochs == 1
+    with pytest.raises(InputError, match="no stages"):
+        replace(OWN, stages=())
+    for config in ({}, {"stages": 3}, {"stages": [3]}, {"stages": {"data": "x"}}, asdict(OWN) | {"stages": []}):
+        with pytest.raises(InputError):
+            Recipe.of(config)
 
 
 def rates(recipe):

@@ -57,6 +57,55 @@ def test_folding_leaves_what_does_not_follow_a_convolution(images):
     assert deploy.fold_batch_norm(net) == 0 and torch.equal(net(images), expected)
 
 
+class Twice(nn.Module):
+    """A convolution whose output is read by its batch norm and by the sum after it, too."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+
+    def forward(self, x):
+        y = self.conv(x)
+        return y + self.norm(y)
+
+
+class Again(Twice):
+    """A batch norm that serves two convolutions' outputs."""
+
+    def forward(self, x):
+        return self.norm(self.conv(self.norm(x)))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("net", [Twice(), Again(), nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU(), nn.BatchNorm2d(3)),
+                                 nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3, track_running_stats=False))])
+def test_folding_leaves_what_somebody_else_reads_and_what_has_no_statistics(net, images):
+    for norm in (m for m in net.modules() if isinstance(m, nn.BatchNorm2d)):
+        norm.weight.fill_(3.0)
+    expected = net.eval()(images)
+    assert deploy.fold_batch_norm(net) == 0 and torch.equal(net(images), expected)
+
+
+@torch.no_grad()
+def test_folding_counts_and_leaves_the_rest(images):
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1), nn.BatchNorm2d(2), nn.BatchNorm2d(2)).eval()
+    for norm in (net[1], net[4], net[5]):
+        norm.running_mean.uniform_(-1, 1)
+        norm.weight.uniform_(1, 2)
+    expected = net(images)
+    assert deploy.fold_batch_norm(net) == 2 and close(net(images), expected)
+    assert [type(m) for m in net] == [nn.Conv2d, nn.Identity, nn.ReLU, nn.Conv2d, nn.Identity, nn.BatchNorm2d]
+
+
+def test_only_maps_without_bias_of_a_decoder_of_ours_are_merged():
+    model = awake("refinenet-lw-efficientnet_lite0")
+    assert deploy.merge_linear(nn.Sequential(nn.Conv2d(3, 3, 1, bias=False), nn.Conv2d(3, 3, 1, bias=False))) == 0
+    stage = model.decoder.stages[1]
+    stage.adapt = nn.Conv2d(256, 256, 1)  # with a bias
+    assert deploy.merge_linear(model) == 2 and isinstance(stage.adapt, nn.Conv2d)
+    assert [isinstance(s.adapt, nn.Identity) for s in model.decoder.stages] == [True, False, True, True]
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("name, stages", [("refinenet-lw-resnet50", 3), ("refinenet-lw-efficientnet_lite0", 3),
                                           ("refinenet-lw-mobilenet_v2", 0), ("refinenet-lw-rcu-efficientnet_lite0", 0),
@@ -107,6 +156,27 @@ def test_code_is_made_for_the_first_sizes_only_and_with_constant_weights(small, 
         fast(torch.zeros(1, 3, side, 40))
     assert seen[:3] == [((40, 40), True), ((40, 40), False), ((41, 40), True)]
     assert len(seen) == 1 + deploy.SIZES  # the last size went uncompiled
+
+
+@pytest.mark.parametrize(("graphs", "mode"), [(True, "reduce-overhead"), (False, None)])
+def test_outputs_that_a_graph_would_overwrite_are_copied(small, monkeypatch, graphs, mode):
+    held, asked = torch.zeros(1, 5, 10, 10), []
+    monkeypatch.setattr(torch, "compile", lambda net, **options: asked.append(options) or (lambda x: held))
+    fast = deploy.optimise(small, compiled=False)
+    fast.compile(graphs)
+    assert asked == [{"dynamic": False, "mode": mode}]
+    for _ in range(2):  # when the code is made, and later
+        assert (fast(torch.zeros(1, 3, 40, 40)).data_ptr() == held.data_ptr()) is not graphs
+
+
+def test_a_network_made_fast_is_known_by_what_it_was_made_of(small):
+    model = rflw.load("embedded")
+    fast = deploy.optimise(model, compiled=False)
+    assert (fast.card, fast.std, fast.device) == (model.card, model.std, torch.device("cpu"))
+    assert (fast.dtype, fast.precision) == (torch.float32, "fp32")
+    assert not hasattr(deploy.optimise(small, compiled=False), "card")
+    assert not fast.training and not any(p.requires_grad for p in fast.parameters()) and all(p.requires_grad for p in model.parameters())
+    assert deploy.optimise(small, channels_last=False, compiled=False).layout == torch.contiguous_format
 
 
 def test_without_a_compiler_it_says_so(small, images, monkeypatch):
@@ -182,6 +252,26 @@ class TestExport:
             deploy.export(small, tmp_path / "net.pt2", "torch-export")
         assert list(tmp_path.iterdir()) == []
 
+    @pytest.mark.parametrize(("factor", "taken"), [(1 + 3e-5, True), (1 + 3e-4, False)])
+    def test_logits_may_differ_by_rounding_only(self, small, tmp_path, monkeypatch, factor, taken):
+        def spoil(net):  # no pixel gets another class
+            net.decoder.classifier.weight.data *= factor
+            net.decoder.classifier.bias.data *= factor
+        monkeypatch.setattr(deploy, "merge_linear", spoil)
+        if taken:
+            facts = deploy.export(small, tmp_path / "net.pt2", "torch-export")
+            assert facts["error"] == pytest.approx(3e-5, rel=0.2) and facts["agreement"] == 1
+            assert facts["mb"] == (tmp_path / "net.pt2").stat().st_size / 1e6 and facts["file"] == str(tmp_path / "net.pt2")
+        else:
+            with pytest.raises(InputError, match="does not compute what the network does: 100.00 %"):
+                deploy.export(small, tmp_path / "net.pt2", "torch-export")
+
+    @torch.no_grad()
+    def test_onnxruntime_stands_in_for_the_network(self, small, images):
+        stand_in = deploy.InONNXRuntime(small)
+        assert close(stand_in(images), small(images))  # two images, one after the other
+        assert (stand_in.name, stand_in.num_classes, stand_in.mean, stand_in.std) == (small.name, 5, small.mean, small.std)
+
     def test_what_cannot_be_exported_is_refused(self, small, tmp_path, monkeypatch):
         for form, options, words in (("tflite", {}, "unknown format"), ("torch-export", {"calibration": [scene("val", 0)[0]]}, "for onnx"),
                                      ("onnx", {"calibration": []}, "images to calibrate"), ("onnx", {"opset": 5}, "operator set 5")):
@@ -205,3 +295,11 @@ def test_every_form_of_the_pools_is_the_pool():
             assert torch.equal(form(part), nn.functional.max_pool2d(part, 5, 1, 2))
     assert pooling.fastest(torch.device("cpu")) in ("window", "rows and columns")
     assert CRP(4, 1).pool is pooling.FORMS["window"]
+
+
+def test_patches_of_noise_are_of_odd_sizes():
+    images = deploy._noise()
+    assert [image.shape[:2] for image in images] == [(97, 131), (33, 50), (160, 96)]
+    for image in images:
+        assert image.dtype == np.uint8 and (image[:8, :8] == image[0, 0]).all() and (image[:8, 8:16] == image[0, 8]).all()
+        assert len(np.unique(image)) > 50

@@ -1,9 +1,13 @@
-"""mIoU against a count by hand and against torchmetrics."""
+"""Metrics against counts by hand, scikit-learn, torchmetrics and SciPy."""
 import math
+import warnings
 
+from hypothesis import given, settings
+from hypothesis import strategies as st
 import numpy as np
 import pytest
-from scipy import ndimage, stats
+from scipy import ndimage
+from sklearn import metrics as sklearn
 import torch
 
 from rflw import InputError
@@ -43,67 +47,11 @@ def test_frequency_weighted_iou_by_hand():
     assert frequency_weighted_iou(torch.tensor(MATRIX)) == pytest.approx(0.4 * 3 / 6 + 0.4 * 3 / 6 + 0.2 * 0)
 
 
-def test_the_interval_is_that_of_images_drawn_anew():
-    generator = torch.Generator().manual_seed(0)
-    matrices = torch.randint(0, 30, (40, 3, 3), generator=generator) + 60 * torch.eye(3, dtype=torch.int64)
-    matrices[::4, 0, 0] = 0  # a class that some images have all wrong
-
-    def score(picks):
-        return mean_iou(matrices[torch.from_numpy(np.asarray(picks))].sum(0))
-    theirs = stats.bootstrap((np.arange(40),), score, vectorized=False, n_resamples=2000, method="percentile", rng=1)
-    low, high = bootstrap_interval(matrices)
-    width = high - low
-    assert low < score(range(40)) < high
-    assert (low, high) == pytest.approx(theirs.confidence_interval, abs=0.1 * width)
-    narrow = bootstrap_interval(matrices, level=0.5)
-    assert low < narrow[0] < narrow[1] < high and bootstrap_interval(matrices) == (low, high)
-
-
-class TestBoundary:
-    """Two halves, left and right, on 30x40 pixels: the diagonal is 50 pixels long."""
-
-    def halves(self, column):
-        return (torch.arange(40) >= column).long().repeat(30, 1)
-
-    def test_by_hand(self):
-        # a pixel of tolerance is 0.02 of the diagonal: the edge one pixel aside is right, two pixels aside wrong
-        for column, tolerance, expected in ((20, 0.0, 1), (21, 0.02, 1), (21, 0.019, 0), (22, 0.02, 0), (22, 0.04, 1)):
-            scores = boundary_f(self.halves(column), self.halves(20), 3, tolerance)
-            assert scores[:2].tolist() == [expected, expected] and scores[2].isnan(), (column, tolerance)
-        half = torch.cat([self.halves(20)[:15], self.halves(30)[15:]])
-        # boundary of class 0: 15 rows above that are right; 15 below that are wrong, and the step between, nine more pixels
-        scores = boundary_f(half, self.halves(20), 2, 0.0)
-        precision, recall = 15 / (15 + 15 + 9), 15 / 30
-        assert scores[0].item() == pytest.approx(2 * precision * recall / (precision + recall))
-
-    @pytest.mark.parametrize("tolerance", [0.0075, 0.03, 0.06])
-    def test_against_distances(self, tolerance):
-        """Boundaries and their distances by scipy, with void on one side."""
-        random = np.random.RandomState(0)
-        target, prediction = (ndimage.zoom(random.randint(0, 3, (6, 8)), 8, order=0) for _ in range(2))
-        prediction[:, :32] = np.roll(target, 2, 1)[:, :32]
-        target[:, 50:] = 255
-
-        def edges(labels, label):
-            found = np.zeros(labels.shape, bool)
-            for row, column in np.argwhere((labels == label) & (target != 255)):
-                around = ((row + 1, column), (row - 1, column), (row, column + 1), (row, column - 1))
-                found[row, column] = any(0 <= r < 48 and 0 <= c < 64 and target[r, c] != 255 and labels[r, c] != label for r, c in around)
-            return found
-
-        def near(edge):
-            return ndimage.distance_transform_edt(~edge) <= tolerance * 80
-        ours = boundary_f(torch.from_numpy(prediction), torch.from_numpy(target), 3, tolerance)
-        for label in range(3):
-            own, true = edges(prediction, label), edges(target, label)
-            precision, recall = (own & near(true)).sum() / own.sum(), (true & near(own)).sum() / true.sum()
-            assert ours[label].item() == pytest.approx(2 * precision * recall / (precision + recall)), label
-        assert 0.1 < ours.mean() < 1
-
-    def test_void_has_none(self):
-        target = self.halves(20)
-        target[:, 18:22] = 255  # a rim of void between the halves
-        assert boundary_f(self.halves(20), target, 2).isnan().all()
+def test_boundaries_along_void_are_none():
+    target = (torch.arange(40) >= 20).long().repeat(30, 1)
+    prediction = target.clone()
+    target[:, 18:22] = 255  # a rim of void between the halves
+    assert boundary_f(prediction, target, 2).isnan().all()
 
 
 def test_matrices_of_images_add_up():
@@ -126,6 +74,122 @@ def test_against_torchmetrics(seed):
     target[:, :5] = 255
     expected = multiclass_jaccard_index(prediction, target, num_classes=6, average=None, ignore_index=255)
     torch.testing.assert_close(iou(confusion_matrix(prediction, target, 6)).float(), expected)
+
+
+# ---------------------------------------------------------------- random cases, by other libraries
+
+
+@st.composite
+def cases(draw):
+    """Maps of some classes, of which not all need be there, and predictions that are right for a share of the pixels; some are void."""
+    classes, seed = draw(st.integers(2, 8)), draw(st.integers(0, 2**32 - 1))
+    shape = draw(st.tuples(st.integers(1, 3), st.integers(2, 24), st.integers(2, 24)))
+    random, present = np.random.RandomState(seed), draw(st.lists(st.integers(0, classes - 1), min_size=1, unique=True))
+    target, guess = random.choice(present, shape), random.choice(draw(st.sampled_from([present, [*range(classes)]])), shape)
+    prediction = np.where(random.rand(*shape) < draw(st.floats(0, 1)), target, guess)
+    target[random.rand(*shape) < draw(st.sampled_from([0, 0.3]))] = 255
+    target[0, 0, 0] = present[0]  # where all is void, there is nothing to compare
+    return torch.from_numpy(prediction), torch.from_numpy(target), classes
+
+
+@settings(max_examples=60, deadline=None)
+@given(cases())
+def test_random_cases_against_scikit_learn(case):
+    prediction, target, classes = case
+    matrix, valid = confusion_matrix(prediction, target, classes), (target != 255).numpy()
+    truth, guess, labels = target.numpy()[valid], prediction.numpy()[valid], list(range(classes))
+    assert matrix.tolist() == sklearn.confusion_matrix(truth, guess, labels=labels).tolist()
+    seen = sorted({*truth.tolist(), *guess.tolist()})
+    per_class = dict(zip(seen, sklearn.jaccard_score(truth, guess, labels=seen, average=None, zero_division=0)))
+    assert iou(matrix).tolist() == pytest.approx([per_class.get(label, math.nan) for label in labels], nan_ok=True)
+    assert mean_iou(matrix) == pytest.approx(np.mean(list(per_class.values())))
+    assert mean_iou(matrix, "one") == pytest.approx(np.mean([per_class.get(label, 1.0) for label in labels]))
+    assert pixel_accuracy(matrix) == pytest.approx(sklearn.accuracy_score(truth, guess))
+    weighted = sklearn.jaccard_score(truth, guess, labels=sorted(set(truth.tolist())), average="weighted", zero_division=0)
+    assert frequency_weighted_iou(matrix) == pytest.approx(weighted)
+
+
+@settings(max_examples=30, deadline=None)
+@given(cases())
+def test_random_cases_against_torchmetrics(case):
+    from torchmetrics.functional.classification import multiclass_accuracy, multiclass_confusion_matrix, multiclass_jaccard_index
+    prediction, target, classes = case
+    options = {"num_classes": classes, "ignore_index": 255}
+    matrix = confusion_matrix(prediction, target, classes)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of classes that are nowhere
+        assert torch.equal(matrix, multiclass_confusion_matrix(prediction, target, **options))
+        per_class = multiclass_jaccard_index(prediction, target, average=None, **options)
+        assert pixel_accuracy(matrix) == pytest.approx(multiclass_accuracy(prediction, target, average="micro", **options).item())
+    torch.testing.assert_close(iou(matrix).nan_to_num().float(), per_class.nan_to_num())
+
+
+def boundary_f_by_distances(prediction, target, classes, tolerance):
+    """The same from SciPy's distance transform, class by class."""
+    radius, valid = tolerance * math.hypot(*target.shape), target != 255
+
+    def boundary(labels, label):
+        padded = np.pad(np.where(valid, labels, -1), 1, constant_values=-1)
+        centre, edge = padded[1:-1, 1:-1], np.zeros(labels.shape, bool)
+        for other in (padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:]):
+            edge |= (centre == label) & (other != label) & (other >= 0)
+        return edge
+
+    scores = []
+    for label in range(classes):
+        own, true = boundary(prediction, label), boundary(target, label)
+        if not true.any():
+            scores.append(math.nan)
+            continue
+        precision, recall = (((ndimage.distance_transform_edt(~others) <= radius) & edges).sum() / edges.sum()
+                             if edges.any() and others.any() else 0.0 for edges, others in ((own, true), (true, own)))
+        scores.append(2 * precision * recall / (precision + recall) if precision + recall else 0.0)
+    return scores
+
+
+@pytest.mark.parametrize("tolerance", [0.0075, 0.03, 0.05, 0.1])
+@pytest.mark.parametrize("seed", range(4))
+def test_boundary_f_against_distances(seed, tolerance):
+    random = np.random.RandomState(seed)
+    coarse = random.randint(0, 4, (7, 9)).repeat(5, 0).repeat(6, 1)
+    target, prediction = coarse[:33, :47].copy(), np.roll(coarse, (random.randint(3), random.randint(3)), (0, 1))[:33, :47].copy()
+    target[random.rand(*target.shape) < 0.05] = 255
+    target[target == 3] = random.randint(3)  # predicted, but nowhere in the labels
+    found = boundary_f(torch.from_numpy(prediction), torch.from_numpy(target), 5, tolerance).tolist()
+    assert found == pytest.approx(boundary_f_by_distances(prediction, target, 5, tolerance), nan_ok=True)
+    assert math.isnan(found[3]) and math.isnan(found[4]) and 0 < min(found[:3])
+
+
+def test_boundary_f_by_hand():
+    target = torch.zeros(6, 8, dtype=torch.long)
+    target[:, 4:] = 1
+    moved = target.roll(2, 1)
+    moved[:, :2] = 0
+    assert boundary_f(target, target, 2).tolist() == [1.0, 1.0]  # no tolerance at this size: the diagonal is ten pixels
+    assert boundary_f(moved, target, 2).tolist() == [0.0, 0.0]
+    assert boundary_f(moved, target, 2, tolerance=0.2).tolist() == [1.0, 1.0]  # just the two pixels
+    assert boundary_f(moved, target, 2, tolerance=0.199).tolist() == [0.0, 0.0]
+
+
+def test_the_bootstrap_interval_is_that_of_images_drawn_anew():
+    random = np.random.RandomState(0)
+    matrices = torch.from_numpy(random.randint(0, 50, (12, 3, 3)) + np.diag([60, 40, 20])[None])
+    low, high = bootstrap_interval(matrices)
+    draws = [mean_iou(matrices[random.randint(0, 12, 12)].sum(0)) for _ in range(4000)]  # one by one, by another generator
+    spread = np.std(draws)
+    assert [low, high] == pytest.approx(np.quantile(draws, (0.025, 0.975)).tolist(), abs=0.2 * spread)
+    assert bootstrap_interval(matrices) == (low, high) and bootstrap_interval(matrices, seed=1) != (low, high)
+    inner = bootstrap_interval(matrices, level=0.5)
+    assert low < inner[0] < inner[1] < high
+    assert inner[1] - inner[0] == pytest.approx(np.subtract(*np.quantile(draws, (0.75, 0.25))), rel=0.2)
+    alone = bootstrap_interval(matrices[:1])
+    assert alone == pytest.approx((mean_iou(matrices[0]),) * 2)  # one image is all that can be drawn
+
+
+def test_what_is_nowhere_and_what_is_void_have_no_share():
+    assert math.isnan(pixel_accuracy(torch.zeros(3, 3, dtype=torch.long)))
+    # by hand: 4 of 10 pixels of class 0 at IoU 3 / 6, 4 of class 1 at 3 / 6, 2 of class 2 at 0; class 3 is nowhere
+    assert frequency_weighted_iou(torch.tensor(MATRIX)) == pytest.approx(0.4 * 3 / 6 + 0.4 * 3 / 6)
 
 
 @pytest.mark.parametrize(("prediction", "target", "words"), [

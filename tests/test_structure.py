@@ -1,5 +1,6 @@
-"""The house: a file imports only from rows below its own, and inside a row only where an arrow says so."""
+"""The house: a file imports only from rows below its own, and inside a row only where an arrow says so. And no test is idle."""
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -60,3 +61,46 @@ def test_every_file_has_a_room_and_imports_downwards(module):
 @pytest.mark.parametrize("module", sorted(NO_TORCH))
 def test_no_torch_where_numbers_are_enough(module):
     assert not {n.split(".")[0] for n in imports(MODULES[module])} & {"torch", "torchvision", "timm", "lightning"}
+
+
+# ---------------------------------------------------------------- tests
+
+
+TESTS = Path(__file__).parent
+
+
+@cache
+def functions(path: Path) -> dict[str, ast.FunctionDef]:
+    """Every function of a file, those in classes, too, by its name: of several of one name the last."""
+    return {node.name: node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)}
+
+
+def asserts(function: ast.FunctionDef, path: Path, seen: tuple[str, ...] = ()) -> bool:
+    """Whether a function can fail by what it finds: by `assert`, `pytest.raises`, an `assert_...` of a library, or a helper that can."""
+    for node in ast.walk(function):
+        if isinstance(node, ast.Assert):
+            return True
+        if isinstance(node, ast.Call):
+            name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            if name in ("raises", "warns") or name.startswith("assert_"):
+                return True
+            helper = functions(path).get(name)
+            if helper and name not in seen and asserts(helper, path, (*seen, name)):
+                return True
+    return False
+
+
+@pytest.mark.parametrize("path", sorted(TESTS.rglob("test_*.py")), ids=lambda path: path.stem)
+def test_no_test_is_without_an_assertion(path):
+    tests = [f for f in ast.walk(ast.parse(path.read_text())) if isinstance(f, ast.FunctionDef) and f.name.startswith("test_")]
+    assert tests
+    assert [f.name for f in tests if not asserts(f, path)] == []
+
+
+@pytest.mark.parametrize(("body", "expected"), [
+    ("print(1)", False), ("assert x", True), ("with pytest.raises(InputError): f()", True), ("torch.testing.assert_close(a, b)", True),
+    ("helper()", True), ("idle()", False), ("itself()", False)])
+def test_idle_tests_are_told_from_others(tmp_path, body, expected):
+    path = tmp_path / "test_x.py"
+    path.write_text(f"def helper():\n    assert x\ndef idle():\n    f()\ndef itself():\n    itself()\ndef test_x():\n    {body}\n")
+    assert asserts(functions(path)["test_x"], path) is expected

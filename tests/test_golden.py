@@ -1,0 +1,63 @@
+"""Numbers do not drift: every network gives what it gave, by the file that `tests/golden.py` wrote."""
+import json
+from statistics import mean, stdev
+
+from golden import CLASSES, EPOCHS, FILE, SEEDS, SIZE, curve, logits, network
+import numpy as np
+import pytest
+import torch
+
+from rflw import list_models
+from rflw.analysis.complexity import count
+
+GOLDEN = json.loads(FILE.read_text())
+CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="compares a CUDA device with the CPU, and there is none")
+
+
+def deviation(found: torch.Tensor, name: str) -> float:
+    """Largest difference from the stored logits, over the largest of all logits."""
+    kept = torch.tensor(GOLDEN["networks"][name]["logits"])
+    return ((found - kept).abs().max() / kept[-1]).item()
+
+
+def test_the_file_holds_every_network():
+    assert list(GOLDEN["networks"]) == list_models(ablations=True)
+    answers = np.array([row["logits"] for row in GOLDEN["networks"].values()])
+    assert (np.abs(answers[:, :-1]).max(1) <= answers[:, -1] * (1 + 1e-6)).all()
+    assert (answers[:, :-1].std(1) > 0.05 * answers[:, -1]).all()  # one number everywhere would show nothing
+
+
+@pytest.mark.parametrize("name", list_models(ablations=True))
+def test_counts_and_logits(name):
+    model, kept = network(name), GOLDEN["networks"][name]
+    assert deviation(logits(model), name) < 1e-4
+    counted = count(model, SIZE)
+    assert (counted["params"], counted["macs"]["total"]) == (kept["params"], kept["macs"])
+    with torch.inference_mode():
+        assert model(torch.zeros(1, 3, 33, 50)).shape == (1, CLASSES, 9, 13)
+
+
+def test_a_small_change_of_one_weight_shows():
+    model = network("refinenet-lw-mobilenet_v2")
+    model.encoder.stages[0][0].depthwise.conv.weight[3, 0, 1, 1] += 0.1
+    assert deviation(logits(model), "refinenet-lw-mobilenet_v2") > 1e-4
+
+
+@CUDA
+@pytest.mark.parametrize("name", [f"{form}-{encoder}" for form in ("refinenet", "refinenet-lw-rcu", "refinenet-lw")
+                                  for encoder in ("resnet50", "mobilenet_v2", "nasnet_mobile", "efficientnet_lite0")])
+def test_a_cuda_device_gives_what_a_cpu_gives(name, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+    assert deviation(logits(network(name), "cuda"), name) < 1e-3
+
+
+def test_the_training_curve_stays_within_the_spread_of_seeds():
+    """The band: four standard deviations about the mean of the stored seeds, for each epoch's loss and mIoU."""
+    stored = GOLDEN["curves"]
+    assert len(stored) == SEEDS
+    for epoch, row in enumerate(curve(seed=0)):
+        for what, value in enumerate(row):
+            others = [run[epoch][what] for run in stored]
+            assert abs(value - mean(others)) <= 4 * stdev(others), (epoch + 1, ("loss", "mIoU")[what], value)
+    assert epoch + 1 == EPOCHS
