@@ -186,7 +186,7 @@ def test_pages_follow_the_records(book):
     assert f"{reproduced} reproduced" in text_of(re.search(r'<tr id="answer-size".*?</tr>', pages["page"], re.DOTALL)[0])
     hours = sum(records.read(name)["wall_s"] for name in ("complexity", RUN)) / 3600
     assert text_of(re.search(r'<tr id="machine-all".*?</tr>', pages["page"], re.DOTALL)[0]) == f"all 2 {hours:.1f}"
-    assert "effect-0" not in pages["page"] and "no run on record yet" in pages["page"]
+    assert "effect-0" not in pages["page"] and "not measured yet" in pages["page"]
     other = RUN.replace("lw-", "lw-rcu-")
     shutil.copy(records.FOLDER / f"{other}.json", book.results)
     for read in (sys.modules["bookparts"].kept, sys.modules["bookparts"].judged):
