@@ -75,16 +75,20 @@ def test_every_stride_and_padding_falls_where_it_does_in_the_whole(name):
     """Without pooling chains, whose reach is long, what is left is what a tile's border changes: nothing far from it."""
     torch.manual_seed(0)
     model = build(name, 3).eval()
+    if "lite" in name:  # as drawn, it forgets the image on its way down
+        for module in model.encoder.modules():
+            if isinstance(module, torch.nn.Conv2d):
+                torch.nn.init.kaiming_normal_(module.weight)
     for stage in model.decoder.stages:
         stage.crp = torch.nn.Identity()
-    torch.nn.init.zeros_(model.decoder.classifier.bias)  # beside it, what a random network says of an image is little
     x = engine.normalise(pavement(65, 1235), model, CPU)
     with torch.inference_mode():
         whole, left = model(x), 96
         part = model(x[..., left:], Window((0, left), (65, 1235 - left), (65, 1235)))
         askew = model(x[..., left - 1:])  # as if it began anywhere
-    differ = [(logits[..., -60:] - whole[..., -60:]).abs().max() / whole.abs().max() for logits in (part, askew)]
-    assert differ[0] < 1e-4 and differ[1] > 1e-3, differ
+    changes = (whole - whole.mean((2, 3), keepdim=True)).abs().max()  # a random network says little beside its bias
+    part, askew = ((logits[..., -60:] - whole[..., -60:]).abs().max() / changes for logits in (part, askew))
+    assert part < 0.01 and askew > max(1e-3, 10 * part), (part, askew)
 
 
 @pytest.mark.parametrize("size", [(50, 2501), (2501, 50)])
@@ -163,7 +167,7 @@ def test_a_large_image_is_predicted_and_evaluated_in_tiles(monkeypatch):
 class TestSitting:
     DATA = [scene("val", i) for i in range(4)]
 
-    @pytest.fixture(scope="class")
+    @pytest.fixture
     def model(self):
         return engine.load("embedded")
 
