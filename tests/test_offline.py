@@ -39,7 +39,7 @@ def test_the_block_holds(no_network):
     no_network.write_text("")
     code = f"import socket; socket.create_connection(({ELSEWHERE!r}, 80), timeout=1)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert "no other host" in run.stderr and no_network.read_text() == f"socket.connect {ELSEWHERE}\n"
+    assert "no other host" in run.stderr and no_network.read_text().split()[1:] == [ELSEWHERE]
     no_network.write_text("")
 
 
