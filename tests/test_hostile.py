@@ -382,7 +382,7 @@ def test_checkpoints_that_are_zip_bombs(tmp_path, how):
     with Limited():
         refused("x.pth: would unpack to", engine.load_official, tmp_path / "x.pth", 2)
         (tmp_path / "last.pt").write_bytes((tmp_path / "x.pth").read_bytes())
-        refused("last.pt: would unpack to", training._open_run, tmp_path, {}, True, torch.device("cpu"))
+        refused("last.pt: would unpack to", training._open_run, tmp_path, True, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -394,7 +394,7 @@ def test_weights_of_the_authors_that_are_no_numbers(tmp_path, value):
 def test_a_pickle_bomb_where_a_run_goes_on(tmp_path):
     trap = tmp_path / "executed"
     torch.save({"identity": Bomb(trap)}, tmp_path / "last.pt")
-    refused("last.pt: not a whole checkpoint of a run", training._open_run, tmp_path, {}, True, torch.device("cpu"))
+    refused("last.pt: not a whole checkpoint of a run", training._open_run, tmp_path, True, torch.device("cpu"))
     assert not trap.exists()
     torch.load(tmp_path / "last.pt", weights_only=False)
     assert trap.exists()  # the trap was a real one

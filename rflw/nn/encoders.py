@@ -33,7 +33,10 @@ class ResNet(nn.Module):
         from torchvision import models  # costs seconds: only who builds a ResNet pays them
 
         # V1 are the weights of the paper's time; V2 came with a training recipe of 2021
-        net = models.get_model(f"resnet{depth}", weights="IMAGENET1K_V1" if weights else None)
+        try:
+            net = models.get_model(f"resnet{depth}", weights="IMAGENET1K_V1" if weights else None)
+        except OSError as e:
+            raise InputError(f"resnet{depth}: its weights are not here, and the download failed ({e})") from e
         self.conv1, self.bn1, self.maxpool = net.conv1, net.bn1, net.maxpool
         self.layer1, self.layer2, self.layer3, self.layer4 = net.layer1, net.layer2, net.layer3, net.layer4
 
@@ -167,6 +170,8 @@ class Timm(nn.Module):
         try:
             strides = create().feature_info.reduction()
             net = create(out_indices=[strides.index(s) for s in (4, 8, 16, 32)])
+        except OSError as e:
+            raise InputError(f"timm:{name}: its weights are not here, and the download failed ({' '.join(str(e).split())})") from e
         except (RuntimeError, ValueError, AttributeError, TypeError) as e:
             raise InputError(f"timm:{name}: timm gives no features at strides 4, 8, 16 and 32 for it ({e})") from e
         self.name, self.net = name, net

@@ -340,7 +340,7 @@ def run_state() -> training.State:
 
 
 def resume(folder: Path) -> None:
-    saved = training._open_run(folder, RUN["identity"], True, torch.device("cpu"))
+    saved = training._open_run(folder, True, torch.device("cpu"))
     if saved is not None:
         run_state().restore(saved)
 
