@@ -124,3 +124,7 @@ class TestBench:
             bench.network_speed(["refinenet-lw-mobilenet_v2"], passes=0)
         with pytest.raises(InputError, match="32x64"):
             bench.network_speed(["refinenet-lw-mobilenet_v2"], size=(32, 64))
+        with pytest.raises(InputError, match="smp:Unet-mobilenet_v2, 50x70: the network does not take it"):
+            bench.network_speed(["smp:Unet-mobilenet_v2"], ["eager-fp32"], (50, 70), passes=1)
+        with pytest.raises(InputError, match="1000000000 images of 512x512: too large for the memory"):
+            bench.network_speed(["refinenet-lw-mobilenet_v2"], batch=10**9)
