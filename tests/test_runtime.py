@@ -124,3 +124,12 @@ class TestBench:
             bench.network_speed(["refinenet-lw-mobilenet_v2"], passes=0)
         with pytest.raises(InputError, match="32x64"):
             bench.network_speed(["refinenet-lw-mobilenet_v2"], size=(32, 64))
+        with pytest.raises(InputError, match="1000000000 images of 512x512: too large for the memory"):
+            bench.network_speed(["refinenet-lw-mobilenet_v2"], batch=10**9)
+
+        class Picky(nn.Conv2d):
+            def forward(self, x):
+                raise RuntimeError("sides must be\nmultiples of 32")
+        monkeypatch.setattr(bench, "network", lambda name, classes: Picky(3, 2, 1))
+        with pytest.raises(InputError, match=r"50x70: the network cannot be traced .*sides must be multiples of 32"):
+            bench.network_speed(["smp:x"], ["eager-fp32"], (50, 70), passes=1)
