@@ -21,6 +21,7 @@ import yaml
 
 from rflw import paper, records
 from rflw.analysis.statistics import Interval, mean_interval, paired_difference
+from rflw.analysis.timings import timings
 from rflw.config import OWN, RECIPES, Recipe
 from rflw.errors import InputError
 
@@ -440,22 +441,19 @@ def _time(claim: Claim, found: list[dict]) -> tuple[list[Answer], str]:
     """From interleaved timings of the plain graph, one image at a time, on each device. A ratio is of two networks in one record; of
     several the smallest counts."""
     test, answers, ratios = claim.test, [], {}
-    for record in found:
-        if record["kind"] != "bench" or not record["name"].startswith("bench-runtime"):
-            continue
-        rows = {(row["model"], row["device"]): row["latency_ms"]["mean"] for row in record["metrics"]["rows"]
-                if (row["mode"], row["batch"], row["size"]) == ("eager-fp32", 1, _pixels(test["size"]))}
-        for device in dict.fromkeys(device for _, device in rows):
-            hardware = record["hardware"]
-            where = hardware.get("gpu", "a GPU") if device == "cuda" else f"{hardware['cpu']}, {hardware['cores']} cores"
-            if test["time"] == "ratio":
-                ratios.setdefault((where, device), {}).update({
-                    (slow, fast): (rows[slow, device] / rows[fast, device], record["name"]) for slow, fast in test["models"]
-                    if (slow, device) in rows and (fast, device) in rows})
-            elif (test["model"], device) in rows:
-                latency = rows[test["model"], device]
-                answers.append(Answer(where, _alone(latency if test["time"] == "latency" else 1000 / latency), (record["name"],),
-                                      counts=device == "cuda" and CARD in where))
+    together = {}
+    for row in timings(found):
+        if (row["mode"], row["batch"], row["size"]) == ("eager-fp32", 1, _pixels(test["size"])):
+            together.setdefault((row["record"], row["where"], row["device"]), {})[row["model"]] = row["latency_ms"]["mean"]
+    for (name, where, device), latencies in together.items():
+        if test["time"] == "ratio":
+            ratios.setdefault((where, device), {}).update({
+                (slow, fast): (latencies[slow] / latencies[fast], name) for slow, fast in test["models"]
+                if slow in latencies and fast in latencies})
+        elif test["model"] in latencies:
+            latency = latencies[test["model"]]
+            answers.append(Answer(where, _alone(latency if test["time"] == "latency" else 1000 / latency), (name,),
+                                  counts=device == "cuda" and CARD in where))
     for (where, device), each in ratios.items():
         if len(each) == len(test["models"]):
             names = tuple(dict.fromkeys(name for _, name in each.values()))

@@ -3,11 +3,13 @@
 A record holds the command, the configuration and its hash, the seed, the commit, the data's hash, hardware, versions,
 times and results, and last a hash over all of it, so that an edited number is noticed.
 """
+from collections.abc import Iterable
 from contextlib import contextmanager
 from datetime import UTC, datetime
-import glob
+from functools import cache
 import hashlib
 from importlib import metadata
+from itertools import chain
 import json
 import math
 import os
@@ -87,11 +89,26 @@ def make_folder(path: Path) -> None:
         raise InputError(f"{path}: cannot be written ({e.strerror})") from e
 
 
-def sweep(folder: Path, name: str = "", before: float = math.inf) -> None:
-    """Take away what `write_whole` left of files that it wrote in `folder`, or of the one called `name`, when it was killed before a
-    time."""
-    for partial in folder.glob(f".{glob.escape(name) or '*'}.{'?' * 8}"):
-        if re.fullmatch(r"\..+\..+\.[a-z0-9_]{8}", partial.name) and partial.is_file() and partial.stat().st_mtime < before:
+def sweep(folder: Path) -> None:
+    """Take away what `write_whole` left of files in `folder` when it was killed."""
+    _remove(_partials(folder).values(), math.inf)
+
+
+def _partials(folder: Path) -> dict[str, list[Path]]:
+    """{name of a file: what was begun of it and not moved there}."""
+    found = {}
+    for partial in folder.glob(f".*.{'?' * 8}"):
+        if (begun := re.fullmatch(r"\.(.+\..+)\.[a-z0-9_]{8}", partial.name)) and partial.is_file():
+            found.setdefault(begun[1], []).append(partial)
+    return found
+
+
+_left = cache(_partials)  # a folder may get thousands of files: it is looked through once, not at each of them
+
+
+def _remove(partials: Iterable[list[Path]], before: float) -> None:
+    for partial in chain.from_iterable(partials):
+        if partial.exists() and partial.stat().st_mtime < before:
             partial.unlink(missing_ok=True)
 
 
@@ -102,7 +119,7 @@ def write_whole(path: Path, write) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        sweep(path.parent, path.name, time.time() - 3600)  # what younger ones are for may still go on
+        _remove([_left(path.parent.absolute()).get(path.name, [])], time.time() - 3600)  # younger ones may still be written
         handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     except OSError as e:
         raise InputError(f"{path}: cannot be written ({e.strerror})") from e

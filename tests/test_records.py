@@ -1,6 +1,9 @@
 """Records are whole, sealed and found."""
 import errno
 import json
+import os
+from pathlib import Path
+import time
 
 import pytest
 
@@ -82,3 +85,20 @@ def test_differences_are_of_settings_and_results():
     second = first | {"config": {"batch": 16, "stages": [{"epochs": 3}]}, "metrics": {"miou": 0.6, "images": 2}, "curve": []}
     assert records.differences(first, second) == {
         "config.batch": (8, 16), "metrics.miou": (0.5, 0.6), "metrics.images": (None, 2)}
+
+
+def test_what_a_killed_write_left_goes_with_a_later_one(tmp_path, monkeypatch):
+    old, young, other = (tmp_path / name for name in (".a.json.x1y2z3_4", ".a.json.abcdefgh", ".b.json.abcdefgh"))
+    for path in (old, young, other):
+        path.touch()
+    for path in (old, other):
+        os.utime(path, (time.time() - 7200,) * 2)
+    looks, real = [], Path.glob
+    monkeypatch.setattr(Path, "glob", lambda self, pattern: looks.append(self) or real(self, pattern))
+    for number in range(3):
+        records.write_whole(tmp_path / "a.json", lambda partial, number=number: Path(partial).write_text(str(number)))
+    assert (tmp_path / "a.json").read_text() == "2"
+    assert not old.exists() and young.exists() and other.exists()  # what is young may still be written
+    assert len(looks) == 1  # not at each write: a folder may hold thousands of files
+    records.sweep(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]

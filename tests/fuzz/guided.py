@@ -37,12 +37,9 @@ def one(name: str, seconds: int, work: Path) -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     target, inside, corpus = TARGETS[name], work / "in", work / "corpus"
-    for folder in (inside, corpus):
-        folder.mkdir()
+    corpus.mkdir()
     seeds(target, corpus)
-    target.furnish(inside)
-    path, file = inside / target.file, open(work / "counts", "w+b")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path, file = target.prepare(inside), open(work / "counts", "w+b")
     file.write(bytes(24))
     file.flush()
     counts, numbers = mmap.mmap(file.fileno(), 24), [0, 0, 0]  # inputs, taken, refused

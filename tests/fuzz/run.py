@@ -111,10 +111,7 @@ def _attacks(target: Target, folder: Path, ledger, seconds: float, start: int, k
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     inside, told, seen = folder / "in", open(folder / "faults.jsonl", "w"), set()
-    inside.mkdir()
-    target.furnish(inside)
-    path = inside / target.file
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = target.prepare(inside)
     strategy = target.strategy()
     numbers, escapes = [0] * 7, []
     base = _peak(reset=True)

@@ -36,6 +36,14 @@ class Target:
     parse: Callable[[Path], object]
     furnish: Callable[[Path], None] = lambda folder: None
 
+    def prepare(self, folder: Path) -> Path:
+        """Make and fill the folder -> where what is to be read goes."""
+        folder.mkdir()
+        self.furnish(folder)
+        path = folder / self.file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
 
 def saved(image: Image.Image, form: str, **options) -> bytes:
     file = io.BytesIO()
