@@ -113,7 +113,7 @@ class Recipe:
         try:
             return typed(cls, config | {"stages": tuple(typed(Stage, stage) for stage in config["stages"])})
         except (TypeError, KeyError, AttributeError) as e:
-            raise InputError(f"not a recipe: {e}") from e
+            raise InputError(f"not a recipe: {' '.join(str(e).split())}") from e  # it may name a setting of many lines
 
     def with_epochs(self, epochs: int) -> "Recipe":
         """The same with each stage's epochs scaled so that the last has `epochs`."""
