@@ -104,9 +104,9 @@ def test_a_number_from_several_records_names_just_those(book):
     assert not warnings
     found = re.findall(r'popovertarget="([^"]+)">(.*?)</button>', pages["page"])
     drawn, camvid = (gap("embedded", 0) + gap("embedded", 1)) / 2, gap("camvid-short", 0)
-    assert [text for _, text in found][:3] == [f"{drawn:+.3f}", "2", f"{camvid:+.3f}"]
+    assert [text for _, text in found][:3] == [f"{drawn:+.3f}".replace("-", "−"), "2", f"{camvid:+.3f}".replace("-", "−")]
     several, _, pair, none = (text_of(re.search(rf'id="{key}">(.*?)</span></span>', pages["page"])[1]) for key, _ in found)
-    assert " records 4 command rflw train" in several and " and 2 more seeds 0, 1 commits " in several
+    assert " records 4 command rflw train" in several and " and 2 more seed 0, 1 commit " in several
     assert " records 2 command rflw train camvid-short-original" in pair and " and " not in pair.partition("records")[2]
     assert none.endswith("commit none: no record answers them")
     asked = {"performance-intact@nothing:ours:.1f": "no answer that begins with nothing",

@@ -181,8 +181,8 @@ def origin_of_all(found: list[dict], listed: str) -> list[tuple[str, str, str]]:
 
     if len(found) == 1:
         return origin_of(found[0])
-    return [("records", f"{len(found)}", listed), ("command", few(record["command"] for record in found), ""),
-            ("seeds", ", ".join(sorted({str(record["seed"]) for record in found})), ""), ("commits", few(map(commit, found)), ""),
+    return [("records", str(len(found)), listed), ("command", few(record["command"] for record in found), ""),
+            ("seed", ", ".join(sorted({str(record["seed"]) for record in found})), ""), ("commit", few(map(commit, found)), ""),
             ("hardware", few(map(hardware, found)), "")]
 
 
@@ -209,10 +209,11 @@ def depart_num(self, node: num) -> None:
 
 
 def written(value, spec: str) -> str:
-    """A value as prose has it: percent with a space before the sign. Raises ValueError for a fraction without a format."""
+    """A value as prose has it: with a minus sign, and a space before percent. Raises ValueError for a fraction without a format."""
     if isinstance(value, float) and not spec:
         raise ValueError("a fraction needs a format, such as .1f or .1%")
-    return format(value, spec).replace("%", "\u00a0%")
+    text = format(value, spec).replace("%", "\u00a0%")
+    return text if isinstance(value, str) else text.replace("-", "−")
 
 
 class Num(SphinxRole):
