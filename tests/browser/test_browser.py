@@ -51,6 +51,14 @@ def test_search_finds(reader, width):
     assert not tab.faults
 
 
+def test_search_finds_without_a_server(browser):
+    tab = browser.new_page()
+    tab.goto(f"{(HTML / 'search.html').as_uri()}?q=CRP")
+    tab.wait_for_selector("#search-results ul.search li a")
+    assert any("architecture" in text.lower() for text in tab.locator("#search-results ul.search > li > a").all_inner_texts())
+    tab.close()
+
+
 def test_search_by_the_button(reader):
     tab = reader("book/intro.html")
     tab.locator("button.search-button__button:visible").first.click()
