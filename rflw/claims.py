@@ -109,6 +109,7 @@ class Verdict:
     ours: Interval | None  # the first answer that decides
     says: str  # all answers, or why there is none
     records: tuple[str, ...]  # names
+    answers: tuple[Answer, ...] = ()  # all, with those that do not count
 
     def row(self) -> dict:
         """For JSON: what `rflw claims --json` prints of a claim."""
@@ -632,7 +633,8 @@ def judge(claim: Claim, found: list[dict]) -> Verdict:
     told = [f"{answer.what + ': ' * bool(answer.what)}{shown(answer.value, claim)}{'' if answer.counts else ' (does not count)'}"
             for answer in answers]
     says = "; ".join(told if counting else [why, *told])
-    return Verdict(claim, verdict, level, ours and ours.value, says, tuple(dict.fromkeys(n for a in answers for n in a.records)))
+    names = tuple(dict.fromkeys(n for a in answers for n in a.records))
+    return Verdict(claim, verdict, level, ours and ours.value, says, names, tuple(answers))
 
 
 def shown(value: Interval, claim: Claim) -> str:

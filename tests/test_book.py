@@ -81,9 +81,38 @@ def test_a_number_tells_its_origin(book):
     assert first == (f"record {RUN} command {run['command']} seed 0 commit {run['commit'][:8]} "
                      f"hardware {run['hardware']['cpu']}, {run['hardware']['cores']} core" + "s" * (run["hardware"]["cores"] != 1))
     assert "Table 2: RefineNet-LW-101 (ours): Params,M 46" in paper_s and "record" not in paper_s
-    assert "record complexity command rflw complexity --all" in verdict and "ledger" in counts
+    assert "record complexity command rflw complexity --all" in verdict
+    assert re.match(r"counted in the ledger of \d+ claims command rflw claims record complexity seed ", counts)
+    assert re.findall(r"commit (\w+)", counts) == [records.read("complexity")["commit"][:8]]
+    assert 'href="claims.html?verdict=partly&amp;source=own#ledger"' in page
     assert f'href="records.html#record-{RUN}"' in page and f'id="record-{RUN}"' in pages["records"]
     assert f'href="claims.html#claim-{cell}"' in page and f'id="claim-{cell}"' in pages["claims"]
+
+
+def test_a_number_from_several_records_names_just_those(book):
+    for seed in (0, 1):
+        for recipe in ("embedded-original-efficientnet_lite0", "embedded-lw-efficientnet_lite0"):
+            shutil.copy(records.FOLDER / f"{recipe}-s{seed}.json", book.results)
+    for recipe in ("camvid-short-original-efficientnet_lite0", "camvid-short-lw-efficientnet_lite0"):
+        shutil.copy(records.FOLDER / f"{recipe}-s0.json", book.results)
+
+    def gap(data, seed):
+        light, original = (records.read(f"{data}-{form}-efficientnet_lite0-s{seed}")["metrics"]["miou"] for form in ("lw", "original"))
+        return 100 * (light - original)
+    pages, warnings = book.build("{num}`performance-intact:ours:+.3f` {num}`performance-intact@embedded:seeds` "
+                                 "{num}`performance-intact@camvid:ours:+.3f` {num}`claims:not tested`")
+    assert not warnings
+    found = re.findall(r'popovertarget="([^"]+)">(.*?)</button>', pages["page"])
+    drawn, camvid = (gap("embedded", 0) + gap("embedded", 1)) / 2, gap("camvid-short", 0)
+    assert [text for _, text in found][:3] == [f"{drawn:+.3f}".replace("-", "−"), "2", f"{camvid:+.3f}".replace("-", "−")]
+    several, _, pair, none = (text_of(re.search(rf'id="{key}">(.*?)</span></span>', pages["page"])[1]) for key, _ in found)
+    assert " records 4 command rflw train" in several and " and 2 more seed 0, 1 commit " in several
+    assert " records 2 command rflw train camvid-short-original" in pair and " and " not in pair.partition("records")[2]
+    assert none.endswith("commit none: no record answers them")
+    asked = {"performance-intact@nothing:ours:.1f": "no answer that begins with nothing",
+             "performance-intact@camvid:low:.1f": "one value has no interval", "field-contours:paper:.1f": "the paper gives no number"}
+    _, warnings = book.build("\n\n".join(f"{{num}}`{number}`" for number in asked))
+    assert all(says in warnings for says in asked.values()) and warnings.count("ERROR") == len(asked)
 
 
 def test_a_number_that_is_not_there_is_an_error(book):
@@ -115,7 +144,7 @@ def test_glued_numbers_name_their_cell_and_record(book):
                                         text("It has {glue:text}`score:.1f`.")])
     assert not warnings
     assert re.search(r'class="num"[^>]*>(<span[^>]*>)?73.2(</span>)?</button>', pages["page"])
-    assert f"computed in cell 2 of page.ipynb record {RUN} command rflw train" in text_of(pages["page"])
+    assert f"computed in cell 2 of page.ipynb command make book record {RUN} command rflw train" in text_of(pages["page"])
 
 
 def test_the_ledger_has_all_claims_and_leads_to_records(book):

@@ -4,6 +4,7 @@ from collections import defaultdict
 from html import escape
 from importlib import metadata
 import json
+import logging as std_logging
 import os
 from pathlib import Path
 import re
@@ -358,7 +359,7 @@ def address(app, config) -> None:
     """With RFLW_REPOSITORY=https://github.com/OWNER/NAME: buttons to edit, report and launch, a sitemap and social cards for the
     book at OWNER.github.io/NAME (or RFLW_URL). Without it the book names no other host."""
     repository = os.environ.get("RFLW_REPOSITORY", "")
-    config.notfound_urls_prefix = "/"
+    not_found(config, "/")
     if not repository:
         return
     found = REPOSITORY.fullmatch(repository)
@@ -371,10 +372,28 @@ def address(app, config) -> None:
         "use_edit_page_button": True, "use_issues_button": True, "use_source_button": True,
         "launch_buttons": {"colab_url": "https://colab.research.google.com", "binderhub_url": "https://mybinder.org"}}
     config.html_baseurl = os.environ.get("RFLW_URL") or f"https://{owner.lower()}.github.io/{name}/"
-    config.notfound_urls_prefix = "/" + config.html_baseurl.split("/", 3)[3]
+    not_found(config, "/" + config.html_baseurl.split("/", 3)[3])
     config.sitemap_url_scheme = "{link}"
+    config.sitemap_excludes = ["404.html", "search.html"]
     config.ogp_site_url = config.html_baseurl
+    config.ogp_social_cards = {"image_mini": "book/_static/icon.png", "line_color": "#0b63a5"}
     config.ogp_site_name = str(config.html_title or config.project)
+
+
+def not_found(config, prefix: str) -> None:
+    """The 404 page of a book under this path of its host."""
+    config.notfound_urls_prefix = prefix
+    config.notfound_context = {"title": "Page not found", "body": (
+        "<h1>Page not found</h1><p>There is no such page in this book, or not any more. "
+        f'<a href="{prefix}index.html">Its first page</a> and the contents lead to all others; '
+        f'<a href="{prefix}search.html">a search</a> looks through them.</p>')}
+
+
+def describe_plainly() -> None:
+    """Descriptions for search engines and cards begin with a page's first words, without its citations."""
+    from sphinxext import opengraph
+    words = opengraph.get_description
+    opengraph.get_description = lambda *args, **kwargs: re.sub(r"\[[^\]]*(?:\]|$)", "", words(*args, **kwargs))
 
 
 def lighten(app, error) -> None:
@@ -398,6 +417,8 @@ def setup(app) -> dict:
     if os.environ.get("RFLW_REPOSITORY"):
         app.setup_extension("sphinx_sitemap")
         app.setup_extension("sphinxext.opengraph")
+        describe_plainly()
+        std_logging.getLogger("matplotlib.font_manager").setLevel(std_logging.ERROR)  # it misses a weight of the cards' font
     app.connect("doctree-read", described)
     app.connect("config-inited", address, priority=100)
     app.connect("html-page-context", plain_bibliography)

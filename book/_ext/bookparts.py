@@ -5,6 +5,7 @@ from dataclasses import MISSING, fields
 from functools import cache
 from html import escape
 import json
+import os
 from pathlib import Path
 import re
 
@@ -119,7 +120,7 @@ def shown(value) -> str:
 
 # ---------------------------------------------------------------- claims, records, and numbers with their origin
 
-CLAIMS_PAGE, RECORDS_PAGE = "book/claims", "book/records"
+CLAIMS_PAGE, RECORDS_PAGE, ENVIRONMENT_PAGE = "book/claims", "book/records", "book/environment"
 CHAPTERS = {  # where a kind of test is told, if the book has that page
     "count": "notebooks/02_complexity", "check": "notebooks/04_data", "score": "notebooks/05_training", "pairs": "notebooks/05_training",
     "probe": "notebooks/06_ablation_heads", "saturation": "notebooks/06_ablation_heads", "field": "notebooks/07_receptive_fields",
@@ -172,6 +173,19 @@ def origin_of(record: dict) -> list[tuple[str, str, str]]:
             ("seed", str(record["seed"]), ""), ("commit", commit(record), ""), ("hardware", hardware(record), "")]
 
 
+def origin_of_all(found: list[dict], listed: str) -> list[tuple[str, str, str]]:
+    """The same of a number from several records, shortened; `listed` is the page#anchor that has them all."""
+    def few(values) -> str:
+        values = list(dict.fromkeys(values))
+        return "; ".join(values[:2]) + f" and {len(values) - 2} more" * (len(values) > 2)
+
+    if len(found) == 1:
+        return origin_of(found[0])
+    return [("records", str(len(found)), listed), ("command", few(record["command"] for record in found), ""),
+            ("seed", ", ".join(sorted({str(record["seed"]) for record in found})), ""), ("commit", few(map(commit, found)), ""),
+            ("hardware", few(map(hardware, found)), "")]
+
+
 class num(nodes.inline):
     """A number that tells its origin when it is hovered or clicked. (Docutils names nodes in lower case.)"""
 
@@ -187,22 +201,24 @@ def depart_num(self, node: num) -> None:
     for word, text, target in node["origin"]:
         text = escape(text)
         if target:
-            page, _, anchor = target.partition("#")
+            page, more = re.fullmatch(r"([^?#]*)(.*)", target).groups()
             uri = self.builder.get_relative_uri(self.builder.current_docname, page)
-            text = f'<a href="{escape(uri)}#{escape(anchor)}">{text}</a>'
+            text = f'<a href="{escape(uri + more)}">{text}</a>'
         lines.append(f"<span><b>{escape(word)}</b> {text}</span>")
     self.body.append(f'</button><span popover class="origin" id="{node["key"]}">{"".join(lines)}</span>')
 
 
 def written(value, spec: str) -> str:
-    """A value as prose has it: percent with a space before the sign. Raises ValueError for a fraction without a format."""
+    """A value as prose has it: with a minus sign, and a space before percent. Raises ValueError for a fraction without a format."""
     if isinstance(value, float) and not spec:
         raise ValueError("a fraction needs a format, such as .1f or .1%")
-    return format(value, spec).replace("%", "\u00a0%")
+    text = format(value, spec).replace("%", "\u00a0%")
+    return text if isinstance(value, str) else text.replace("-", "−")
 
 
 class Num(SphinxRole):
-    """{num}`record:path:format`, {num}`claim:ours:format` (or paper, verdict, says), {num}`claims:verdict` for how many."""
+    """{num}`record:path:format`, {num}`claim:ours:format` (or low, high, seeds, paper, verdict, says), {num}`claim@start:ours:format` for
+    the one of its answers that begins so, {num}`claims:verdict` for how many."""
 
     def run(self):
         name, _, rest = self.text.partition(":")
@@ -217,23 +233,49 @@ class Num(SphinxRole):
 
     def find(self, source: str, name: str, path: str):
         from rflw import records
-        from rflw.claims import tally
         verdicts = {verdict.claim.id: verdict for verdict in judged(source)}
         if name == "claims":
-            counts = tally(verdicts.values())
-            counts["own"] = sum(counts.values()) - counts["quoted"]
-            return records.at(counts, path), [("counted in", "the ledger of claims", f"{CLAIMS_PAGE}#ledger")]
-        if name not in verdicts:
-            if name not in kept(source):
-                raise KeyError(f"neither a record nor a claim: {name}")
+            return self.counted(source, list(verdicts.values()), path)
+        if name in kept(source):
             return records.at(kept(source)[name], path), origin_of(kept(source)[name])
+        name, _, start = name.partition("@")
+        if name not in verdicts:
+            raise KeyError(f"neither a record nor a claim: {name}")
         verdict = verdicts[name]
-        claim, ours = verdict.claim, verdict.ours
-        value = records.at({"ours": ours and ours.mean, "paper": claim.value, "verdict": verdict.verdict, "says": verdict.says}, path)
+        claim, ours, names = verdict.claim, verdict.ours, verdict.records
+        answer = next((a for a in verdict.answers if (a.what.startswith(start) if start else a.value is ours)), None)
+        if start and not answer:
+            raise KeyError(f"claim {name} has no answer that begins with {start}; it has: {verdict.says}")
+        if path in ("ours", "low", "high", "seeds"):
+            if answer is None:
+                raise ValueError(f"nothing of ours yet: {verdict.says}")
+            ours, names = answer.value, answer.records
+            if path in ("low", "high") and ours.low != ours.low:
+                raise ValueError(f"one value has no interval: {answer.what}")
+        value = records.at({"ours": ours and ours.mean, "low": ours and ours.low, "high": ours and ours.high, "seeds": ours and ours.n,
+                            "paper": claim.value, "verdict": verdict.verdict, "says": verdict.says}, path)
         if value is None:
-            raise ValueError(f"nothing of ours yet: {verdict.says}")
+            raise ValueError(f"the paper gives no number: {claim.where}")
         origin = [("claim", f"{claim.where}: {claim.quote}", f"{CLAIMS_PAGE}#claim-{claim.id}")]
-        return value, origin + (origin_of(kept(source)[verdict.records[0]]) if path != "paper" and verdict.records else [])
+        if path != "paper" and names:
+            origin += origin_of_all([kept(source)[name] for name in names], f"{CLAIMS_PAGE}#claim-{claim.id}")
+        return value, origin
+
+    def counted(self, source: str, verdicts: list, path: str):
+        """How many claims have a verdict (or are quoted, or own), and what that follows from."""
+        from rflw import records
+        from rflw.claims import tally
+        counts = tally(verdicts)
+        counts["own"] = sum(counts.values()) - counts["quoted"]
+        value = records.at(counts, path)
+        query = {"quoted": "source=quoted", "own": "source=own"}.get(path, f"verdict={path.replace(' ', '+')}&source=own")
+        origin = [("counted in", f"the ledger of {len(verdicts)} claims", f"{CLAIMS_PAGE}?{query}#ledger"), ("command", "rflw claims", "")]
+        which = [v for v in verdicts if v.claim.test and path in (v.verdict, "own")]
+        names = dict.fromkeys(name for v in which for name in v.records if v.ours)
+        if not names:
+            return value, [*origin, ("commit", "none: no record answers them", "")]
+        behind = origin_of_all([kept(source)[name] for name in names], RECORDS_PAGE)
+        return value, origin + [part for part in behind if part[0] != "command"]
 
 
 class GlueText(PasteTextRole):
@@ -247,10 +289,15 @@ class GlueText(PasteTextRole):
         page, _, key = self.text.rpartition("::")
         path = Path(env.doc2path(env.docname))
         path = path.parent / page if page else path
-        origin = [("computed in", path.name, "")]
+        where = Path(env.srcdir) / "notebooks/stamps.json"
+        target = Path(os.path.relpath(path, env.srcdir)).with_suffix("").as_posix() if page else ""
+        origin = [("computed in", path.name, target), ("command", "make book", "")]
+        if where.exists() and (stamp := json.loads(where.read_text(encoding="utf-8")).get(path.name)):
+            origin.append(("stored with", ", ".join(f"{part} {stamp[part][:8]}" for part in ("package", "records")),
+                           f"{ENVIRONMENT_PAGE}#stamp-{path.name}"))
         for count, source in enumerate(code_of(path), start=1):
             if re.search(rf"glue\(f?[\"']{re.escape(key.partition(':')[0])}[\"']", source):
-                origin = [("computed in", f"cell {count} of {path.name}", "")]
+                origin[0] = ("computed in", f"cell {count} of {path.name}", target)
                 named = [record for name, record in kept(str(env.srcdir)).items() if f'"{name}"' in source]
                 origin += origin_of(named[0]) if len(named) == 1 else [origin_of(record)[0] for record in named]
         return [num("", "", *found, origin=origin)], messages

@@ -83,9 +83,10 @@ function origins() {
       origin.style.left = `${Math.max(edge, Math.min(at.left, innerWidth - size.width - edge))}px`;
       origin.style.top = `${Math.max(edge, below ? at.bottom + 2 : at.top - size.height - 2)}px`;
     };
-    const open = () => { clearTimeout(waiting); if (!origin.matches(":popover-open")) origin.showPopover({ source: button }); };
+    // Placed at once: in the middle of the screen, where browsers put it, it could cover the number, which would be left and entered.
+    const open = () => { clearTimeout(waiting); if (!origin.matches(":popover-open")) { origin.showPopover({ source: button }); place(); } };
     const close = () => { waiting = setTimeout(() => { if (!origin.dataset.kept && origin.matches(":popover-open")) origin.hidePopover(); }, 250); };
-    origin.addEventListener("toggle", event => { if (event.newState === "open") place(); else delete origin.dataset.kept; });
+    origin.addEventListener("toggle", event => { if (event.newState === "closed") delete origin.dataset.kept; });
     for (const element of [button, origin]) {
       element.addEventListener("mouseenter", event => { clearTimeout(waiting); if (element === button) waiting = setTimeout(open, 150); });
       element.addEventListener("mouseleave", close);

@@ -51,6 +51,14 @@ def test_search_finds(reader, width):
     assert not tab.faults
 
 
+def test_search_finds_without_a_server(browser):
+    tab = browser.new_page()
+    tab.goto(f"{(HTML / 'search.html').as_uri()}?q=CRP")
+    tab.wait_for_selector("#search-results ul.search li a")
+    assert any("architecture" in text.lower() for text in tab.locator("#search-results ul.search > li > a").all_inner_texts())
+    tab.close()
+
+
 def test_search_by_the_button(reader):
     tab = reader("book/intro.html")
     tab.locator("button.search-button__button:visible").first.click()
@@ -109,16 +117,23 @@ def test_a_square_leads_to_its_claim(reader):
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-def test_a_number_shows_its_origin(reader, width):
-    tab = reader("book/intro.html", width)
-    number = tab.locator("button.num").last
+@pytest.mark.parametrize("page, kind", [("intro", "counted in"), ("intro", "claim"), ("intro", "computed in"), ("explore", "record")])
+def test_a_number_shows_its_origin(reader, width, page, kind):
+    """A count of claims, what answers a claim, what a notebook computed, what a record holds: each with all that made it."""
+    tab = reader(f"book/{page}.html", width)
+    first = tab.locator(f"button.num + .origin:has(> span:first-child > b:text-is('{kind}'))").first
+    number = tab.locator(f"button.num[popovertarget='{first.get_attribute('id')}']")
     number.click()
     origin = tab.locator(f"[id='{number.get_attribute('popovertarget')}']")
-    assert origin.is_visible() and "command" in origin.inner_text() and "commit" in origin.inner_text()
+    assert origin.is_visible()
+    told = dict.fromkeys(word.removesuffix("s") for word in origin.locator("b").all_inner_texts())
+    assert ({"command", "stored with"} if kind == "computed in" else {"record", "command", "seed", "commit", "hardware"}) <= set(told)
     box = origin.bounding_box()
     assert 0 <= box["x"] and box["x"] + box["width"] <= width
+    assert box["height"] < 600
     tab.keyboard.press("Escape")
     assert not origin.is_visible()
+    assert not tab.faults
 
 
 @pytest.mark.parametrize("width", WIDTHS)
