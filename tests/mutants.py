@@ -136,11 +136,18 @@ def in_child(work, seconds: float | None = None) -> int:
         time.sleep(0.02)
 
 
+def _forget() -> None:
+    """Have the package and its tests imported anew, from where the path then leads."""
+    for name in [name for name in sys.modules if name.split(".")[0] in ("rflw", "tests", "golden")]:
+        del sys.modules[name]
+
+
 def reach(copy: Path, modules: tuple[str, ...], tests: tuple[str, ...]) -> tuple[dict, dict]:
     """-> {file: {line: tests}}, {test: seconds}, of all tests of some files on the code as it is. Raises SystemExit if one fails."""
     import coverage
 
     def run():
+        _forget()
         os.chdir(copy)
         sys.path[:0] = [str(copy), str(copy / "tests")]
         times = Times()
@@ -165,14 +172,14 @@ def concerned(mutant: Mutant, source: str, lines: dict[int, set[str]], seconds: 
     """The tests that reach a mutant, the fastest first."""
     own, inside = set(), set()
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.stmt) and node.lineno <= mutant.line <= node.end_lineno:
+        if isinstance(node, (ast.stmt, ast.ExceptHandler)):
+            start = min([node.lineno, *(decorator.lineno for decorator in getattr(node, "decorator_list", ()))])
             body = getattr(node, "body", None)
-            head = range(node.lineno, body[0].lineno) if body else range(node.lineno, node.end_lineno + 1)
-            if mutant.line in head:
-                own = set(head)
-                inside = set(range(node.lineno, node.end_lineno + 1)) if isinstance(node, ast.FunctionDef) else set()
-    tests = set().union(*(lines.get(line, set()) for line in own | inside))
-    on_import = "" in tests and not inside
+            if mutant.line in range(start, body[0].lineno if body else node.end_lineno + 1):
+                own = {*range(start, body[0].lineno if body else node.end_lineno + 1)}
+                inside = {*range(body[0].lineno, node.end_lineno + 1)} if isinstance(node, ast.FunctionDef) else set()
+    tests = set().union(*(lines.get(line, set()) for line in inside or own))  # a function's first line is run on import, whoever calls it
+    on_import = "" in tests
     tests = sorted((tests & seconds.keys()) if not on_import else seconds, key=seconds.get)
     total, kept = 0.0, []
     for test in tests:
@@ -201,8 +208,7 @@ def _begin(within: str) -> None:
     global COPY
     for slow in ("fvcore.nn", "sklearn.metrics", "timm", "torchmetrics", "torchvision.models"):
         import_module(slow)
-    for name in [name for name in sys.modules if name.split(".")[0] in ("rflw", "tests", "golden")]:
-        del sys.modules[name]
+    _forget()
     COPY = copied(within)
 
 
