@@ -3,14 +3,15 @@
 cosmic-ray makes the faults ("mutants"). Of each group of modules some places are drawn at random, and at each one of the faults that
 are possible there. What tells nothing is left out: the annotations of functions. A mutant meets the tests that reach its line, as
 coverage.py saw them do in one run of the group's test files; a line that is run when a module is imported concerns all of them, the
-fastest first. It is killed if one of them fails, or takes ten times as long. Mutants that do what the code did are known by
-`mutants_equivalent.yaml`, which says why of each, and do not count. Needs `pip install 'rflw[mutants]'`.
+fastest first. It is killed if one of them fails, or takes ten times as long; the code as it is must live through the same. Mutants that
+do what the code did are known by `mutants_equivalent.yaml`, which says why of each, and do not count. Needs `pip install 'rflw[mutants]'`.
 """
 import argparse
 import ast
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 import difflib
+import gc
 from importlib import import_module
 import json
 from multiprocessing import get_context
@@ -206,9 +207,11 @@ def copied(within: str) -> Path:
 def _begin(within: str) -> None:
     """In a worker: a copy of its own, and the libraries that are slow to import; ours are imported anew for each mutant."""
     global COPY
-    for slow in ("fvcore.nn", "sklearn.metrics", "timm", "torchmetrics", "torchvision.models"):
+    for slow in ("fvcore.nn", "hypothesis", "onnxruntime", "seaborn", "sklearn.metrics", "timm", "torchmetrics",
+                 "torchvision.models", "typer"):
         import_module(slow)
     _forget()
+    gc.freeze()  # what pytest collects garbage from is the mutant's alone
     COPY = copied(within)
 
 
@@ -225,7 +228,7 @@ def meet(mutant: Mutant, tests: list[str], seconds: float) -> str:
             sys.dont_write_bytecode = True
             os.environ |= {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(COPY)}
             sys.path[:0] = [str(COPY), str(COPY / "tests")]
-            return pytest.main(["-x", "-q", "-p", "no:cacheprovider", *names])
+            return pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-p", "no:nbval", "--assert=plain", *names])
         return in_child(work, limit)
 
     path.write_text(mutant.text)
@@ -271,8 +274,11 @@ def main() -> int:
             for mutant in (m for m in drawn if m not in same):
                 chosen = concerned(mutant, (records.REPOSITORY / mutant.file).read_text(), lines[mutant.file], seconds)
                 work.append((mutant, chosen, sum(map(seconds.get, chosen))))
+            control = Mutant(f"rflw/{files[0]}.py", 0, "", "", (records.REPOSITORY / f"rflw/{files[0]}.py").read_text())
             counts = dict.fromkeys(("killed", "timeout", "survived", "not reached"), 0)
             with ProcessPoolExecutor(asked.jobs, mp_context=get_context("fork"), initializer=_begin, initargs=(within,)) as pool:
+                if pool.submit(meet, control, [*seconds], sum(seconds.values())).result() != "survived":
+                    raise SystemExit(f"{name}: the tests fail on the code as it is where mutants meet them: nothing can be measured")
                 for (mutant, *_), became in zip(work, pool.map(meet, *zip(*work))):
                     counts[became] += 1
                     if became in ("survived", "not reached"):
