@@ -21,7 +21,7 @@ from rflw.datasets.readers import labels_of, open_dataset
 from rflw.datasets.resident import ResidentSet
 from rflw.datasets.transforms import Augmented, training_transform
 from rflw.engine import checkpoint_file, computes_in_bf16, keep_freed_memory, load, normalise, pick_device, pick_precision, upsample
-from rflw.errors import InputError
+from rflw.errors import InputError, out_of_memory
 from rflw.nn.encoders import IMAGENET_MEAN, IMAGENET_STD
 from rflw.nn.refinenet import RefineNet, build
 from rflw.training import (
@@ -169,8 +169,8 @@ def _in_memory(what: str):
     """Raises InputError where PyTorch runs out of memory within it, on CPUs or CUDA."""
     try:
         yield
-    except RuntimeError as e:
-        if isinstance(e, torch.OutOfMemoryError) or "allocate memory" in str(e):
+    except (RuntimeError, MemoryError) as e:
+        if out_of_memory(e):
             raise InputError(f"{what}: too large for the memory") from e
         raise
 

@@ -81,9 +81,19 @@ def _print_json(value) -> None:
     print(json.dumps(value, indent=1))
 
 
+FORMS = (".png", ".webp", ".jpg", ".svg", ".pdf")  # of pictures; grids of photos are smallest as .webp
+
+
+def _as_picture(path: Path | None) -> Path | None:
+    """Refuses a picture's name before anything is measured for it."""
+    if path and path.suffix not in FORMS:
+        raise InputError(f"{path}: a picture's name ends in one of {', '.join(FORMS)}")
+    return path
+
+
 def _draw(figure, path: Path, dpi: int = 120) -> None:
     from rflw import records
-    records.write_whole(path, lambda partial: figure.savefig(partial, format="png", dpi=dpi))
+    records.write_whole(path, lambda partial: figure.savefig(partial, format=path.suffix[1:], dpi=dpi))
 
 
 @app.command()
@@ -571,7 +581,7 @@ def data_check(name: Data, results: Record = None, root: Root = None, json: Json
 
 @data.command(name="show")
 def data_show(name: Data,
-              output: Annotated[Path, typer.Option("-o", "--output", help="PNG to write.")] = Path("grid.png"),
+              output: Annotated[Path, typer.Option("-o", "--output", callback=_as_picture, help="Picture to write.")] = Path("grid.png"),
               split: Annotated[str, typer.Option(help="Which part of it.")] = "val",
               number: Annotated[int, typer.Option(help="How many images, evenly spread over the split.")] = 4, root: Root = None):
     """Draw images beside their masks.
@@ -619,8 +629,8 @@ def evaluate(checkpoint: Checkpoint, data: On = None, split: Split = "val",
                       "agrees with the plain one.")] = None,
              save: Annotated[Path | None, typer.Option(
                  help="Folder for the predictions, in the form that the benchmark takes: VOC palette, Cityscapes labelIds.")] = None,
-             figure: Annotated[Path | None, typer.Option(
-                 help="Also draw five frames, from the worst to the best in equal steps, into this PNG.")] = None,
+             figure: Annotated[Path | None, typer.Option(callback=_as_picture,
+                 help="Also draw five frames, from the worst to the best in equal steps, into this picture.")] = None,
              results: Record = None,
              root: Root = None, device: Device = "auto", json: Json = False):
     """Measure whole images: IoU, accuracy, boundary F-score, and the interval of mIoU over images.
@@ -775,7 +785,8 @@ def erf(checkpoint: Checkpoint, method: Annotated[str, typer.Option(help="gradie
         patch: Annotated[int, typer.Option(help="Pixels of the side of the patch that occludes.")] = 11,
         stride: Annotated[int, typer.Option(help="Pixels between its places.")] = 3,
         cut: Annotated[float | None, typer.Option(help="Share of its largest value at which a field ends; default: the method's.")] = None,
-        figure: Annotated[Path | None, typer.Option(help="Also draw fields and top activated images, into this PNG.")] = None,
+        figure: Annotated[Path | None, typer.Option(
+            callback=_as_picture, help="Also draw fields and top activated images, into this picture.")] = None,
         results: Record = None, root: Root = None, device: Device = "auto", json: Json = False):
     """Measure receptive fields of the units of layers, and say what they could be in theory.
 
@@ -856,7 +867,8 @@ def saturation(checkpoint: Checkpoint, data: On = None, split: Split = "val",
 
 @app.command()
 def pictures(checkpoints: Annotated[list[str], typer.Argument(help="Shipped checkpoints' names, or .safetensors files.")],
-             output: Annotated[Path, typer.Option("-o", "--output", help="PNG to write.")], data: On = None, split: Split = "val",
+             output: Annotated[Path, typer.Option("-o", "--output", callback=_as_picture, help="Picture to write.")],
+             data: On = None, split: Split = "val",
              rule: Annotated[str, typer.Option(help="worst: frames that the first gets most wrong; spread: from those to the best.")
                                    ] = "worst",
              number: Annotated[int, typer.Option(help="How many frames.")] = 5,

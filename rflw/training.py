@@ -40,7 +40,7 @@ from rflw.engine import (
     upsample,
     weights_of,
 )
-from rflw.errors import InputError
+from rflw.errors import InputError, out_of_memory
 from rflw.nn import pooling
 from rflw.nn.refinenet import RefineNet, build, init_decoder
 from rflw.records import write_whole
@@ -412,7 +412,9 @@ def _train_stage(recipe: Recipe, number: int, data, seed: int, state: State, fab
         masks = masks.to(where, non_blocking=True)
         try:
             value = train_step(fabric, wrapped, state.optimiser, images, masks, recipe.clip, accumulate, weights)
-        except (torch.OutOfMemoryError, MemoryError) as e:
+        except (RuntimeError, MemoryError) as e:
+            if not out_of_memory(e):
+                raise
             lower = (f"--accumulate {2 * accumulate} computes the same in smaller parts" if recipe.frozen_bn
                      else "batch norm needs them at once: a recipe with a smaller crop or batch takes less")
             raise Failed(f"{recipe.name}: out of memory with {recipe.batch // world // accumulate} images at a time; {lower}") from e

@@ -253,7 +253,7 @@ def test_large_images_in_tiles(rflw, checkpoint, tmp_path, monkeypatch):
 def test_erf_measures_records_and_draws(rflw, checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr("rflw.datasets.readers.open_dataset", lambda name, split, root: Scenes(split))
     words = ("erf", checkpoint, "--method", "activation", "--layer", "decoder.stages.0.crp", "--images", 2)
-    code, out, _ = rflw(*words, "--json", "--results", tmp_path, "--figure", tmp_path / "fields.png")
+    code, out, _ = rflw(*words, "--json", "--results", tmp_path, "--figure", tmp_path / "fields.webp")
     result = json.loads(out)
     row = result["layers"]["after CRP"]
     assert code == 0 and list(result["layers"]) == ["after CRP"] and len(row["sides"]) + row["dead"] == 256
@@ -261,8 +261,8 @@ def test_erf_measures_records_and_draws(rflw, checkpoint, tmp_path, monkeypatch)
     assert record["metrics"] == result and record["kind"] == "erf"
     assert record["command"] == (
         f"rflw erf {checkpoint} --data embedded --split val --method activation --layer decoder.stages.0.crp --images 2 --tile 1 "
-        f"--top 10 --figure {tmp_path / 'fields.png'}")
-    assert Image.open(tmp_path / "fields.png").format == "PNG"
+        f"--top 10 --figure {tmp_path / 'fields.webp'}")
+    assert Image.open(tmp_path / "fields.webp").format == "WEBP"
     assert "after CRP" in rflw(*words)[1]
     refused(rflw("erf", checkpoint, "--layer", "decoder.stage.0.crp"), "no layer", "decoder.stages.0.crp")
     refused(rflw("erf", checkpoint, "--images", 0), "images")
@@ -292,6 +292,8 @@ def test_probe_saturation_and_pictures_record(rflw, checkpoint, tmp_path, monkey
     assert code == 0 and Image.open(tmp_path / "worst.png").format == "PNG" and len(metrics["frames"]) == 1
     assert list(metrics["agreement"]) == ["refinenet-lw-nocrp-mobilenet_v2"]
     refused(rflw("pictures", checkpoint, "-o", tmp_path / "x.png", "--rule", "best"), "best", "worst or spread")
+    monkeypatch.setattr("rflw.studies.pictures", None)  # nothing is measured for a picture that cannot be written
+    refused(rflw("pictures", checkpoint, "-o", tmp_path / "x.txt"), "x.txt", ".webp")
 
 
 def test_train_leaves_a_run_and_a_record(rflw, tmp_path, monkeypatch):

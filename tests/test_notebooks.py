@@ -33,7 +33,8 @@ def faults(notebook: dict, size: int = 0) -> list[str]:
                 found.append(f"cell {number}: error {output['ename']}")
             if output.get("name") == "stderr":
                 found.append(f"cell {number}: stderr")
-            if "image/png" in output.get("data", {}) and not cell["metadata"].get("mystnb", {}).get("image", {}).get("alt"):
+            pictured = any(kind.startswith("image/") for kind in output.get("data", {}))
+            if pictured and not cell["metadata"].get("mystnb", {}).get("image", {}).get("alt"):
                 found.append(f"cell {number}: picture without alternative text")
         if any(tag in cell["metadata"].get("tags", ()) for tag in ("raises-exception", "nbval-skip")):
             found.append(f"cell {number}: not compared")
@@ -54,6 +55,7 @@ def cell(**changes) -> dict:
     (cell(outputs=[{"output_type": "error", "ename": "KeyError"}]), "error KeyError"),
     (cell(outputs=[{"output_type": "stream", "name": "stderr"}]), "stderr"),
     (cell(outputs=[{"output_type": "display_data", "data": {"image/png": ""}}]), "without alternative text"),
+    (cell(outputs=[{"output_type": "display_data", "data": {"image/jpeg": ""}}]), "without alternative text"),
     (cell(metadata={"tags": ["nbval-skip"]}), "not compared")])
 def test_faults_are_found(spoilt, says):
     found = faults({"cells": [spoilt], "metadata": {"kernelspec": {"name": "python3"}}})

@@ -314,10 +314,10 @@ class TestFit:
         assert last["step"] == 2 and all(value.isfinite().all() for value in last["model"].values())
         assert rflw.records.read(tmp_path / "run" / "record.json")["status"] == "failed"
 
-    def test_too_little_memory_says_what_to_lower(self, few, tmp_path, monkeypatch):
-        def full(*args):
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        monkeypatch.setattr(training, "train_step", full)
+    @pytest.mark.parametrize("allocate", [lambda: torch.empty(2**60), lambda: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA"))],
+                             ids=["cpu", "cuda"])
+    def test_too_little_memory_says_what_to_lower(self, few, tmp_path, monkeypatch, allocate):
+        monkeypatch.setattr(training, "train_step", lambda *args: allocate())
         with pytest.raises(training.Failed, match="with 4 images at a time; --accumulate 2"):
             training.fit(tiny(1), tmp_path / "run")
         with pytest.raises(training.Failed, match="smaller crop or batch"):  # parts would have statistics of their own
