@@ -3,7 +3,7 @@
 cosmic-ray makes the faults ("mutants"). Of each group of modules some places are drawn at random, and at each one of the faults that
 are possible there. What tells nothing is left out: the annotations of functions. A mutant meets the tests that reach its line, as
 coverage.py saw them do in one run of the group's test files; a line that is run when a module is imported concerns all of them, the
-fastest first. It is killed if one of them fails, or takes ten times as long; the code as it is must live through the same. Mutants that
+fastest first. It is killed if one of them fails, or takes ten times as long; the code as it is must live through the fastest. Mutants that
 do what the code did are known by `mutants_equivalent.yaml`, which says why of each, and do not count. Needs `pip install 'rflw[mutants]'`.
 """
 import argparse
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import difflib
 import gc
 from importlib import import_module
+from itertools import accumulate
 import json
 from multiprocessing import get_context
 import os
@@ -182,13 +183,12 @@ def concerned(mutant: Mutant, source: str, lines: dict[int, set[str]], seconds: 
     tests = set().union(*(lines.get(line, set()) for line in inside or own))  # a function's first line is run on import, whoever calls it
     on_import = "" in tests
     tests = sorted((tests & seconds.keys()) if not on_import else seconds, key=seconds.get)
-    total, kept = 0.0, []
-    for test in tests:
-        total += seconds[test]
-        if on_import and total > PATIENCE:
-            break
-        kept.append(test)
-    return kept
+    return within_patience(tests, seconds) if on_import else tests
+
+
+def within_patience(tests: list[str], seconds: dict[str, float]) -> list[str]:
+    """The first of some tests, as many as there is time for."""
+    return [test for test, total in zip(tests, accumulate(map(seconds.get, tests))) if total <= PATIENCE]
 
 
 # ---------------------------------------------------------------- a mutant and its tests
@@ -252,16 +252,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("groups", nargs="*", help=f"of {', '.join(GROUPS)}; default: all")
     parser.add_argument("--mutants", type=int, default=60, help="for each group")
+    parser.add_argument("--minutes", type=float, default=12, help="for each group; those that are not met by then do not count")
     parser.add_argument("--seed", type=int, default=0, help="other ones with another one")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--results", type=Path, help="folder for a record of the figures")
     asked = parser.parse_args()
     names = asked.groups or list(GROUPS)
     known = {(row["file"], row["before"], row["after"]): row["why"] for row in yaml.safe_load(KNOWN.read_text()) or ()}
-    command = shlex.join(["python", "-m", "tests.mutants", *asked.groups, "--mutants", str(asked.mutants), "--seed", str(asked.seed),
-                          "--jobs", str(asked.jobs)])
+    command = shlex.join(["python", "-m", "tests.mutants", *asked.groups, "--mutants", str(asked.mutants),
+                          "--minutes", f"{asked.minutes:g}", "--seed", str(asked.seed), "--jobs", str(asked.jobs)])
     modules, lived, equal = {}, [], []
-    config = {"mutants": asked.mutants, "groups": names}
+    config = {"mutants": asked.mutants, "minutes": asked.minutes, "groups": names}
     with (tempfile.TemporaryDirectory(prefix="mutants-") as within,
           records.timed("reliability-mutation", command, "reliability", config, seed=asked.seed) as record):
         for name in names:
@@ -270,25 +271,30 @@ def main() -> int:
             possible = [places(records.REPOSITORY / f"rflw/{module}.py") for module in files]
             same = [m for m in drawn if (m.file, m.before, m.after) in known]
             lines, seconds = reach(copied(within), files, tests)
-            work = []
+            work, until = [], time.monotonic() + 60 * asked.minutes
             for mutant in (m for m in drawn if m not in same):
                 chosen = concerned(mutant, (records.REPOSITORY / mutant.file).read_text(), lines[mutant.file], seconds)
                 work.append((mutant, chosen, sum(map(seconds.get, chosen))))
             control = Mutant(f"rflw/{files[0]}.py", 0, "", "", (records.REPOSITORY / f"rflw/{files[0]}.py").read_text())
             counts = dict.fromkeys(("killed", "timeout", "survived", "not reached"), 0)
             with ProcessPoolExecutor(asked.jobs, mp_context=get_context("fork"), initializer=_begin, initargs=(within,)) as pool:
-                if pool.submit(meet, control, [*seconds], sum(seconds.values())).result() != "survived":
+                fast = within_patience(sorted(seconds, key=seconds.get), seconds)
+                if pool.submit(meet, control, fast, sum(map(seconds.get, fast))).result() != "survived":
                     raise SystemExit(f"{name}: the tests fail on the code as it is where mutants meet them: nothing can be measured")
                 for (mutant, *_), became in zip(work, pool.map(meet, *zip(*work))):
                     counts[became] += 1
                     if became in ("survived", "not reached"):
                         lived.append(mutant.says | {"became": became})
                         print(f"{became}: {mutant.file}:{mutant.line}: {mutant.before}  ->  {mutant.after}", flush=True)
+                    if time.monotonic() > until:  # those drawn first are as good a sample
+                        drawn = drawn[:drawn.index(mutant) + 1]
+                        break
+            same = [m for m in drawn if m in same]
             killed = counts["killed"] + counts["timeout"]
             equal += [m.says | {"why": known[m.file, m.before, m.after]} for m in same]
             modules[name] = {"places": sum(map(len, possible)), "possible": sum(len(f) for p in possible for f in p.values()),
                              "mutants": len(drawn), "equivalent": len(same), "killed": killed,
-                             "score": round(killed / max(1, len(work)), 4)}
+                             "score": round(killed / max(1, len(drawn) - len(same)), 4)}
             print(f"{name}: {modules[name]}", flush=True)
         total = {key: sum(row[key] for row in modules.values()) for key in ("places", "possible", "mutants", "equivalent", "killed")}
         judged = total["mutants"] - total["equivalent"]
