@@ -1,4 +1,5 @@
 """Training by a recipe: one run, from its seed to its record, that stops and goes on exactly."""
+from contextlib import contextmanager
 import csv
 from dataclasses import asdict, dataclass, field
 import hashlib
@@ -45,6 +46,7 @@ from rflw.nn.refinenet import RefineNet, build, init_decoder
 from rflw.records import write_whole
 
 WORTH_COMPILING = 200  # steps of a run from which on it saves more time than it costs
+WORKER_GONE = "DataLoader worker"  # PyTorch's error begins with it
 CARD_SIDE = {"camvid": 360, "embedded": 96}  # pixels of the shorter side of what a network was trained on
 
 
@@ -349,10 +351,11 @@ def fit(recipe: Recipe, out: str | Path, seed: int = 0, root=None, device: str =
         training_mode(model, recipe.frozen_bn)
         try:
             for number in range(state.stage, len(recipe.stages)):
-                _train_stage(recipe, number, sets[number], seed, state, fabric, wrapped, running, validate, save_state,
-                             workers=workers, progress=progress and rank == 0, memory_format=memory_format,
-                             accumulate=accumulate, save_every=save_every, until=until, log=out if rank == 0 else None,
-                             logger=logger)
+                with _unless_workers_die(recipe):
+                    _train_stage(recipe, number, sets[number], seed, state, fabric, wrapped, running, validate, save_state,
+                                 workers=workers, progress=progress and rank == 0, memory_format=memory_format,
+                                 accumulate=accumulate, save_every=save_every, until=until, log=out if rank == 0 else None,
+                                 logger=logger)
         except Failed as e:
             if rank == 0:
                 kept = f"the last good checkpoint is {out / 'last.pt'}" if (out / "last.pt").exists() else "there is no checkpoint yet"
@@ -401,7 +404,7 @@ def _train_stage(recipe: Recipe, number: int, data, seed: int, state: State, fab
     bar = tqdm(total=stage.epochs * per_epoch, initial=state.step, desc=f"{recipe.name} s{seed}", unit="step",
                file=sys.stderr, disable=not progress or None)
     since, seen, written = time.perf_counter(), 0, time.perf_counter()
-    for images, masks in _unless_workers_die(loader, recipe):
+    for images, masks in loader:
         step = state.step
         set_rates(state.optimiser, stage, step, per_epoch)
         torch.manual_seed(derive("dropout", seed, number, step, rank))  # so that resuming changes nothing
@@ -451,12 +454,13 @@ def _train_stage(recipe: Recipe, number: int, data, seed: int, state: State, fab
     state.stage, state.step = number + 1, 0
 
 
-def _unless_workers_die(loader, recipe: Recipe):
-    """The same batches. Raises InputError where a process that made them is gone."""
+@contextmanager
+def _unless_workers_die(recipe: Recipe):
+    """Raises InputError where a process that makes batches is gone. PyTorch tells of it by a signal, and so in whatever is done then."""
     try:
-        yield from loader
+        yield
     except RuntimeError as e:
-        if "DataLoader worker" not in str(e):
+        if WORKER_GONE not in str(e):
             raise
         raise InputError(f"{recipe.name}: a worker process was killed, perhaps for want of memory: --resume goes on, with fewer "
                          "--workers") from e
@@ -555,6 +559,8 @@ def _torch_save(content, path: str) -> None:
     try:
         torch.save(content, path)
     except RuntimeError as e:  # its word for a full disk
+        if WORKER_GONE in str(e):
+            raise
         raise OSError(str(e).splitlines()[0]) from e
 
 

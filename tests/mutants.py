@@ -3,15 +3,17 @@
 cosmic-ray makes the faults ("mutants"). Of each group of modules some places are drawn at random, and at each one of the faults that
 are possible there. What tells nothing is left out: the annotations of functions. A mutant meets the tests that reach its line, as
 coverage.py saw them do in one run of the group's test files; a line that is run when a module is imported concerns all of them, the
-fastest first. It is killed if one of them fails, or takes ten times as long. Mutants that do what the code did are known by
-`mutants_equivalent.yaml`, which says why of each, and do not count. Needs `pip install 'rflw[mutants]'`.
+fastest first. It is killed if one of them fails, or takes ten times as long; the code as it is must live through the fastest. Mutants that
+do what the code did are known by `mutants_equivalent.yaml`, which says why of each, and do not count. Needs `pip install 'rflw[mutants]'`.
 """
 import argparse
 import ast
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 import difflib
+import gc
 from importlib import import_module
+from itertools import accumulate
 import json
 from multiprocessing import get_context
 import os
@@ -136,11 +138,18 @@ def in_child(work, seconds: float | None = None) -> int:
         time.sleep(0.02)
 
 
+def _forget() -> None:
+    """Have the package and its tests imported anew, from where the path then leads."""
+    for name in [name for name in sys.modules if name.split(".")[0] in ("rflw", "tests", "golden")]:
+        del sys.modules[name]
+
+
 def reach(copy: Path, modules: tuple[str, ...], tests: tuple[str, ...]) -> tuple[dict, dict]:
     """-> {file: {line: tests}}, {test: seconds}, of all tests of some files on the code as it is. Raises SystemExit if one fails."""
     import coverage
 
     def run():
+        _forget()
         os.chdir(copy)
         sys.path[:0] = [str(copy), str(copy / "tests")]
         times = Times()
@@ -165,22 +174,21 @@ def concerned(mutant: Mutant, source: str, lines: dict[int, set[str]], seconds: 
     """The tests that reach a mutant, the fastest first."""
     own, inside = set(), set()
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.stmt) and node.lineno <= mutant.line <= node.end_lineno:
+        if isinstance(node, (ast.stmt, ast.ExceptHandler)):
+            start = min([node.lineno, *(decorator.lineno for decorator in getattr(node, "decorator_list", ()))])
             body = getattr(node, "body", None)
-            head = range(node.lineno, body[0].lineno) if body else range(node.lineno, node.end_lineno + 1)
-            if mutant.line in head:
-                own = set(head)
-                inside = set(range(node.lineno, node.end_lineno + 1)) if isinstance(node, ast.FunctionDef) else set()
-    tests = set().union(*(lines.get(line, set()) for line in own | inside))
-    on_import = "" in tests and not inside
+            if mutant.line in range(start, body[0].lineno if body else node.end_lineno + 1):
+                own = {*range(start, body[0].lineno if body else node.end_lineno + 1)}
+                inside = {*range(body[0].lineno, node.end_lineno + 1)} if isinstance(node, ast.FunctionDef) else set()
+    tests = set().union(*(lines.get(line, set()) for line in inside or own))  # a function's first line is run on import, whoever calls it
+    on_import = "" in tests
     tests = sorted((tests & seconds.keys()) if not on_import else seconds, key=seconds.get)
-    total, kept = 0.0, []
-    for test in tests:
-        total += seconds[test]
-        if on_import and total > PATIENCE:
-            break
-        kept.append(test)
-    return kept
+    return within_patience(tests, seconds) if on_import else tests
+
+
+def within_patience(tests: list[str], seconds: dict[str, float]) -> list[str]:
+    """The first of some tests, as many as there is time for."""
+    return [test for test, total in zip(tests, accumulate(map(seconds.get, tests))) if total <= PATIENCE]
 
 
 # ---------------------------------------------------------------- a mutant and its tests
@@ -199,10 +207,11 @@ def copied(within: str) -> Path:
 def _begin(within: str) -> None:
     """In a worker: a copy of its own, and the libraries that are slow to import; ours are imported anew for each mutant."""
     global COPY
-    for slow in ("fvcore.nn", "sklearn.metrics", "timm", "torchmetrics", "torchvision.models"):
+    for slow in ("fvcore.nn", "hypothesis", "onnxruntime", "seaborn", "sklearn.metrics", "timm", "torchmetrics",
+                 "torchvision.models", "typer"):
         import_module(slow)
-    for name in [name for name in sys.modules if name.split(".")[0] in ("rflw", "tests", "golden")]:
-        del sys.modules[name]
+    _forget()
+    gc.freeze()  # what pytest collects garbage from is the mutant's alone
     COPY = copied(within)
 
 
@@ -219,7 +228,7 @@ def meet(mutant: Mutant, tests: list[str], seconds: float) -> str:
             sys.dont_write_bytecode = True
             os.environ |= {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(COPY)}
             sys.path[:0] = [str(COPY), str(COPY / "tests")]
-            return pytest.main(["-x", "-q", "-p", "no:cacheprovider", *names])
+            return pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-p", "no:nbval", "--assert=plain", *names])
         return in_child(work, limit)
 
     path.write_text(mutant.text)
@@ -243,16 +252,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("groups", nargs="*", help=f"of {', '.join(GROUPS)}; default: all")
     parser.add_argument("--mutants", type=int, default=60, help="for each group")
+    parser.add_argument("--minutes", type=float, default=12, help="for each group; those that are not met by then do not count")
     parser.add_argument("--seed", type=int, default=0, help="other ones with another one")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--results", type=Path, help="folder for a record of the figures")
     asked = parser.parse_args()
     names = asked.groups or list(GROUPS)
     known = {(row["file"], row["before"], row["after"]): row["why"] for row in yaml.safe_load(KNOWN.read_text()) or ()}
-    command = shlex.join(["python", "-m", "tests.mutants", *asked.groups, "--mutants", str(asked.mutants), "--seed", str(asked.seed),
-                          "--jobs", str(asked.jobs)])
+    command = shlex.join(["python", "-m", "tests.mutants", *asked.groups, "--mutants", str(asked.mutants),
+                          "--minutes", f"{asked.minutes:g}", "--seed", str(asked.seed), "--jobs", str(asked.jobs)])
     modules, lived, equal = {}, [], []
-    config = {"mutants": asked.mutants, "groups": names}
+    config = {"mutants": asked.mutants, "minutes": asked.minutes, "groups": names}
     with (tempfile.TemporaryDirectory(prefix="mutants-") as within,
           records.timed("reliability-mutation", command, "reliability", config, seed=asked.seed) as record):
         for name in names:
@@ -261,22 +271,30 @@ def main() -> int:
             possible = [places(records.REPOSITORY / f"rflw/{module}.py") for module in files]
             same = [m for m in drawn if (m.file, m.before, m.after) in known]
             lines, seconds = reach(copied(within), files, tests)
-            work = []
+            work, until = [], time.monotonic() + 60 * asked.minutes
             for mutant in (m for m in drawn if m not in same):
                 chosen = concerned(mutant, (records.REPOSITORY / mutant.file).read_text(), lines[mutant.file], seconds)
                 work.append((mutant, chosen, sum(map(seconds.get, chosen))))
+            control = Mutant(f"rflw/{files[0]}.py", 0, "", "", (records.REPOSITORY / f"rflw/{files[0]}.py").read_text())
             counts = dict.fromkeys(("killed", "timeout", "survived", "not reached"), 0)
             with ProcessPoolExecutor(asked.jobs, mp_context=get_context("fork"), initializer=_begin, initargs=(within,)) as pool:
+                fast = within_patience(sorted(seconds, key=seconds.get), seconds)
+                if pool.submit(meet, control, fast, sum(map(seconds.get, fast))).result() != "survived":
+                    raise SystemExit(f"{name}: the tests fail on the code as it is where mutants meet them: nothing can be measured")
                 for (mutant, *_), became in zip(work, pool.map(meet, *zip(*work))):
                     counts[became] += 1
                     if became in ("survived", "not reached"):
                         lived.append(mutant.says | {"became": became})
                         print(f"{became}: {mutant.file}:{mutant.line}: {mutant.before}  ->  {mutant.after}", flush=True)
+                    if time.monotonic() > until:  # those drawn first are as good a sample
+                        drawn = drawn[:drawn.index(mutant) + 1]
+                        break
+            same = [m for m in drawn if m in same]
             killed = counts["killed"] + counts["timeout"]
             equal += [m.says | {"why": known[m.file, m.before, m.after]} for m in same]
             modules[name] = {"places": sum(map(len, possible)), "possible": sum(len(f) for p in possible for f in p.values()),
                              "mutants": len(drawn), "equivalent": len(same), "killed": killed,
-                             "score": round(killed / max(1, len(work)), 4)}
+                             "score": round(killed / max(1, len(drawn) - len(same)), 4)}
             print(f"{name}: {modules[name]}", flush=True)
         total = {key: sum(row[key] for row in modules.values()) for key in ("places", "possible", "mutants", "equivalent", "killed")}
         judged = total["mutants"] - total["equivalent"]

@@ -198,6 +198,9 @@ def test_numbers_as_a_reader_sees_them():
     assert claims.shown(interval(46.349653), claim(unit="M", decimals=0)) == "46.35 M"
     assert claims.shown(interval(1464.0), claim(unit="images", decimals=0)) == "1464 images"
     assert claims.shown(interval(54.639), claim(decimals=2)) == "54.64 %"
+    digits = {"percent": "2.0 %", "points": "2.0 points", "ms": "2.0 ms", "FPS": "2.0 FPS", "x": "2.00 times", "M": "2.00 M", "B": "2.00 B",
+              "seeds": "2 seeds"}
+    assert {unit: claims.number(2.0, unit) for unit in digits} == digits
 
 
 def test_only_seeds_of_both_count(results):
@@ -239,6 +242,26 @@ def test_counts_are_those_on_record_and_rounded_as_printed(results):
     records.write(COMPLEXITY | {"metrics": {"rows": [row]}}, results.path)
     assert results.verdict("table2-refinenet-lw-101-params").verdict == "not reproduced"
     assert "no count of refinenet-lw-resnet50" in results.verdict("table2-refinenet-lw-50-params").says
+
+
+def test_savings_and_shares_by_hand(results):
+    """Of round numbers: 60 M of which the decoder holds 45, 20 M with light-weight RCUs, 10 M without."""
+    whole = {row["model"]: row for row in COMPLEXITY["metrics"]["rows"]}
+
+    def row(form, depth, params, conv, decoder):
+        row = whole[f"refinenet{form}-resnet{depth}"]
+        macs = dict.fromkeys(row["macs"], 0)
+        parts = {"decoder": {"params": decoder * 10**6, "macs": macs | {"conv": 9 * conv // 10, "pool": 1}, "kernels": {"1x1": 26}}}
+        return row | {"params": params * 10**6, "macs": macs | {"conv": conv, "pool": 10, "norm": 10**9}, "parts": parts}
+    rows = [row("", depth, 60 + extra, 4090, 45) for depth, extra in ((50, 0), (101, 0), (152, 3))]
+    rows += [row("-lw-rcu", 101, 20, 1015, 1), *(row("-lw", depth, 10, 1015, 1) for depth in (50, 101, 152))]
+    results.add("complexity", "complexity", {"rows": rows})
+    expected = {"model-reduction": "6.00 times", "params-omitted": "83.3 %", "params-saved": "66.7 %", "params-reduction": "3.00 times",
+                "flops-reduction": "convolutions and pools: 4.00 times", "decoder-parameters": "71.4 %", "expensive-parameters": "75.0 %",
+                "expensive-flops": "convolutions and pools: 89.8 %", "one-3x3-left": "0 convolutions"}  # 45 of 63 M; 3682 of 4100
+    assert {id: results.verdict(id).says for id in expected} == expected
+    assert results.verdict("one-3x3-left").verdict == "not reproduced"
+    assert results.verdict("table2-refinenet-lw-101-params").says == "10.00 M"  # ways of counting are of operations alone
 
 
 def test_counts_on_record_are_those_of_the_code():
@@ -301,6 +324,8 @@ def test_milliseconds_are_answered_by_the_paper_s_card(results, gpu, verdict):
     results.add("bench-runtime-a", "bench", timings(35.0, 19.5), hardware=hardware)
     results.add("bench-runtime-b", "bench", timings(50.0, 1000 / 55.3, size=(512, 512)), hardware=hardware)
     assert results.verdict("table2-refinenet-50-runtime").verdict == results.verdict("fps-fastest-lw").verdict == verdict
+    if verdict == "reproduced":
+        assert results.verdict("fps-fastest-lw").ours.mean == pytest.approx(55.3, rel=1e-12)
 
 
 def test_data_sets_are_counted(results):
@@ -434,6 +459,17 @@ def test_a_record_that_is_right_is_taken(results, record):
     assert claims.check(records.read("x", results.path)) is None
 
 
+@pytest.mark.parametrize(("row", "right"), [({"what": "all", "minutes": 2.5}, True), ({"what": "all", "minutes": 2}, True),
+                                            ({"what": "all", "minutes": "2"}, False), ({"minutes": 2}, False)])
+def test_the_record_of_a_repetition_has_minutes(results, row, right):
+    results.add("bench-rerun", "bench", {"rows": [row]})
+    if right:
+        assert claims.verdicts(results.path)
+    else:
+        with pytest.raises(InputError, match="^record bench-rerun: .*malformed"):
+            claims.verdicts(results.path)
+
+
 @pytest.mark.parametrize(("kind", "metrics", "config"), [
     ("reliability", {"n": 3}, {}), ("reliability", {"what": "x", "n": None}, {}), ("train", {"miou": 1.001}, asdict(OWN)),
     ("train", {"miou": -0.001}, asdict(OWN)), (3, {}, {}), (None, {}, {}),
@@ -489,6 +525,8 @@ def test_an_edited_record_is_named(results):
     ("relation: \"<\"\n  tolerance: close\n  test: {probe: rcu, measure: miou}",
      "relation: about\n  tolerance: close\n  test: {probe: rcu, measure: miou}", "relation 'about'"),
     ("  RefineNet-50: refinenet-resnet50", "  RefineNet-50: !!python/object/apply:os.getcwd []", "not YAML"),
+    ("claims:\n", "claims:\n- 3\n", "claim 1 (int): malformed (TypeError: "),
+    ("- {statement: voc-train, tolerance: printed", "- {statement: voc-train, tolerance: [printed]", "malformed (TypeError: "),
     ("claims:\n", "claims: [\n", "not YAML"), ("tolerances:\n", "limits:\n", "expected tolerances, networks and claims")])
 def test_a_claim_that_is_wrong_is_named(tmp_path, old, new, says):
     text = claims.FILE.read_text()

@@ -52,12 +52,14 @@ def test_a_cuda_device_gives_what_a_cpu_gives(name, monkeypatch):
     assert deviation(logits(network(name), "cuda"), name) < 1e-3
 
 
-def test_the_training_curve_stays_within_the_spread_of_seeds():
+def test_the_training_curve_of_another_seed_stays_within_the_spread_of_the_stored_ones():
     """The band: four standard deviations about the mean of the stored seeds, for each epoch's loss and mIoU."""
     stored = GOLDEN["curves"]
     assert len(stored) == SEEDS
-    for epoch, row in enumerate(curve(seed=0)):
-        for what, value in enumerate(row):
-            others = [run[epoch][what] for run in stored]
-            assert abs(value - mean(others)) <= 4 * stdev(others), (epoch + 1, ("loss", "mIoU")[what], value)
-    assert epoch + 1 == EPOCHS
+    bands = [[(mean(values) - 4 * stdev(values), mean(values) + 4 * stdev(values)) for values in zip(*rows)] for rows in zip(*stored)]
+    assert bands[-1][0][1] < min(run[0][0] for run in stored)  # narrow enough to tell a network that learns nothing after an epoch
+    found = curve(seed=SEEDS)  # the first that is not stored
+    assert len(found) == EPOCHS
+    for epoch, (row, band) in enumerate(zip(found, bands), 1):
+        for what, value, (low, high) in zip(("loss", "mIoU"), row, band):
+            assert low <= value <= high, (epoch, what, value)

@@ -10,7 +10,7 @@ from scipy import ndimage
 from sklearn import metrics as sklearn
 import torch
 
-from rflw import InputError
+from rflw import InputError, metrics
 from rflw.metrics import bootstrap_interval, boundary_f, confusion_matrix, frequency_weighted_iou, iou, mean_iou, pixel_accuracy
 
 # 4 classes; class 3 is neither in the labels nor predicted, class 2 only in the labels; 255 is void
@@ -160,6 +160,38 @@ def test_boundary_f_against_distances(seed, tolerance):
     assert math.isnan(found[3]) and math.isnan(found[4]) and 0 < min(found[:3])
 
 
+@pytest.mark.parametrize("radius", [15, 16, 17, 23, 40])
+def test_boundary_f_with_wide_tolerances(radius, monkeypatch):
+    """Discs that are laid on each pixel and distances say the same; which of them is asked depends on how wide it is."""
+    random, asked = np.random.RandomState(radius), []
+    target = random.randint(0, 3, (2, 4)).repeat(50, 0).repeat(60, 1)
+    target[0, 60], target[random.rand(*target.shape) < 0.01] = 1 - target[0, 0] // 2, 255
+    prediction = np.roll(target, (random.randint(30), random.randint(50)), (0, 1))
+    prediction[prediction == 255] = 0
+    tolerance = (radius + 0.3) / math.hypot(*target.shape)
+    expected = boundary_f_by_distances(prediction, target, 4, tolerance)
+    real = ndimage.distance_transform_edt
+    monkeypatch.setattr(ndimage, "distance_transform_edt", lambda edge: asked.append(edge) or real(edge))
+
+    def found():
+        return boundary_f(torch.from_numpy(prediction), torch.from_numpy(target), 4, tolerance).tolist()
+    assert found() == pytest.approx(expected, nan_ok=True) and bool(asked) == (radius > metrics.LARGE_REACH)
+    monkeypatch.setattr(metrics, "LARGE_REACH", 0 if radius <= metrics.LARGE_REACH else 100)
+    assert found() == pytest.approx(expected, nan_ok=True)
+
+
+@pytest.mark.parametrize(("maps", "together"), [(1, [1] * 5), (2 * 48 - 1, [1] * 5), (2 * 48, [2, 2, 1]), (2**24, [5])])
+def test_so_many_classes_are_looked_at_together_as_memory_is_meant_for(monkeypatch, maps, together):
+    target = torch.arange(48).view(6, 8) % 5
+    prediction = target.roll(1, 0)
+    expected, seen, real = boundary_f(prediction, target, 5).tolist(), [], metrics.F.conv2d
+    assert 4 * metrics.MAPS <= 2**26  # bytes of a map in float32
+    monkeypatch.setattr(metrics, "MAPS", maps)
+    monkeypatch.setattr(metrics.F, "conv2d", lambda x, *args, **options: seen.append(len(x)) or real(x, *args, **options))
+    assert boundary_f(prediction, target, 5).tolist() == expected
+    assert seen == [n for n in together for _ in range(2)]  # precision and recall
+
+
 def test_boundary_f_by_hand():
     target = torch.zeros(6, 8, dtype=torch.long)
     target[:, 4:] = 1
@@ -178,6 +210,9 @@ def test_the_bootstrap_interval_is_that_of_images_drawn_anew():
     draws = [mean_iou(matrices[random.randint(0, 12, 12)].sum(0)) for _ in range(4000)]  # one by one, by another generator
     spread = np.std(draws)
     assert [low, high] == pytest.approx(np.quantile(draws, (0.025, 0.975)).tolist(), abs=0.2 * spread)
+    picks = torch.randint(12, (2000, 12), generator=torch.Generator().manual_seed(0))
+    same = np.quantile([mean_iou(matrices[pick].sum(0)) for pick in picks], (0.025, 0.975))  # one by one, of the same images
+    assert [low, high] == pytest.approx(same.tolist(), rel=1e-12)
     assert bootstrap_interval(matrices) == (low, high) and bootstrap_interval(matrices, seed=1) != (low, high)
     inner = bootstrap_interval(matrices, level=0.5)
     assert low < inner[0] < inner[1] < high

@@ -72,23 +72,23 @@ def pavement(h: int, w: int) -> np.ndarray:
 @pytest.mark.parametrize("name", ["refinenet-lw-resnet50", "refinenet-lw-mobilenet_v2", "refinenet-lw-efficientnet_lite0",
                                   "refinenet-lw-nasnet_mobile", "refinenet-lw-top2-efficientnet_lite0"])
 def test_every_stride_and_padding_falls_where_it_does_in_the_whole(name):
-    """Without pooling chains, whose reach is long, what is left is what a tile's border changes: nothing far from it."""
+    """Without pooling chains, whose reach is long, a tile's border changes nothing far from it: in double precision, whose sums are
+    rounded by 2e-16, nothing but rounding is left there. A tile that begins one pixel askew differs by a billion times more."""
     torch.manual_seed(0)
-    model = build(name, 3).eval()
+    model = build(name, 3).eval().double()
     if "lite" in name:  # as drawn, it forgets the image on its way down
         for module in model.encoder.modules():
             if isinstance(module, torch.nn.Conv2d):
                 torch.nn.init.kaiming_normal_(module.weight)
     for stage in model.decoder.stages:
         stage.crp = torch.nn.Identity()
-    x = engine.normalise(pavement(65, 1235), model, CPU)
+    x = engine.normalise(pavement(65, 1235), model, CPU).double()
     with torch.inference_mode():
         whole, left = model(x), 96
         part = model(x[..., left:], Window((0, left), (65, 1235 - left), (65, 1235)))
         askew = model(x[..., left - 1:])  # as if it began anywhere
-    changes = (whole - whole.mean((2, 3), keepdim=True)).abs().max()  # a random network says little beside its bias
-    part, askew = ((logits[..., -60:] - whole[..., -60:]).abs().max() / changes for logits in (part, askew))
-    assert part < 0.01 and askew > max(1e-3, 10 * part), (part, askew)
+    part, askew = ((logits[..., -60:] - whole[..., -60:]).abs().max() / whole.abs().max() for logits in (part, askew))
+    assert part < 1e-13 and askew > 1e-4, (part, askew)
 
 
 @pytest.mark.parametrize("size", [(50, 2501), (2501, 50)])

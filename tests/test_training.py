@@ -5,12 +5,14 @@ import importlib.util
 import io
 import json
 import math
+import multiprocessing
 import os
 from pathlib import Path
 import re
 import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -128,6 +130,24 @@ class TestFit:
                           f"training.train_step = step\ntraining.fit(tiny(), {str(tmp_path / 'run')!r}, save_every=0)\n")
         assert python(script).returncode == -signal.SIGKILL
         resumed, _ = training.fit(tiny(), tmp_path / "run", resume=True)
+        assert_equal(whole, resumed)
+
+    @pytest.mark.parametrize("room, busy", [(training, "train_step"), (torch, "save"), (training, "evaluate")])
+    def test_a_worker_that_dies_is_told_of_in_one_line_whatever_is_done_then(self, few, tmp_path, monkeypatch, room, busy):
+        """The signal comes during a step, a checkpoint's write and validation."""
+        whole, _ = training.fit(tiny(val_every=1), tmp_path / "whole")
+        real = getattr(room, busy)
+
+        def deadly(*args, **options):
+            for worker in multiprocessing.active_children():
+                os.kill(worker.pid, signal.SIGKILL)
+                time.sleep(5)  # the signal that it is gone ends this
+            return real(*args, **options)
+        monkeypatch.setattr(room, busy, deadly)
+        with pytest.raises(InputError, match="^tiny: a worker process was killed, [^\n]*--resume goes on"):
+            training.fit(tiny(val_every=1), tmp_path / "broken", workers=1, save_every=0)
+        monkeypatch.setattr(room, busy, real)
+        resumed, _ = training.fit(tiny(val_every=1), tmp_path / "broken", resume=True)
         assert_equal(whole, resumed)
 
     def test_stops_when_the_time_is_spent(self, few, tmp_path):
