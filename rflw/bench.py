@@ -1,6 +1,5 @@
 """Speed: of networks, of training and of loading. Modes take turns in one run, so that a noisy machine is noisy to all."""
 from collections.abc import Callable, Iterable
-from contextlib import contextmanager
 from copy import deepcopy
 from io import BytesIO
 from statistics import median
@@ -21,7 +20,7 @@ from rflw.datasets.readers import labels_of, open_dataset
 from rflw.datasets.resident import ResidentSet
 from rflw.datasets.transforms import Augmented, training_transform
 from rflw.engine import checkpoint_file, computes_in_bf16, keep_freed_memory, load, normalise, pick_device, pick_precision, upsample
-from rflw.errors import InputError, out_of_memory
+from rflw.errors import InputError, enough_memory
 from rflw.nn.encoders import IMAGENET_MEAN, IMAGENET_STD
 from rflw.nn.refinenet import RefineNet, build
 from rflw.training import (
@@ -123,7 +122,7 @@ def network_speed(names: Iterable[str], modes: Iterable[str] = (), size: tuple[i
     if passes < 1 or batch < 1 or min(size) < 1:
         raise InputError(f"{passes} passes of {batch} images of {size[0]}x{size[1]}: one at least")
     modes = list(dict.fromkeys(modes)) or ["eager-fp32", "optimised-fp32"] + ["optimised-bf16"] * computes_in_bf16(where)
-    with _in_memory(f"{batch} images of {size[0]}x{size[1]}"):
+    with enough_memory(f"{batch} images of {size[0]}x{size[1]}: too large for the memory"):
         images = torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(0)).to(where)
     rows, calls, outputs, nets = [], {}, {}, {}
     for name in dict.fromkeys(names):
@@ -133,7 +132,7 @@ def network_speed(names: Iterable[str], modes: Iterable[str] = (), size: tuple[i
         for mode in modes:
             net = prepared(deepcopy(model), mode, where, calibration)
             calls[name, mode] = call = _pass(net, images, mode.startswith(("optimised", "onnx", "memory")))
-            with _in_memory(f"{name}, {mode}, {batch} images of {size[0]}x{size[1]}"):
+            with enough_memory(f"{name}, {mode}, {batch} images of {size[0]}x{size[1]}: too large for the memory"):
                 outputs[name, mode] = call()
             nets[name, mode] = net
             rows.append({"model": name, "mode": mode, "device": where.type, "size": list(size), "batch": batch,
@@ -146,12 +145,13 @@ def network_speed(names: Iterable[str], modes: Iterable[str] = (), size: tuple[i
     for row in rows:
         key, first = (row["model"], row["mode"]), (row["model"], modes[0])
         latency, precision = runtime.statistics(times[key]), row["mode"].rpartition("-")[2]
-        peak, width = peaks.get(f"{precision}_gmacs", peaks["fp32_gmacs"]), 2 if precision in ("bf16", "fp16") else 4
+        peak, width = peaks.get(f"{precision}_gmacs"), 2 if precision in ("bf16", "fp16") else 4
         rate, apart = row["macs"] / latency["median"] / 1e6, outputs[key] - outputs[first]
         row |= {"latency_ms": latency, "images_per_s": round(1000 * batch / latency["mean"], 4),
                 "faster": runtime.ratio(times[first], times[key]), "gmacs_per_s": float(f"{rate:.4g}"),
-                "share_of_peak": float(f"{rate / peak:.4g}"),
-                "roofline_ms": round(runtime.roofline(row["macs"], row["bytes"] * width / 4, peak, peaks["copy_gb_s"]), 4),
+                "share_of_peak": None if peak is None else float(f"{rate / peak:.4g}"),
+                "roofline_ms": None if peak is None else round(
+                    runtime.roofline(row["macs"], row["bytes"] * width / 4, peak, peaks["copy_gb_s"]), 4),
                 "error": float(f"{(apart.norm() / outputs[first].norm()).item():.3e}"),
                 "agreement": round((outputs[key].argmax(1) == outputs[first].argmax(1)).float().mean().item(), 6),
                 "weights_mb": round(runtime.weights_mb(nets[key]), 3), "working_mb": _rounded(runtime.working_mb(calls[key], where)),
@@ -162,17 +162,6 @@ def network_speed(names: Iterable[str], modes: Iterable[str] = (), size: tuple[i
             row["whole_way_ms"] = way_of_a_photo(nets[key], size, where, min(passes, 20))
     return {"rows": rows, "peaks": peaks, "threads": torch.get_num_threads(),
             "gpu": torch.cuda.get_device_name(where) if where.type == "cuda" else None}
-
-
-@contextmanager
-def _in_memory(what: str):
-    """Raises InputError where PyTorch runs out of memory within it, on CPUs or CUDA."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as e:
-        if out_of_memory(e):
-            raise InputError(f"{what}: too large for the memory") from e
-        raise
 
 
 def _rounded(value: float | None) -> float | None:

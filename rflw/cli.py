@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from rflw.errors import InputError
+from rflw.errors import InputError, enough_memory
 
 app = typer.Typer(help="Light-Weight RefineNet: count, train, evaluate, predict.", add_completion=False,
                   pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -46,7 +46,8 @@ def run() -> None:
 def main() -> None:
     """The command line; usage errors and InputError become one line and exit code 2."""
     try:
-        code = app(args=_spread(sys.argv[1:]) or ["--help"], standalone_mode=False)
+        with enough_memory("too little memory: --tile, a smaller batch or --device cpu takes less"):
+            code = app(args=_spread(sys.argv[1:]) or ["--help"], standalone_mode=False)
     except InputError as e:
         _fail(str(e))
     except ClickException as e:
@@ -475,7 +476,7 @@ def campaign_run(tier: Tier = "cpu", budget_minutes: Annotated[float, typer.Opti
     Example: rflw campaign run --tier cpu --budget-minutes 120 --root ~/datasets
     """
     from rflw import campaign, records
-    if budget_minutes <= 0:
+    if not 0 < budget_minutes < float("inf"):
         raise InputError(f"--budget-minutes {budget_minutes:g}: above 0")
     for run, end in campaign.run_missing(tier, budget_minutes, results or records.FOLDER, runs, root, workers, retry, only, progress=True):
         print(f"{run.name}: {end}", flush=True)
@@ -638,7 +639,7 @@ def evaluate(checkpoint: Checkpoint, data: On = None, split: Split = "val",
     Example: rflw eval camvid --root ~/datasets --scales 0.75 1 1.25 --flip --json
     """
     from rflw import engine, metrics, plots, records, tiles
-    if min(scales) <= 0 or max(scales) > 4:
+    if not all(0 < scale <= 4 for scale in scales):
         raise InputError(f"--scales {' '.join(map(str, scales))}: above 0, at most 4")
     tiles.side(tile, (1, 1))
     model, dataset = _opened(checkpoint, data, split, root, device)
@@ -662,11 +663,14 @@ def evaluate(checkpoint: Checkpoint, data: On = None, split: Split = "val",
         return metrics.boundary_f(prediction, mask, model.num_classes).nanmean().item(), same, pixels
 
     tiled = "" if tile is None else f"-tile-{tile}"
-    as_deployed = f"-deployed-{deployed}" if deployed else ""
+    as_deployed = f"-deployed-{deployed}" if deployed else "" if precision == "auto" else f"-{precision}"
     way = f"{'' if tuple(scales) == (1.0,) else '-'.join(['', 'scales', *(f'{s:g}' for s in scales)])}{'-flip' * flip}{as_deployed}{tiled}"
     command = (f"rflw eval {checkpoint} --data {name} --split {split} --scales {' '.join(f'{s:g}' for s in scales)}{' --flip' * flip}"
-               f"{f' --deployed {deployed}' if deployed else ''}{'' if tile is None else f' --tile {tile}'}")
+               f"{f' --deployed {deployed}' if deployed else '' if precision == 'auto' else f' --precision {precision}'}"
+               f"{'' if tile is None else f' --tile {tile}'}")
     config = {"checkpoint": checkpoint, "model": model.name, "data": name, "split": split, "scales": list(scales), "flip": flip}
+    if not deployed:
+        config["precision"] = engine.pick_precision(precision, next(model.parameters()).device)
     with records.timed(f"eval-{Path(checkpoint).stem}-{Path(name).name}-{split}{way}", command, "eval", config) as record:
         identity = _identity(checkpoint, dataset, config | {"precision": precision, "deployed": deployed, "tile": tile}) if keep else ""
         sitting = engine.Sitting(len(dataset), model.num_classes, 3, keep, identity)
@@ -882,8 +886,12 @@ def pictures(checkpoints: Annotated[list[str], typer.Argument(help="Shipped chec
     opened = {}
     for checkpoint in checkpoints:
         model, dataset = _opened(checkpoint, data, split, root, device)
+        data = data or model.card["data"]  # the first one's, for all
+        if studies.title(model) in opened:
+            raise InputError(f"{checkpoint}: {studies.title(model)} is among the networks already")
         opened[studies.title(model)] = model
-    command = f"rflw pictures {' '.join(checkpoints)} -o {output.name} --rule {rule} --number {number}{' --safe' * safe}"
+    command = (f"rflw pictures {' '.join(checkpoints)} -o {output.name} --data {dataset.name} --split {split} --rule {rule} "
+               f"--number {number}{' --safe' * safe}")
     with records.timed(output.stem, command, "pictures", {"checkpoints": list(opened), "data": dataset.name, "split": split}) as record:
         result, rows = studies.pictures(opened, dataset, rule, number, progress=True)
     labels, columns, more = plots.safe(dataset.labels) if safe else dataset.labels, ["image", "truth", *opened], None
@@ -941,7 +949,8 @@ def bench_network(names: Annotated[list[str], typer.Argument(
         names = [*names, *found]
     label = label or f"{size[0]}x{size[1]}-b{batch}-{device}"
     command = (f"rflw bench network {' '.join(names)}{' --modes ' * bool(modes)}{' '.join(modes)} --size {size[0]} {size[1]} "
-               f"--batch {batch} --passes {passes} --device {device}{' --whole-way' * whole_way}"
+               f"--batch {batch} --passes {passes} --device {device}{f' --classes {classes}' if classes != 21 else ''}"
+               f"{' --whole-way' * whole_way}"
                f"{f' --calibrate {calibrate}' if calibrate else ''} --label {label}")
     config = {"names": list(names), "modes": list(modes), "size": list(size), "batch": batch, "passes": passes, "classes": classes}
     with records.timed(f"bench-runtime-{label}", command, config=config) as record:
@@ -959,8 +968,9 @@ def bench_network(names: Annotated[list[str], typer.Argument(
           f"{'MB':>7} {'error':>8}")
     for row in measured["rows"]:
         latency, memory = row["latency_ms"], "" if row["working_mb"] is None else f"{row['working_mb']:.0f}"
+        share = "" if row["share_of_peak"] is None else f"{100 * row['share_of_peak']:.1f}"
         print(f"{row['model']:{wide}} {row['mode']:34} {latency['mean']:9.2f} {latency['std']:7.2f} {latency['median']:8.2f} "
-              f"{row['images_per_s']:9.2f} {row['faster']['ratio']:6.2f}x {100 * row['share_of_peak']:9.1f} {memory:>7} "
+              f"{row['images_per_s']:9.2f} {row['faster']['ratio']:6.2f}x {share:>9} {memory:>7} "
               f"{row['error']:8.1e}")
         for step, why in row["left_out"].items():
             print(f"{'':{wide}} without {step}: {why}")

@@ -22,7 +22,7 @@ from rflw.analysis.statistics import Interval, mean_interval
 from rflw.datasets.readers import spread
 from rflw.errors import InputError
 from rflw.nn.blocks import CRP, RCU, BottleneckRCU
-from rflw.nn.refinenet import RefineNet, build
+from rflw.nn.refinenet import MIN_SIZE, RefineNet, build
 
 BACKGROUND = ("background", "ground")  # "multi-label accuracy (without background)", Table 4
 CUTS = (0.05, 0.1, 0.2, 0.5)  # sizes of fields at several thresholds, since none is given
@@ -39,6 +39,8 @@ def tensors(model: RefineNet, dataset, indices: list[int], size: tuple[int, int]
 
     Raises InputError for images of several sizes, where no size is given.
     """
+    if size and min(size) < MIN_SIZE:
+        raise InputError(f"size {size[0]}x{size[1]}: the networks take {MIN_SIZE}x{MIN_SIZE} and up")
     device, images = next(model.parameters()).device, []
     for i in indices:
         image = engine.normalise(dataset[i][0], model, device)
@@ -77,6 +79,8 @@ def erf(model: RefineNet, dataset, method: str = "gradient", layers: dict[str, s
     """
     if method not in ("gradient", "occlusion", "activation"):
         raise InputError(f"unknown method {method!r}: gradient, occlusion or activation")
+    if cut is not None:
+        receptive_field.size_of(torch.ones(1, 1), cut)  # which refuses what is no share, before anything is measured
     x = tensors(model, dataset, spread(images * tile**2, len(dataset)), size, tile)
     found, measured, options = {}, {}, {"progress": progress} | ({} if cut is None else {"cut": cut})
     with evaluating(model):

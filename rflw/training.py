@@ -40,7 +40,7 @@ from rflw.engine import (
     upsample,
     weights_of,
 )
-from rflw.errors import InputError, out_of_memory
+from rflw.errors import InputError, enough_memory
 from rflw.nn import pooling
 from rflw.nn.refinenet import RefineNet, build, init_decoder
 from rflw.records import write_whole
@@ -288,7 +288,8 @@ def fit(recipe: Recipe, out: str | Path, seed: int = 0, root=None, device: str =
     if where.type == "cpu":
         keep_freed_memory()
     if resident:
-        held = {id(data): ResidentSet(data, where) for data in opened.values()}
+        with enough_memory(f"{recipe.name}: its data set does not fit into the device's memory; --no-resident reads it from files"):
+            held = {id(data): ResidentSet(data, where) for data in opened.values()}
         sets = [held[id(data)] for data in sets]
     torch.manual_seed(derive("init", seed))
     model = build(recipe.model, len(labels.classes), recipe.weights if not recipe.init else None)
@@ -323,7 +324,8 @@ def fit(recipe: Recipe, out: str | Path, seed: int = 0, root=None, device: str =
             write_whole(out / "last.pt", lambda partial: _torch_save(content, partial))
 
     def measure(network) -> dict:
-        matrices = evaluate(network, validation, precision, rank=rank, world=world)
+        with enough_memory(f"{recipe.name}: out of memory in validation, whose images are whole; --device cpu goes on without", Failed):
+            matrices = evaluate(network, validation, precision, rank=rank, world=world)
         return summary(fabric.all_reduce(matrices, reduce_op="sum").cpu(), labels.classes)
 
     def validate() -> float | None:
@@ -403,6 +405,9 @@ def _train_stage(recipe: Recipe, number: int, data, seed: int, state: State, fab
     loader = make_loader(data, recipe, state.model, keys, workers, pin=where.type == "cuda")
     bar = tqdm(total=stage.epochs * per_epoch, initial=state.step, desc=f"{recipe.name} s{seed}", unit="step",
                file=sys.stderr, disable=not progress or None)
+    lower = (f"--accumulate {2 * accumulate} computes the same in smaller parts" if recipe.frozen_bn
+             else "batch norm needs them at once: a recipe with a smaller crop or batch takes less")
+    full = f"{recipe.name}: out of memory with {recipe.batch // world // accumulate} images at a time; {lower}"
     since, seen, written = time.perf_counter(), 0, time.perf_counter()
     for images, masks in loader:
         step = state.step
@@ -410,14 +415,8 @@ def _train_stage(recipe: Recipe, number: int, data, seed: int, state: State, fab
         torch.manual_seed(derive("dropout", seed, number, step, rank))  # so that resuming changes nothing
         images = images.to(where, memory_format=memory_format, non_blocking=True)
         masks = masks.to(where, non_blocking=True)
-        try:
+        with enough_memory(full, Failed):
             value = train_step(fabric, wrapped, state.optimiser, images, masks, recipe.clip, accumulate, weights)
-        except (RuntimeError, MemoryError) as e:
-            if not out_of_memory(e):
-                raise
-            lower = (f"--accumulate {2 * accumulate} computes the same in smaller parts" if recipe.frozen_bn
-                     else "batch norm needs them at once: a recipe with a smaller crop or batch takes less")
-            raise Failed(f"{recipe.name}: out of memory with {recipe.batch // world // accumulate} images at a time; {lower}") from e
         if not math.isfinite(value):
             raise Failed(f"{recipe.name}: the loss is {value} at epoch {step // per_epoch + 1}, step {step} of stage "
                          f"{number + 1}; lower the learning rates")

@@ -200,6 +200,7 @@ def test_eval_on_other_classes_is_refused(rflw, checkpoint, monkeypatch):
     monkeypatch.setattr("rflw.datasets.readers.open_dataset", lambda name, split, root: Scenes(split, LABELS[name]))
     refused(rflw("eval", checkpoint, "--data", "camvid"), "6 classes", "11")
     refused(rflw("eval", checkpoint, "--scales", 1, 0), "--scales 1.0 0.0")
+    refused(rflw("eval", checkpoint, "--scales", "nan"), "--scales nan")
     refused(rflw("eval", checkpoint, "--scales"), "--scales")
 
 
@@ -212,8 +213,9 @@ def test_eval_at_several_scales_saves_what_it_scores(rflw, checkpoint, tmp_path,
     saved = [np.array(Image.open(tmp_path / "saved" / f"{i}.png")) for i in range(2)]
     matrix = sum(confusion_matrix(torch.from_numpy(p), torch.from_numpy(scene("val", i)[1]), 6) for i, p in enumerate(saved))
     assert result["miou"] == pytest.approx(mean_iou(matrix))
-    record = engine.records.read(f"eval-{Path(checkpoint).stem}-embedded-val-scales-0.5-1-flip", tmp_path)
-    assert record["metrics"] == result and record["kind"] == "eval" and record["command"].endswith("--scales 0.5 1 --flip")
+    record = engine.records.read(f"eval-{Path(checkpoint).stem}-embedded-val-scales-0.5-1-flip-fp32", tmp_path)
+    assert record["metrics"] == result and record["kind"] == "eval" and record["config"]["precision"] == "fp32"
+    assert record["command"].endswith("--scales 0.5 1 --flip --precision fp32")
 
 
 def test_eval_goes_on_where_it_was_interrupted(rflw, checkpoint, tmp_path, monkeypatch):
@@ -266,6 +268,9 @@ def test_erf_measures_records_and_draws(rflw, checkpoint, tmp_path, monkeypatch)
     assert "after CRP" in rflw(*words)[1]
     refused(rflw("erf", checkpoint, "--layer", "decoder.stage.0.crp"), "no layer", "decoder.stages.0.crp")
     refused(rflw("erf", checkpoint, "--images", 0), "images")
+    refused(rflw("erf", checkpoint, "--size", 0, 0), "size 0x0", "33x33")
+    for cut in ("nan", 0, 1):
+        refused(rflw("erf", checkpoint, "--cut", cut), "share", str(cut))
     refused(rflw("erf", checkpoint, "--method", "magic"), "magic", "occlusion")
     refused(rflw("erf", checkpoint, "--method", "occlusion", "--patch", 200), "patch", "128x96")
     monkeypatch.setattr(Scenes, "__getitem__", lambda self, index: tuple(x[: 90 - index] for x in scene("val", index)))
@@ -291,7 +296,10 @@ def test_probe_saturation_and_pictures_record(rflw, checkpoint, tmp_path, monkey
     metrics = engine.records.read("worst", tmp_path)["metrics"]
     assert code == 0 and Image.open(tmp_path / "worst.png").format == "PNG" and len(metrics["frames"]) == 1
     assert list(metrics["agreement"]) == ["refinenet-lw-nocrp-mobilenet_v2"]
+    assert engine.records.read("worst", tmp_path)["command"] == (
+        f"rflw pictures {checkpoint} {other} -o worst.png --data embedded --split val --rule worst --number 1 --safe")
     refused(rflw("pictures", checkpoint, "-o", tmp_path / "x.png", "--rule", "best"), "best", "worst or spread")
+    refused(rflw("pictures", checkpoint, other, checkpoint, "-o", tmp_path / "x.png"), "among the networks already")
     monkeypatch.setattr("rflw.studies.pictures", None)  # nothing is measured for a picture that cannot be written
     refused(rflw("pictures", checkpoint, "-o", tmp_path / "x.txt"), "x.txt", ".webp")
 
@@ -340,6 +348,12 @@ def test_train_refuses_folders_that_it_cannot_use(rflw, tmp_path, monkeypatch):
     words = ("train", "embedded-lw-efficientnet_lite0", "--epochs", 1, "--out")
     refused(rflw(*words, tmp_path / "file" / "run"), "cannot be written")
     refused(rflw(*words, tmp_path / "damaged", "--resume"), "last.pt", "not a whole checkpoint")
+
+
+def test_too_little_memory_is_one_line(rflw, checkpoint, monkeypatch):
+    monkeypatch.setattr("rflw.datasets.readers.open_dataset", lambda name, split, root: Scenes(split))
+    monkeypatch.setattr(engine, "evaluate", lambda *args, **options: torch.empty(2**60))
+    refused(rflw("eval", checkpoint), "too little memory", "--tile")
 
 
 def test_eval_of_void_alone(rflw, checkpoint, monkeypatch, tmp_path):
@@ -440,7 +454,8 @@ def test_campaign_shows_what_is_there_and_what_is_not(rflw, tmp_path):
     assert f"0 of {len(rows)} done" in rflw("campaign", "status", *words)[1]
     listed = json.loads(rflw("campaign", "list", "--tier", "gpu", *words, "--json")[1])
     assert sum(row["seeds"] for row in listed) > len(rows) and {row["minutes"] for row in listed} == {None}
-    refused(rflw("campaign", "run", "--budget-minutes", 0), "budget")
+    for minutes in (0, "nan"):
+        refused(rflw("campaign", "run", "--budget-minutes", minutes), "budget")
     refused(rflw("campaign", "list", "--tier", "tpu"), "tpu")
 
 

@@ -325,6 +325,12 @@ class TestFit:
         with pytest.raises(InputError, match="whole batches"):
             training.fit(tiny(1, frozen_bn=False), tmp_path / "other", accumulate=2)
 
+    def test_too_little_memory_to_validate(self, few, tmp_path, monkeypatch):
+        monkeypatch.setattr(training, "evaluate", lambda *args, **options: torch.empty(2**60))
+        with pytest.raises(training.Failed, match="out of memory in validation.*--device cpu"):
+            training.fit(tiny(1), tmp_path / "run")
+        assert rflw.records.read(tmp_path / "run" / "record.json")["status"] == "failed"
+
     def test_batch_norm_statistics_stay(self, few, tmp_path):
         fresh = build("refinenet-lw-mobilenet_v2", 6).state_dict()
         trained, _ = training.fit(tiny(1), tmp_path / "run")
