@@ -229,8 +229,8 @@ def test_what_is_nowhere_and_what_is_void_have_no_share():
 
 @pytest.mark.parametrize(("prediction", "target", "words"), [
     (torch.zeros(2, 3), torch.zeros(3, 2), "against labels"),
-    (torch.tensor([0]), torch.tensor([4]), "label 4"),
-    (torch.tensor([7]), torch.tensor([0]), "class 7"),
+    (torch.tensor([0, 0]), torch.tensor([0, 4]), "label 4"),
+    (torch.tensor([0, 3, 7, 8]), torch.tensor([0, 0, 0, 0]), "class 7"),
     (torch.tensor([-1]), torch.tensor([0]), "class -1"),
 ])
 def test_bad_input_is_refused(prediction, target, words):
