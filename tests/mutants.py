@@ -264,7 +264,7 @@ def main() -> int:
     modules, lived, equal = {}, [], []
     config = {"mutants": asked.mutants, "minutes": asked.minutes, "groups": names}
     with (tempfile.TemporaryDirectory(prefix="mutants-") as within,
-          records.timed("reliability-mutation", command, "reliability", config, seed=asked.seed) as record):
+          records.timed("-".join(["reliability-mutation", *asked.groups]), command, "reliability", config, seed=asked.seed) as record):
         for name in names:
             files, tests = GROUPS[name]
             drawn = mutants(files, asked.mutants, asked.seed, records.REPOSITORY)

@@ -185,7 +185,7 @@ def test_so_many_classes_are_looked_at_together_as_memory_is_meant_for(monkeypat
     target = torch.arange(48).view(6, 8) % 5
     prediction = target.roll(1, 0)
     expected, seen, real = boundary_f(prediction, target, 5).tolist(), [], metrics.F.conv2d
-    assert 4 * metrics.MAPS <= 2**26  # bytes of a map in float32
+    assert 4 * metrics.MAPS <= 2**26 and metrics.MAPS >= 11 * 360 * 480  # bytes in float32; all of CamVid's classes at once
     monkeypatch.setattr(metrics, "MAPS", maps)
     monkeypatch.setattr(metrics.F, "conv2d", lambda x, *args, **options: seen.append(len(x)) or real(x, *args, **options))
     assert boundary_f(prediction, target, 5).tolist() == expected
@@ -229,8 +229,8 @@ def test_what_is_nowhere_and_what_is_void_have_no_share():
 
 @pytest.mark.parametrize(("prediction", "target", "words"), [
     (torch.zeros(2, 3), torch.zeros(3, 2), "against labels"),
-    (torch.tensor([0]), torch.tensor([4]), "label 4"),
-    (torch.tensor([7]), torch.tensor([0]), "class 7"),
+    (torch.tensor([0, 0]), torch.tensor([0, 4]), "label 4"),
+    (torch.tensor([0, 3, 7, 8]), torch.tensor([0, 0, 0, 0]), "class 7"),
     (torch.tensor([-1]), torch.tensor([0]), "class -1"),
 ])
 def test_bad_input_is_refused(prediction, target, words):

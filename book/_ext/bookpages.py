@@ -188,7 +188,8 @@ class Reliability(Table):
         rows, more = [], []
         for name, record in found.items():
             figures = record["metrics"]
-            told = [f"{words(key)}: {figure(value)}" for key, value in figures.items() if key != "what" and not detailed(value)]
+            told = [f"{words(key)}: {figure(value)}" for key, value in figures.items()
+                    if key != "what" and not detailed(value) and value != []]
             rows.append((f"reliable-{name}", {}, [
                 escape(figures["what"]), "<br>".join(map(escape, told)), f"<code>{escape(record['command'])}</code>",
                 f"{record['wall_s'] / 60:.1f}", escape(hardware(record)), self.link(name, f"book/records#record-{name}")]))

@@ -24,6 +24,7 @@ from .targets import TARGETS, Target
 
 ROOM = 4 << 30  # bytes that a parser may take beyond what it has at first, before it is refused more
 SLOW = 10  # seconds that one file may take
+PREPARING = 300  # seconds that making the first, whole file may take, which for some is a training
 STARTS = ("os.system", "os.exec", "os.posix_spawn", "subprocess.Popen", "socket.connect", "ctypes.dlopen")
 
 
@@ -92,7 +93,7 @@ def _wait(child: int, ledger: mmap.mmap) -> tuple[int, bool]:
         now = struct.unpack_from("<q", ledger, 48)[0]
         if now != beat:
             beat, since = now, time.monotonic()
-        elif time.monotonic() - since > 3 * SLOW:
+        elif time.monotonic() - since > (3 * SLOW if beat else PREPARING):
             os.kill(child, signal.SIGKILL)
             return os.waitpid(child, 0)[1], True
         time.sleep(0.05)
