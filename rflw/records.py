@@ -43,7 +43,8 @@ def provenance() -> dict:
             return None
         return run.stdout.strip() if run.returncode == 0 else None
 
-    changes = git("status", "--porcelain", "--untracked-files=no")
+    # A record that replaces one is no change of what is measured.
+    changes = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!data/results")
     return {
         "commit": git("rev-parse", "HEAD"),
         "dirty": None if changes is None else bool(changes),

@@ -3,6 +3,7 @@ import errno
 import json
 import os
 from pathlib import Path
+import subprocess
 import time
 
 import pytest
@@ -58,6 +59,29 @@ def test_a_full_disk_is_named(tmp_path):
     with pytest.raises(InputError, match="No space left"):
         records.write_whole(tmp_path / "x", full)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_changed_checkout_is_dirty_and_a_replaced_record_is_no_change(tmp_path, monkeypatch):
+    def git(*words):
+        subprocess.run(["git", "-c", "user.name=x", "-c", "user.email=x@y", *words], cwd=tmp_path, check=True, capture_output=True)
+    monkeypatch.setattr(records, "REPOSITORY", tmp_path)
+    assert records.provenance()["dirty"] is None  # no checkout
+    code, record = tmp_path / "code.py", tmp_path / "data" / "results" / "x.json"
+    record.parent.mkdir(parents=True)
+    for path in (code, record):
+        path.write_text("1")
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "x")
+    record.write_text("2")
+    (tmp_path / "new.py").write_text("1")
+    assert records.provenance()["dirty"] is False and len(records.provenance()["commit"]) == 40
+    code.write_text("2")
+    assert records.provenance()["dirty"] is True
+
+
+def test_no_record_on_file_is_from_changed_code():
+    assert [record["name"] for record in records.read_all() if record["dirty"] is not False] == []
 
 
 def test_provenance_names_machine_and_versions():
