@@ -269,7 +269,7 @@ def test_erf_measures_records_and_draws(rflw, checkpoint, tmp_path, monkeypatch)
     refused(rflw("erf", checkpoint, "--layer", "decoder.stage.0.crp"), "no layer", "decoder.stages.0.crp")
     refused(rflw("erf", checkpoint, "--images", 0), "images")
     refused(rflw("erf", checkpoint, "--size", 0, 0), "size 0x0", "33x33")
-    for cut in ("nan", 0, 1):
+    for cut in ("nan", -1, 1):
         refused(rflw("erf", checkpoint, "--cut", cut), "share", str(cut))
     refused(rflw("erf", checkpoint, "--method", "magic"), "magic", "occlusion")
     refused(rflw("erf", checkpoint, "--method", "occlusion", "--patch", 200), "patch", "128x96")

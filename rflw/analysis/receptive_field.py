@@ -43,8 +43,8 @@ class Fields:
 
 def size_of(maps: Tensor, cut: float, cell: int = 1) -> Tensor:
     """(..., H, W) -> (...): square root of the area that is above `cut` times the largest value; nan where all is nought."""
-    if not 0 < cut < 1:
-        raise InputError(f"a field ends at a share of its largest value between 0 and 1, not {cut}")
+    if not 0 <= cut < 1:
+        raise InputError(f"a field ends at a share of its largest value, 0 or more and below 1, not {cut}")
     peak = maps.amax((-2, -1), keepdim=True)
     area = (maps > cut * peak).sum((-2, -1)).double()
     return torch.where(peak[..., 0, 0] > 0, area.sqrt() * cell, torch.nan)
