@@ -171,6 +171,9 @@ def read(name: str | Path, folder: Path = FOLDER) -> dict:
         raise InputError(f"{path}: no {', '.join(missing)}")
     if record.get("sha256") != digest(record):
         raise InputError(f"{path}: its hash does not fit its contents: it was edited by hand")
+    wrong = next((field for field in ("name", "kind", "status") if not isinstance(record[field], str)), None)
+    if wrong:
+        raise InputError(f"{path}: {wrong} is {json.dumps(record[wrong])[:60]}, which is no text")
     return record
 
 

@@ -53,6 +53,13 @@ def test_files_are_written_whole_or_not_at_all(tmp_path):
         records.write_whole(tmp_path / "x" / "y", lambda partial: None)
 
 
+@pytest.mark.parametrize("field", ["name", "kind", "status"])
+def test_words_that_are_no_text_are_refused(tmp_path, field):
+    path = records.write(record(**{field: {"a": 1}}), tmp_path, "trial")
+    with pytest.raises(InputError, match=f'trial.json: {field} is {{"a": 1}}, which is no text'):
+        records.read(path)
+
+
 def test_a_full_disk_is_named(tmp_path):
     def full(partial):
         raise OSError(errno.ENOSPC, "No space left on device")
