@@ -20,6 +20,7 @@ def test_two_values_by_hand():
     ours = mean_interval([1.0, 3.0])
     assert (ours.mean, ours.low, ours.high) == pytest.approx((2, 2 - 12.7062, 2 + 12.7062), abs=1e-4)
     assert str(ours) == "2.0 [-10.7, 14.7]"
+    assert f"{ours:.3f}" == "2.000 [-10.706, 14.706]"
 
 
 def test_one_value_has_no_interval():

@@ -79,3 +79,25 @@ def test_fastest_mode_of_each_network():
                                    row("lw", "eager-fp32", 3, batch=2))])
     assert [(one["model"], one["batch"], one["latency_ms"]["mean"]) for one in timings.fastest(rows)] == [
         ("lw", 1, 2), ("x", 1, 9), ("lw", 2, 3)]
+
+
+def test_chosen_rows_have_the_wanted_values_and_most_passes():
+    few, many = ({"where": "here", "model": "a", "mode": "eager-fp32", "size": [2, 3], "batch": 1, "passes": n} for n in (3, 5))
+    other = few | {"batch": 2}
+    assert timings.chosen([few, many, other]) == [many, other]
+    assert timings.chosen([many, few, other], batch=1) == [many]
+    assert timings.chosen([few], mode="eager-bf16") == []
+
+
+def test_a_table_shows_what_all_lines_share_once():
+    lines = [{"device": "cpu", "batch": 1, "mode": mode, "ms": ms} for mode, ms in (("a", 4), ("b", 5))]
+    frame = timings.table(lines, "device", "batch", "mode")
+    assert (frame.columns.name, frame.index.tolist(), frame.columns.tolist()) == ("cpu, batch 1", ["a", "b"], ["ms"])
+    assert frame.ms.tolist() == [4, 5]
+    apart = timings.table([*lines, lines[0] | {"device": "gpu"}], "device", "batch", "mode")
+    assert (apart.columns.name, apart.index.names) == ("batch 1", ["device", "mode"])
+    assert timings.table([], "device", "mode")["on record"].tolist() == ["not measured"]
+
+
+def test_sizes_are_named_width_first():
+    assert timings.pixels((480, 640)) == "640x480"

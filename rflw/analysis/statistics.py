@@ -16,9 +16,13 @@ class Interval:
     high: float
     n: int
 
+    def __format__(self, spec: str) -> str:
+        """"1.23 [1.10, 1.36]": `spec` is that of each number, ".1f" where it is empty."""
+        spread = "" if math.isnan(self.low) else f" [{self.low:{spec or '.1f'}}, {self.high:{spec or '.1f'}}]"
+        return f"{self.mean:{spec or '.1f'}}{spread}"
+
     def __str__(self) -> str:
-        spread = "" if math.isnan(self.low) else f" [{self.low:.1f}, {self.high:.1f}]"
-        return f"{self.mean:.1f}{spread}"
+        return format(self)
 
 
 def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:

@@ -2,10 +2,16 @@
 
 Only rows of one record took turns on one machine, so ratios are made of these alone.
 """
-from collections.abc import Iterable
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
 from math import nan, pi, sqrt
+from typing import TYPE_CHECKING
 
 from rflw.analysis.statistics import Interval, mean_ratio
+
+if TYPE_CHECKING:
+    import pandas
 
 PRECISIONS = ("fp32", "bf16", "fp16", "int8")
 
@@ -95,3 +101,29 @@ def fastest(rows: Iterable[dict]) -> list[dict]:
         if key not in best or _centre(row["latency_ms"])[0] < _centre(best[key]["latency_ms"])[0]:
             best[key] = row
     return list(best.values())
+
+
+def chosen(rows: Iterable[dict], **wanted) -> list[dict]:
+    """Rows that have the wanted values; of several of one device, network, mode, size and batch, that with most passes."""
+    found = {}
+    for row in rows:
+        key = row["where"], row["model"], row["mode"], *row["size"], row["batch"]
+        if all(row[name] == value for name, value in wanted.items()):
+            found[key] = max(found.get(key, row), row, key=lambda one: one["passes"])
+    return list(found.values())
+
+
+def pixels(size: Sequence[int]) -> str:
+    """(height, width) as screens are named: "640x480"."""
+    return f"{size[1]}x{size[0]}"
+
+
+def table(lines: Sequence[dict], *index: str) -> pandas.DataFrame:
+    """Lines under the given index, or one line that says that nothing was measured. What all lines share of the index, but for its last
+    column, stands in the corner, once."""
+    import pandas
+
+    frame = pandas.DataFrame(lines or [dict.fromkeys(index, "") | {"on record": "not measured"}])
+    shared = [one for one in index[:-1] if frame[one].nunique() == 1]
+    frame.columns.name = ", ".join(f"batch {frame[one][0]}" if one == "batch" else str(frame[one][0]) for one in shared)
+    return frame.drop(columns=shared).set_index([one for one in index if one not in shared])
