@@ -399,11 +399,11 @@ class Records(Table):
         for name, record in self.checked(kept).items():
             miou = record["metrics"].get("miou")
             rows.append((f"record-{name}", {"kind": record["kind"]}, [
-                self.link(name, f"/results/{name}.json"), *(escape(text) for text in (
-                    record["kind"], record["command"], str(record["seed"]), commit(record), hardware(record), record["started"][:10],
+                f"{self.link(name, f'/results/{name}.json')} <div>{escape(record['command'])}</div>", *(escape(text) for text in (
+                    record["kind"], str(record["seed"]), commit(record), hardware(record), record["started"][:10],
                     f"{record['wall_s'] / 60:.1f}", record["status"], "" if miou is None else f"{100 * miou:.1f} %"))]))
         return self.table("records", "Every record; its name leads to the file.", [
-            "record", "kind", "command", "seed", "commit", "hardware", "date", "minutes", "status", "mIoU"], rows)
+            "record and command", "kind", "seed", "commit", "hardware", "date", "minutes", "status", "mIoU"], rows)
 
 
 def setup(app) -> dict:
