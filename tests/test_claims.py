@@ -81,9 +81,9 @@ def test_reasons_of_tolerances_are_true():
 @pytest.mark.parametrize(("relation", "tolerance", "ours", "holds"), [
     ("=", 0.5, interval(5.4), True), ("=", 0.5, interval(5.6), False), ("=", 0.5, interval(4.4), False),
     ("=", 0.5, interval(5.0, 4.6, 5.4), True), ("=", 0.5, interval(5.0, 4.4, 5.6), None), ("=", 0.5, interval(6, 5.6, 6.4), False),
-    ("=", 0.5, interval(5.5), True), (">", 0, interval(5.0), False), (">", 0, interval(5.1), True), (">=", 0, interval(5.0), True),
-    (">=", 1, interval(4.0), True), (">=", 1, interval(3.9), False), (">=", 1, interval(4.5, 3.9, 5.1), None),
-    (">", 1, interval(9, 8, 10), True),
+    ("=", 0.5, interval(5.5), True), ("=", 0.5, interval(4, 3, 4.5 - 1e-9), None), ("=", 0.5, interval(7, 5.5 + 1e-9, 8), None),
+    (">", 0, interval(5.0), False), (">", 0, interval(5.1), True), (">=", 0, interval(5.0), True), (">=", 1, interval(4.0), True),
+    (">=", 1, interval(3.9), False), (">=", 1, interval(4.5, 3.9, 5.1), None), (">", 1, interval(9, 8, 10), True),
     ("<", 1, interval(6.0), False), ("<", 1, interval(5.9), True), ("<", 1, interval(5, 4, 6.1), None), ("<", 1, interval(8, 7, 9), False)])
 def test_tolerance_and_interval(relation, tolerance, ours, holds):
     assert claim(relation=relation, tolerance=tolerance).holds(ours) is holds
@@ -146,9 +146,16 @@ def test_other_data_never_answers_a_score_on_voc(results):
 
 def test_a_shortened_run_does_not_count_and_is_told(results):
     plan = RECIPES["paper-voc-lw-resnet50"].with_epochs(2)
+    results.add("another", "train", {"miou": 0.785}, asdict(plan) | {"model": "refinenet-lw-mobilenet_v2"})
     results.add("short", "train", {"miou": 0.785}, asdict(plan))
     judged = results.verdict(CELL)
     assert judged.verdict == "not tested" and "short has other settings" in judged.says
+
+
+@pytest.mark.parametrize("name", [min(RECIPES), max(RECIPES)])
+def test_a_recipe_of_another_name_is_another_experiment(results, name):
+    results.add("other", "train", {"miou": 0.785}, asdict(RECIPES["paper-voc-lw-resnet50"]) | {"name": name})
+    assert results.verdict(CELL).verdict == "not tested"
 
 
 @pytest.mark.parametrize(("changes", "counts"), [
@@ -158,6 +165,7 @@ def test_a_checkpoint_of_the_authors_counts_at_one_scale(results, changes, count
               "flip": False}
     results.add("eval-rf_lw50_voc-voc-val", "eval", {"miou": 0.78}, config | changes)
     assert (results.verdict(CELL).verdict == "reproduced") is counts
+    assert not counts or results.verdict(CELL).ours.mean == pytest.approx(78)
 
 
 def test_against_a_printed_score_the_weaker_network_counts(results):
@@ -242,6 +250,21 @@ def test_counts_are_those_on_record_and_rounded_as_printed(results):
     records.write(COMPLEXITY | {"metrics": {"rows": [row]}}, results.path)
     assert results.verdict("table2-refinenet-lw-101-params").verdict == "not reproduced"
     assert "no count of refinenet-lw-resnet50" in results.verdict("table2-refinenet-lw-50-params").says
+
+
+def test_each_kind_of_layer_is_counted_or_not():
+    """Convolutions always; pools, activations and resizing or not; norms not, once or twice: 2 x 3 x 2 x 2 rules, of which ours is one."""
+    rules = {*claims.OTHER_COUNTING, claims.COUNTING}
+    assert len(claims.OTHER_COUNTING) + 1 == len(rules) == 24 and {rule[0] for rule in rules} == {1}
+    assert [{rule[i] for rule in rules} for i in range(1, 5)] == [{0, 1}, {0, 1, 2}, {0, 1}, {0, 1}]
+
+
+def test_changes_are_between_the_networks_that_are_named(results):
+    rows = [row for row in COMPLEXITY["metrics"]["rows"] if row["model"] in ("refinenet-lw-resnet101", "refinenet-lw-mobilenet_v2")]
+    odd = rows[0]["parts"] | {"decoder": rows[0]["parts"]["decoder"] | {"kernels": {"1x1": 1000}}}
+    records.write(COMPLEXITY | {"metrics": {"rows": [*rows, rows[0] | {"model": "refinenet-lw-odd", "parts": odd}]}}, results.path)
+    layers = [sum(row["parts"]["decoder"]["kernels"].values()) - row["taps"] for row in rows]
+    assert results.verdict("no-specific-changes").ours.mean == abs(layers[0] - layers[1]) < 900
 
 
 def test_savings_and_shares_by_hand(results):
