@@ -351,7 +351,7 @@ def _count(claim: Claim, found: list[dict]) -> tuple[list[Answer], str]:
     test, what = claim.test, claim.test["count"]
     rows = {row["model"]: (row, record["name"]) for record in found if record["kind"] == "complexity"
             for row in record["metrics"]["rows"] if "size" not in test or _pixels(test["size"]) == row["size"]}
-    models = [m for m in rows if m.startswith("refinenet-lw-")] if what == "encoders" else _models(test)
+    models = _models(test) or [m for m in rows if m.startswith("refinenet-lw-") and not m.startswith("refinenet-lw-rcu-")]
     if missing := [model for model in models if model not in rows]:
         return [], f"no count of {missing[0]} on record: rflw complexity --all --results data/results"
     names = tuple(dict.fromkeys(rows[model][1] for model in models))
@@ -403,7 +403,8 @@ def _score(claim: Claim, found: list[dict]) -> tuple[list[Answer], str]:
         return each[models[0]], ""
     gaps = []
     for model, answers in each.items():
-        theirs = paper.value(*test["against"][model])
+        printed = test["against"][model]  # a cell of a table, or a statement of the text
+        theirs = paper.statement(printed).value if isinstance(printed, str) else paper.value(*printed)
         gaps += [Answer(answer.what, _shifted(answer.value, -theirs), answer.records) for answer in answers]
     least = min(gaps, key=lambda answer: answer.value.mean)
     return [Answer(least.what, least.value, tuple(name for answer in gaps for name in answer.records))], ""

@@ -375,6 +375,13 @@ def publish(run: Annotated[Path, typer.Argument(help="Folder of a finished run."
         print(path)
 
 
+def _there(folder: Path | None) -> Path | None:
+    """A folder to read records from. Raises InputError where it is none: an empty answer would say that there are no records."""
+    if folder and not folder.is_dir():
+        raise InputError(f"{folder}: no such folder")
+    return folder
+
+
 @app.command(name="records")
 def records_(names: Annotated[list[str] | None, typer.Argument(help="Two to compare, else any to list; default: all.")] = None,
              folder: Annotated[Path | None, typer.Option(help="Where they are; default data/results.")] = None, json: Json = False):
@@ -383,7 +390,7 @@ def records_(names: Annotated[list[str] | None, typer.Argument(help="Two to comp
     Example: rflw records camvid-lw-efficientnet_lite0-s0 camvid-lw-rcu-efficientnet_lite0-s0
     """
     from rflw import records
-    folder = folder or records.FOLDER
+    folder = _there(folder) or records.FOLDER
     found = [records.read(name, folder) for name in names] if names else records.read_all(folder)
     if len(found) == 2 and names:
         changes = records.differences(*found)
@@ -412,7 +419,7 @@ def claims_(results: Annotated[Path | None, typer.Option(help="Folder of the rec
     Example: rflw claims --json
     """
     from rflw import claims
-    judged = claims.verdicts(results)
+    judged = claims.verdicts(_there(results))
     if json:
         return _print_json([verdict.row() for verdict in judged])
     for verdict in judged:

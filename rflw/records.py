@@ -24,8 +24,9 @@ from rflw.errors import InputError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 FOLDER = REPOSITORY / "data" / "results"
-REQUIRED = ("name", "kind", "command", "config", "config_hash", "seed", "commit", "dirty", "hardware", "versions",
-            "started", "wall_s", "status", "metrics")
+REQUIRED = {"name": str, "kind": str, "command": str, "config": dict, "config_hash": str, "seed": int, "commit": str, "dirty": bool,
+            "hardware": dict, "versions": dict, "started": str, "wall_s": float, "status": str, "metrics": dict}
+WORDS = {str: "text", dict: "object", int: "whole number", float: "number", bool: "true or false"}
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "lightning", "fvcore")
 
 
@@ -166,19 +167,30 @@ def read(name: str | Path, folder: Path = FOLDER) -> dict:
         raise InputError(f"{path}: no such record ({e.strerror})") from e
     except (ValueError, RecursionError) as e:
         raise InputError(f"{path}: not JSON ({e})") from e
-    missing = [field for field in REQUIRED if field not in record] if isinstance(record, dict) else REQUIRED
+    missing = [field for field in REQUIRED if field not in record] if isinstance(record, dict) else [*REQUIRED]
     if missing:
         raise InputError(f"{path}: no {', '.join(missing)}")
     if record.get("sha256") != digest(record):
         raise InputError(f"{path}: its hash does not fit its contents: it was edited by hand")
-    wrong = next((field for field in ("name", "kind", "status") if not isinstance(record[field], str)), None)
-    if wrong:
-        raise InputError(f"{path}: {wrong} is {json.dumps(record[wrong])[:60]}, which is no text")
+    entries = [(field, record[field], kind) for field, kind in REQUIRED.items()]
+    entries += [(f"hardware.{field}", record["hardware"].get(field), kind) for field, kind in (("cpu", str), ("cores", int))
+                if isinstance(record["hardware"], dict)]
+    for field, value, kind in entries:
+        if not (_is(value, kind) or field == "commit" and value is None):  # outside a checkout there is no commit
+            raise InputError(f"{path}: {field} is {json.dumps(value)[:60]}, which is no {WORDS[kind]}")
     return record
 
 
+def _is(value, kind: type) -> bool:
+    """Whether a value read from JSON is of a kind: true is no number there, and 2 is one like 2.0."""
+    return type(value) is kind or kind is float and type(value) is int
+
+
 def read_all(folder: Path = FOLDER) -> list[dict]:
-    """All records of a folder, by name. Raises InputError for the first that is malformed or was edited."""
+    """All records of a folder, by name; none where it was not made yet. Raises InputError for the first that is malformed or was edited,
+    and for what is no folder."""
+    if Path(folder).exists() and not Path(folder).is_dir():
+        raise InputError(f"{folder}: is no folder of records")
     return [read(path) for path in sorted(Path(folder).glob("*.json"))]
 
 

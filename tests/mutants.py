@@ -288,6 +288,7 @@ def main() -> int:
                         print(f"{became}: {mutant.file}:{mutant.line}: {mutant.before}  ->  {mutant.after}", flush=True)
                     if time.monotonic() > until:  # those drawn first are as good a sample
                         drawn = drawn[:drawn.index(mutant) + 1]
+                        pool.shutdown(wait=False, cancel_futures=True)
                         break
             same = [m for m in drawn if m in same]
             killed = counts["killed"] + counts["timeout"]

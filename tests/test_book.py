@@ -166,7 +166,7 @@ def test_the_ledger_has_all_claims_and_leads_to_records(book):
 
 def test_a_new_record_changes_the_page(book):
     recipe = "paper-voc-lw-resnet50"
-    record = {field: {} for field in records.REQUIRED} | {
+    record = {field: kind() for field, kind in records.REQUIRED.items()} | {
         "name": f"{recipe}-s0", "kind": "train", "status": "done", "metrics": {"miou": 0.781}, "config": asdict(RECIPES[recipe]), "seed": 0,
         "commit": "abc", "command": f"rflw train {recipe}", "hardware": {"cpu": "x", "cores": 1}, "started": "2026-01-01", "wall_s": 60}
     records.write(record, book.results)
@@ -280,7 +280,7 @@ def test_every_record_of_reliability_is_shown(book):
     """Also one of a kind of attack that nobody has thought of yet."""
     pages, warnings = book.build("```{reliability}\n```")
     assert not warnings and "<table" not in pages["page"]
-    base = {field: {} for field in records.REQUIRED} | {
+    base = {field: kind() for field, kind in records.REQUIRED.items()} | {
         "kind": "reliability", "status": "done", "seed": 0, "commit": "abc", "dirty": False, "hardware": {"cpu": "x", "cores": 2},
         "started": "2026-01-01", "wall_s": 90}
     records.write(base | {"name": "reliability-faults", "command": "python -m tests.faults", "metrics": {

@@ -101,7 +101,8 @@ def test_costs_come_from_records_of_the_same_kind_of_device(plan, tmp_path):
     def cost():
         return {r.name: r.minutes for r in campaign.runs("cpu", tmp_path / "results", tmp_path / "runs")}
     assert set(cost().values()) == {None}
-    base = {field: {} for field in records.REQUIRED} | {"kind": "train", "status": "done", "wall_s": 120.0}
+    base = {field: kind() for field, kind in records.REQUIRED.items()} | {"kind": "train", "status": "done", "wall_s": 120.0,
+                                                                       "hardware": {"cpu": "Fast", "cores": 2}}
     records.write(base | {"name": "lw-s0", "config": asdict(plan["lw"])}, tmp_path / "results")
     assert cost()["lw-s1"] == 2.0
     ratio = campaign.work(plan["lw-nocrp"]) / campaign.work(plan["lw"])

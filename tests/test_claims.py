@@ -19,7 +19,7 @@ def results(tmp_path):
         path = tmp_path / "results"
 
         def add(self, name, kind, metrics, config=None, seed=0, **changes):
-            record = {field: {} for field in records.REQUIRED} | {
+            record = {field: kind() for field, kind in records.REQUIRED.items()} | {
                 "name": name, "kind": kind, "status": "done", "metrics": metrics, "config": config or {}, "seed": seed,
                 "hardware": {"cpu": "a processor", "cores": 2}} | changes
             records.write(record, self.path)
@@ -451,7 +451,7 @@ def test_what_chapters_end_with(results):
     assert (row["where"], row["number"]) == ("section 3.3", "≥ 0 points")
     assert row["seen"].startswith("What is saturated") and "-18.0 points" in row["seen"]
     assert row["verdict"] == "undecided on substitute data"
-    assert len(claims.beside(["field", "picture"], results.path)) == 6
+    assert len(claims.beside(["field", "picture"], results.path)) == 8
 
 
 # ---------------------------------------------------------------- what is wrong is named

@@ -433,8 +433,16 @@ def test_data_show_draws_images_beside_masks(rflw, tmp_path):
     refused(rflw("data", "show", "embedded", "--number", 0), "128 images")
 
 
+@pytest.mark.parametrize("command", [("claims", "--results"), ("records", "--folder")])
+@pytest.mark.parametrize("name", ["nowhere", "file"])
+def test_records_are_read_from_folders(rflw, tmp_path, command, name):
+    (tmp_path / "file").touch()
+    refused(rflw(*command, tmp_path / name), f"{name}: no such folder")
+
+
 def test_records_are_listed_and_compared(rflw, tmp_path):
-    base = {field: 0 for field in engine.records.REQUIRED} | {"commit": "c" * 40, "dirty": True, "kind": "train", "status": "done"}
+    base = {field: kind() for field, kind in engine.records.REQUIRED.items()} | {
+        "commit": "c" * 40, "dirty": True, "kind": "train", "status": "done"}
     for name, miou in (("one", 0.5), ("two", 0.75)):
         engine.records.write(base | {"name": name, "hardware": {"cpu": "Fast", "cores": 4}, "wall_s": 90.0,
                                      "metrics": {"miou": miou, "miou_interval": [miou - 0.1, miou + 0.1]}}, tmp_path)

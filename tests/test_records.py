@@ -3,6 +3,7 @@ import errno
 import json
 import os
 from pathlib import Path
+import re
 import subprocess
 import time
 
@@ -53,11 +54,35 @@ def test_files_are_written_whole_or_not_at_all(tmp_path):
         records.write_whole(tmp_path / "x" / "y", lambda partial: None)
 
 
-@pytest.mark.parametrize("field", ["name", "kind", "status"])
-def test_words_that_are_no_text_are_refused(tmp_path, field):
-    path = records.write(record(**{field: {"a": 1}}), tmp_path, "trial")
-    with pytest.raises(InputError, match=f'trial.json: {field} is {{"a": 1}}, which is no text'):
+@pytest.mark.parametrize(("field", "value", "words"), [
+    ("name", {"a": 1}, "text"), ("kind", 3, "text"), ("status", None, "text"), ("command", [], "text"), ("commit", 7, "text"),
+    ("started", 2026, "text"), ("config", [], "object"), ("hardware", "fast", "object"), ("metrics", None, "object"),
+    ("seed", 0.5, "whole number"), ("seed", True, "whole number"), ("wall_s", "60", "number"), ("wall_s", True, "number"),
+    ("dirty", 0, "true or false"), ("versions", 1, "object"), ("config_hash", {}, "text")])
+def test_entries_of_another_type_are_refused(tmp_path, field, value, words):
+    path = records.write(record(**{field: value}), tmp_path, "trial")
+    with pytest.raises(InputError, match=re.escape(f"trial.json: {field} is {json.dumps(value)}, which is no {words}")):
         records.read(path)
+
+
+@pytest.mark.parametrize(("hardware", "field"), [
+    ({"cores": 2}, "cpu"), ({"cpu": "Fast"}, "cores"), ({"cpu": "Fast", "cores": "2"}, "cores")])
+def test_a_record_knows_its_machine(tmp_path, hardware, field):
+    path = records.write(record(hardware=hardware), tmp_path, "trial")
+    with pytest.raises(InputError, match=f"hardware.{field} is "):
+        records.read(path)
+
+
+def test_a_file_is_no_folder_of_records_and_one_not_made_yet_has_none(tmp_path):
+    assert records.read_all(tmp_path / "later") == []
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="file: is no folder of records"):
+        records.read_all(tmp_path / "file")
+
+
+@pytest.mark.parametrize("changes", [{"commit": None}, {"wall_s": 60}])
+def test_a_record_may_know_no_commit_and_have_whole_seconds(tmp_path, changes):
+    assert changes.items() <= records.read(records.write(record(**changes), tmp_path, "trial")).items()
 
 
 def test_a_full_disk_is_named(tmp_path):

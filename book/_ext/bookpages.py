@@ -31,12 +31,12 @@ QUESTIONS = {  # topic: what a reader asks, and the pages that tell, those of th
     "data sets": ("Are the data sets as described?", ("notebooks/04_data",))}
 RERUN = {"make book": "executes every notebook, renders the book", "make test": "unit tests; every notebook against its stored outputs"}
 NOT_MEASURED = "not measured yet"
-# What one setting changes: (what, recipe before, recipe after).
+# What a setting changes: (what, recipe before, recipe after).
 EFFECTS = (
     ("classes weighted by the inverse root of their frequency, not alike", "camvid-tune-plain", "camvid-tune-balance"),
     ("classes weighted by their inverse frequency, not its root", "camvid-tune-balance", "camvid-tune-strong-balance"),
     ("rates of both parts doubled", "camvid-tune-balance", "camvid-tune-rates"),
-    ("AdamW, not SGD", "camvid-tune-balance", "camvid-tune-adamw"),
+    ("AdamW with rates and decay of its own, not SGD", "camvid-tune-balance", "camvid-tune-adamw"),
     ("batches half as large", "camvid-tune-balance", "camvid-tune-batch"),
     ("scales from 0.5 to 1.5, not from 0.75 to 2", "camvid-tune-batch", "camvid-tune-scale"),
     ("larger crops", "camvid-tune-balance", "camvid-tune-crop"),
@@ -152,7 +152,7 @@ class RerunTimes(Table):
 
 
 class Effects(Table):
-    """What the settings that the paper leaves open change, where two runs on record differ in just that."""
+    """What the settings that the paper leaves open change, where two runs on record differ in nothing but what a row names."""
 
     def run(self) -> list[nodes.Node]:
         from rflw.analysis.statistics import paired_difference

@@ -291,7 +291,7 @@ class GlueText(PasteTextRole):
         path = path.parent / page if page else path
         where = Path(env.srcdir) / "notebooks/stamps.json"
         target = Path(os.path.relpath(path, env.srcdir)).with_suffix("").as_posix() if page else ""
-        origin = [("computed in", path.name, target), ("command", "make book", "")]
+        origin = [("computed in", path.name, target), ("command", "make book", ""), *built()]
         if where.exists() and (stamp := json.loads(where.read_text(encoding="utf-8")).get(path.name)):
             origin.append(("stored with", ", ".join(f"{part} {stamp[part][:8]}" for part in ("package", "records")),
                            f"{ENVIRONMENT_PAGE}#stamp-{path.name}"))
@@ -299,8 +299,20 @@ class GlueText(PasteTextRole):
             if re.search(rf"glue\(f?[\"']{re.escape(key.partition(':')[0])}[\"']", source):
                 origin[0] = ("computed in", f"cell {count} of {path.name}", target)
                 named = [record for name, record in kept(str(env.srcdir)).items() if f'"{name}"' in source]
-                origin += origin_of(named[0]) if len(named) == 1 else [origin_of(record)[0] for record in named]
+                if len(named) == 1:
+                    origin = [part for part in origin if part[0] not in ("seed", "commit", "hardware")] + origin_of(named[0])
+                else:
+                    origin += [origin_of(record)[0] for record in named]
         return [num("", "", *found, origin=origin)], messages
+
+
+@cache
+def built() -> list[tuple[str, str, str]]:
+    """Where this book was built: what its notebooks compute without a record, `make test` has computed anew and compared there."""
+    from rflw import records
+    here = records.provenance()
+    return [("seed", "in the cell, if any", ""), ("commit", f"{commit(here)}, from which the book was built", ""),
+            ("hardware", f"{hardware(here)}, which built it", "")]
 
 
 @cache

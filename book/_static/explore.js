@@ -29,7 +29,7 @@ function explorer(table, rows) {
   form.setAttribute("aria-label", "what is counted");
   const number = (label, name, value, least, most, step) => {
     const control = labelled(form, label, document.createElement("input"));
-    Object.assign(control, { type: "number", name, min: least, max: most, step });
+    Object.assign(control, { type: "number", name, min: least, max: most, step, required: true });
     control.value = value;
     return control;
   };

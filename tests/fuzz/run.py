@@ -215,5 +215,3 @@ def _kept(path: Path, keep: Path | None, target: Target) -> str | None:
     copy = keep / f"{target.name}-{hashlib.sha256(content).hexdigest()[:8]}{path.suffix}"
     shutil.copyfile(path, copy)
     return copy.name
-
-
