@@ -44,7 +44,8 @@ def run() -> None:
 
 
 def main() -> None:
-    """The command line; usage errors and InputError become one line and exit code 2."""
+    """The command line; usage errors and InputError become one line and exit code 2, and so does what the system says of a file."""
+    sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
     try:
         with enough_memory("too little memory: --tile, a smaller batch or --device cpu takes less"):
             code = app(args=_spread(sys.argv[1:]) or ["--help"], standalone_mode=False)
@@ -52,11 +53,13 @@ def main() -> None:
         _fail(str(e))
     except ClickException as e:
         _fail(e.format_message())
+    except OSError as e:
+        if isinstance(e, BrokenPipeError):  # the reader of our output has gone
+            sys.stderr.close()
+            raise SystemExit(1) from None
+        _fail(f"{e.filename or 'file'}: {e.strerror or e}")
     except (typer.Abort, KeyboardInterrupt):
         _fail("interrupted", 130)
-    except BrokenPipeError:  # the reader of our output has gone
-        sys.stderr.close()
-        raise SystemExit(1) from None
     if code == 130:  # Typer's own way to end after Ctrl-C says nothing
         _fail("interrupted", 130)
     raise SystemExit(code if isinstance(code, int) else 0)
@@ -273,8 +276,8 @@ def _only_ours(target: Path, inputs: set[Path]) -> None:
         raise InputError(f"{target}: one of the photos would be overwritten; choose another folder with -o")
     try:
         if target.suffix == ".png":
-            from PIL import Image
-            with Image.open(target) as picture:
+            from rflw.datasets.images import open_picture
+            with open_picture(target) as picture:
                 ours = picture.info.get("Software") == "rflw"
         else:
             from rflw.datasets.streams import comment
@@ -521,9 +524,10 @@ def data_prepare(name: Annotated[str, typer.Argument(help="voc, sbd, coco, nyu, 
     from rflw.datasets.prepare import prepare
     from rflw.datasets.readers import ROOT
     out = out or Path(os.environ.get("RFLW_DATA") or ROOT)
-    if (out / name / "manifest.json").exists():
-        print(f"rflw: {out / name} is prepared already and stays; delete it to make it anew", file=sys.stderr)
+    there = (out / name / "manifest.json").exists()
     manifest = prepare(name, raw, out, os.cpu_count() if workers is None else workers, progress=True)
+    if there:
+        print(f"rflw: {out / name} is prepared already and stays; delete it to make it anew", file=sys.stderr)
     if json:
         return _print_json(manifest)
     print(f"{out / name}: {', '.join(f'{count} {split}' for split, count in manifest['splits'].items())}")

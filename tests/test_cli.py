@@ -440,6 +440,22 @@ def test_records_are_read_from_folders(rflw, tmp_path, command, name):
     refused(rflw(*command, tmp_path / name), f"{name}: no such folder")
 
 
+@pytest.mark.parametrize("words", [
+    ("predict", "{}.png", "--checkpoint", "embedded"), ("predict", "photo.png", "--checkpoint", "{}"), ("data", "check", "{}/x"),
+    ("data", "check", "voc", "--root", "{}"), ("records", "{}")])
+def test_names_that_are_too_long_are_told_in_one_line(rflw, words):
+    refused(rflw(*(word.format("a" * 5000) for word in words)), "aaa")
+
+
+def test_names_that_are_no_text_are_printed(tmp_path):
+    photo = os.fsdecode(os.fsencode(tmp_path) + b"/\xff.png")
+    Image.fromarray(PHOTO).save(photo)
+    run = subprocess.run([sys.executable, "-m", "rflw", "predict", photo, "--checkpoint", "embedded", "-o", tmp_path / "out"],
+                         capture_output=True, env=os.environ | {"PYTHONIOENCODING": "utf-8:strict"})
+    assert run.returncode == 0, run.stderr
+    assert {os.fsencode(path.name) for path in (tmp_path / "out").iterdir()} == {b"\xff_mask.png", b"\xff_overlay.png"}
+
+
 def test_records_are_listed_and_compared(rflw, tmp_path):
     base = {field: kind() for field, kind in engine.records.REQUIRED.items()} | {
         "commit": "c" * 40, "dirty": True, "kind": "train", "status": "done"}

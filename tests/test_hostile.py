@@ -24,7 +24,7 @@ import yaml
 
 from rflw import InputError, build, claims, engine, records, training
 from rflw.config import RECIPES, Recipe
-from rflw.datasets import matlab, prepare
+from rflw.datasets import check, matlab, prepare
 from rflw.datasets.images import read_image, read_mask
 from rflw.datasets.readers import read_manifest
 
@@ -254,6 +254,39 @@ def test_arrays_within_arrays_without_end(tmp_path):
     refused("too deep", prepare._mat, tmp_path / "x.mat", "a")
 
 
+def test_no_picture_starts_a_program(tmp_path, monkeypatch):
+    """Pillow would have Ghostscript draw PostScript, whatever the file's name ends with."""
+    trap, gs = tmp_path / "executed", tmp_path / "gs"
+    gs.write_text(f"#!/bin/sh\ntouch {trap}\n")
+    gs.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", None)
+    path = tmp_path / "photo.png"
+    Image.new("RGB", (8, 8)).save(path, "EPS")
+    refused("not an image", read_image, path)
+    refused("not an image", read_mask, path, 2)
+    assert not trap.exists()
+    with pytest.raises(OSError), Image.open(path) as picture:
+        picture.load()
+    assert trap.exists()  # the trap was a real one
+
+
+@pytest.mark.parametrize("form", ["AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP"])
+def test_photos_of_every_form_are_read(tmp_path, form):
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "photo", form)
+    assert read_image(tmp_path / "photo").shape == (30, 40, 3)
+
+
+@pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_deflate", "jpeg"])
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_a_picture_that_is_cut_off_is_told_in_one_line(tmp_path, recwarn, compression, share):
+    path = tmp_path / "photo.tif"
+    Image.effect_noise((64, 64), 50).convert("RGB").save(path, compression=compression)
+    path.write_bytes(path.read_bytes()[:int(share * path.stat().st_size)])
+    refused("photo.tif", read_image, path)
+    assert not recwarn.list
+
+
 # ---------------------------------------------------------------- JSON, YAML and what they hold
 
 
@@ -264,11 +297,30 @@ def test_json_of_any_depth(tmp_path, text):
     refused("manifest.json", records.read, tmp_path / "manifest.json")
 
 
+@pytest.mark.parametrize("changes", [
+    {"unexpected": {"train": "few"}}, {"unexpected": {"train": [1, 2]}}, {"unexpected": {"train": {}}},
+    {"unexpected": {"train": {"found": 1}}}, {"unexpected": []}, {"statements": {}}, {"splits": [1]}])
+def test_manifests_of_other_entries(tmp_path, changes):
+    whole = {"splits": {}, "sha256": {}, "statements": [], "unexpected": {"train": {"official": 2, "found": 1}}}
+    (tmp_path / "manifest.json").write_text(json.dumps(whole))
+    assert read_manifest(tmp_path) == whole
+    (tmp_path / "manifest.json").write_text(json.dumps(whole | changes))
+    refused("not a manifest", read_manifest, tmp_path)
+
+
+@pytest.mark.parametrize("line", ["0  /etc/hostname", "0  ../outside", "0  images/../../outside"])
+def test_sums_of_files_outside_the_folder(tmp_path, line):
+    """None is opened: a missing one would be called missing."""
+    (tmp_path / "SHA256SUMS").write_text(f"{line}\n")
+    assert check._changed(tmp_path) == [f"{tmp_path / 'SHA256SUMS'}: {line[3:]} leads out of the folder"]
+
+
 @pytest.mark.parametrize("content", [
     {"size": [10**5, 10**5], "polygon": [[0, 0, 1, 0, 1, 1]]}, {"size": [10**9, 10**9], "polygon": []}, {"size": [2.5, 4], "polygon": []},
     {"size": [3, 4], "polygon": [[0, 0, 1e9, 0, 1, 1]]}, {"size": [3, 4], "polygon": [[0, 0, float("nan"), 0, 1, 1]]},
     {"size": [3, 4], "polygon": {"size": [3, 4], "counts": [1 << 40]}}, {"size": [3, 4], "polygon": [dict.fromkeys("abcdef", 1)]},
-    {"size": [3, 4], "polygon": [["a"] * 6]}])
+    {"size": [3, 4], "polygon": [["a"] * 6]}, {"size": [3, 4], "polygon": {"size": [10**6, 10**6], "counts": [12]}},
+    {"size": [3, 4], "polygon": {"size": [4, 3], "counts": [12]}}, {"size": [3, 4], "polygon": {"size": 12, "counts": [12]}}])
 def test_regions_of_any_size(content):
     paint = prepare._paint_with_coco()
     with Limited():

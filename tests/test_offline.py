@@ -32,10 +32,12 @@ predict {photo} --checkpoint embedded -o {out}
 
 def test_the_block_holds(no_network):
     for ask in (lambda: socket.create_connection((ELSEWHERE, 80), timeout=1), lambda: socket.getaddrinfo("example.org", 80),
-                lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b"x", (ELSEWHERE, 9))):
+                lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b"x", (ELSEWHERE, 9)),
+                lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendmsg([b"x"], [], 0, (ELSEWHERE, 9)),
+                lambda: socket.gethostbyname("127.example.org"), lambda: socket.gethostbyaddr(ELSEWHERE)):
         with pytest.raises(ConnectionRefusedError, match="no other host"):
             ask()
-    assert len(no_network.read_text().splitlines()) == 3
+    assert len(no_network.read_text().splitlines()) == 6
     no_network.write_text("")
     code = f"import socket; socket.create_connection(({ELSEWHERE!r}, 80), timeout=1)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -58,7 +58,9 @@ def _changed(folder: Path) -> list[str]:
     wrong = []
     for line in lines:
         path = Path(line.partition("  ")[2])
-        if not (folder / path).is_file():
+        if path.is_absolute() or ".." in path.parts:
+            wrong.append(f"{folder / 'SHA256SUMS'}: {path} leads out of the folder")
+        elif not (folder / path).is_file():
             wrong.append(f"{folder / path}: missing")
         elif sum_line(folder, path) != f"{line}\n":
             wrong.append(f"{folder / path}: not the file that was prepared")

@@ -8,6 +8,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from rflw.datasets.labels import VOID
 from rflw.errors import InputError
 
+# Whatever else Pillow reads is no photo, may start a program (EPS: Ghostscript) or another parser of its own.
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+
 
 def read_image(source: str | Path | Image.Image) -> np.ndarray:
     """An image file, or a PIL image, as a viewer shows it -> (H, W, 3) uint8.
@@ -55,12 +58,18 @@ def read_mask(path: str | Path, num_classes: int, void: int = VOID, size: tuple[
     return mask
 
 
+def open_picture(source) -> Image.Image:
+    """Pillow's `Image.open`, for photos alone."""
+    Image.init()  # else formats that are seldom are unknown yet
+    return Image.open(source, formats=[name for name in FORMATS if name in Image.OPEN])
+
+
 def _open(source, where: str, rotate: bool = True) -> Image.Image:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # twice its limit is an error still
-            image = source if isinstance(source, Image.Image) else Image.open(source)
-        return (ImageOps.exif_transpose(image) if rotate else image).copy()  # copy: reads all of the file now
+            warnings.simplefilter("ignore")  # what matters is an error: also twice the limit of a decompression bomb
+            image = source if isinstance(source, Image.Image) else open_picture(source)
+            return (ImageOps.exif_transpose(image) if rotate else image).copy()  # copy: reads all of the file now
     except FileNotFoundError as e:
         raise InputError(f"{where}: no such file") from e
     except UnidentifiedImageError as e:

@@ -27,7 +27,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from rflw.datasets import matlab
-from rflw.datasets.images import read_image, read_mask
+from rflw.datasets.images import open_picture, read_image, read_mask
 from rflw.datasets.labels import LABELS, VOC_CLASSES, VOID
 from rflw.errors import InputError
 from rflw.records import make_folder, write_whole
@@ -134,7 +134,8 @@ def read_manifest(folder: Path) -> dict:
     """The manifest of a prepared folder. Raises InputError for what is none."""
     manifest = _json(folder / "manifest.json")
     fits = isinstance(manifest, dict) and all(isinstance(manifest.get(key), kind) for key, kind in (
-        ("splits", dict), ("sha256", dict), ("statements", list), ("unexpected", dict)))
+        ("splits", dict), ("sha256", dict), ("statements", list), ("unexpected", dict))) and all(
+        isinstance(counts, dict) and {"official", "found"} <= counts.keys() for counts in manifest["unexpected"].values())
     if not fits:
         raise InputError(f"{folder / 'manifest.json'}: not a manifest of a prepared data set")
     return manifest
@@ -189,7 +190,8 @@ def _whole(item: Item, image: Path, mask: Path, name: str) -> bool:
 
 def sum_line(folder: Path, path: Path) -> str:
     """A file's line in SHA256SUMS, `path` being from `folder` on."""
-    return f"{hashlib.sha256((folder / path).read_bytes()).hexdigest()}  {path.as_posix()}\n"
+    with open(folder / path, "rb") as file:
+        return f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {path.as_posix()}\n"
 
 
 def _take_over(source: Path, target: Path) -> None:
@@ -495,7 +497,7 @@ def _voc_item(folder: Path, key: str) -> Item:
 def _voc_mask(path: Path) -> np.ndarray:
     """(H, W) indices of a PNG. Raises InputError if its palette gives them other colours than VOC's: they mean something else."""
     mask = read_mask(path, len(VOC_CLASSES))
-    with Image.open(path) as image:
+    with open_picture(path) as image:
         palette = image.getpalette()
     for label in np.unique(mask[mask != VOID]).tolist() if palette else ():
         colour = tuple(palette[3 * label: 3 * label + 3])
@@ -712,6 +714,8 @@ def _paint(path: Path, key: str, size: tuple[int, int], shapes: list[tuple[int, 
                     raise ValueError("a corner far outside of it")
                 lengths = coco.frPyObjects(polygons, *size) if polygons else []
             else:
+                if list(shape["size"]) != list(size):  # the decoder believes it
+                    raise ValueError(f"a region of another size than {size[1]}x{size[0]}")
                 counts = shape["counts"] if isinstance(shape["counts"], list) else _run_lengths(shape["counts"])
                 if min(counts, default=0) < 0 or sum(counts) != size[0] * size[1]:  # would read beyond, or leave pixels open
                     raise ValueError(f"run lengths of an image other than {size[1]}x{size[0]}")
