@@ -132,6 +132,8 @@ def test_a_run_on_voc_answers_the_cell_of_table_3(results):
 def test_scores_over_seeds(results, scores, verdict):
     results.train("paper-voc-lw-resnet50", *scores)
     assert results.verdict(CELL).verdict == verdict
+    words = f"paper-voc-lw-resnet50, {len(scores)} seed{'' if len(scores) == 1 else 's'}"
+    assert scores == (None,) or results.verdict(CELL).says.startswith(words)
 
 
 def test_other_data_never_answers_a_score_on_voc(results):
@@ -265,6 +267,13 @@ def test_changes_are_between_the_networks_that_are_named(results):
     records.write(COMPLEXITY | {"metrics": {"rows": [*rows, rows[0] | {"model": "refinenet-lw-odd", "parts": odd}]}}, results.path)
     layers = [sum(row["parts"]["decoder"]["kernels"].values()) - row["taps"] for row in rows]
     assert results.verdict("no-specific-changes").ours.mean == abs(layers[0] - layers[1]) < 900
+
+
+@pytest.mark.parametrize(("size", "counts"), [([512, 512], True), ([512, 1024], False), ([1024, 512], False), ([256, 512], False)])
+def test_counts_are_those_at_the_paper_s_size(results, size, counts):
+    rows = [row | {"size": size} for row in COMPLEXITY["metrics"]["rows"]]
+    records.write(COMPLEXITY | {"metrics": {"rows": rows}}, results.path)
+    assert (results.verdict("table1-refinenet-101-flops").ours is not None) is counts
 
 
 def test_savings_and_shares_by_hand(results):
