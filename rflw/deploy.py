@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 from copy import deepcopy
 from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 import tempfile
 import warnings
@@ -208,6 +209,10 @@ def _quantise(net: nn.Module, batches: list[Tensor]) -> nn.Module:
         for batch in batches:
             prepared(batch)
         quantised = convert_pt2e(prepared)
+    if not any("quantize_per_tensor" in str(node.target) for node in quantised.graph.nodes):
+        # PyTorch 2.10 and 2.11: https://github.com/pytorch/ao/issues/3914
+        raise InputError(f"int8: torchao {version('torchao')} finds nothing to quantise with PyTorch {torch.__version__}: "
+                         "take a newer PyTorch")
     return allow_exported_model_train_eval(move_exported_model_to_eval(quantised))  # later calls of eval() do nothing
 
 

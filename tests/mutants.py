@@ -36,7 +36,7 @@ from rflw import records
 
 GROUPS = {
     "nn": (("nn/blocks", "nn/checkpoints", "nn/encoders", "nn/nasnet", "nn/pooling", "nn/refinenet"),
-           ("golden", "nn", "nasnet", "checkpoints", "pooling")),
+           ("nn", "nasnet", "checkpoints", "pooling", "tiles", "offline", "golden")),
     "metrics": (("metrics",), ("metrics", "engine")),
     "config": (("config",), ("config",)),
     "claims": (("claims",), ("claims",)),

@@ -271,7 +271,7 @@ def test_no_picture_starts_a_program(tmp_path, monkeypatch):
     assert trap.exists()  # the trap was a real one
 
 
-@pytest.mark.parametrize("form", ["AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP"])
+@pytest.mark.parametrize("form", ["BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP"])  # AVIF: not in the oldest Pillow
 def test_photos_of_every_form_are_read(tmp_path, form):
     Image.new("RGB", (40, 30), "red").save(tmp_path / "photo", form)
     assert read_image(tmp_path / "photo").shape == (30, 40, 3)
