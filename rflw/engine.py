@@ -156,6 +156,15 @@ def save(model: RefineNet, path: str | Path, card: dict, dtype: torch.dtype = to
 
     A tensor that `dtype` cannot hold without infinities keeps its own.
     """
+    tensors = {}
+    for key, tensor in model.state_dict().items():
+        small = tensor.detach().to("cpu", dtype) if tensor.is_floating_point() else tensor.detach().cpu()
+        tensors[key] = (small if small.isfinite().all() else tensor.detach().cpu()).contiguous()
+    _write_tensors(Path(path), tensors, {"rflw": json.dumps({"model": model.name, **card})})
+
+
+def _write_tensors(path: Path, tensors: dict, header: dict) -> None:
+    """As safetensors, atomic. Raises InputError if it cannot be written."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -164,13 +173,7 @@ def save(model: RefineNet, path: str | Path, card: dict, dtype: torch.dtype = to
             save_file(tensors, partial, metadata=header)
         except SafetensorError as e:
             raise OSError(str(e)) from e  # a full disk
-
-    tensors = {}
-    for key, tensor in model.state_dict().items():
-        small = tensor.detach().to("cpu", dtype) if tensor.is_floating_point() else tensor.detach().cpu()
-        tensors[key] = (small if small.isfinite().all() else tensor.detach().cpu()).contiguous()
-    header = {"rflw": json.dumps({"model": model.name, **card})}
-    write_whole(Path(path), write)
+    write_whole(path, write)
 
 
 def checkpoint_file(path: str | Path) -> Path:
@@ -383,9 +386,7 @@ class Sitting:
         if self.file is None or not soon and now - self.since < self.every:
             return
         self.seconds, self.since = self.seconds + now - self.since, now
-        from safetensors.torch import save_file
-        write_whole(self.file, lambda partial: save_file({name: getattr(self, name) for name in self.PARTS}, partial,
-                                                         {"evaluation": self.identity}))
+        _write_tensors(self.file, {name: getattr(self, name) for name in self.PARTS}, {"evaluation": self.identity})
 
 
 @torch.inference_mode()
