@@ -112,7 +112,8 @@ def weights_of(path: str | Path) -> tuple[str, dict, tuple[str, ...] | None]:
     names; None for the authors', whose files have none). Raises InputError for a file that is neither."""
     if Path(path).suffix in (".pth", ".tar", ".pt", ".ckpt"):
         name, classes, renamed, modules = _read_official(path)
-        fault = checkpoints.first_fault(renamed, build(name, classes).state_dict(), modules)
+        with torch.device("meta"):  # a classifier of many classes may have no weights
+            fault = checkpoints.first_fault(renamed, build(name, classes).state_dict(), modules)
         if fault:
             raise InputError(f"{path}: {fault} (as a {name})")
         return name, renamed, None
@@ -212,9 +213,9 @@ def load(path: str | Path) -> RefineNet:
         model = build(card["model"], len(card["classes"]))
     except InputError as e:
         raise e if str(e).startswith(f"{file}: ") else InputError(f"{file}: its header describes no model ({e})") from e
-    except (ValueError, KeyError, TypeError, RecursionError) as e:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
         raise InputError(f"{file}: its header describes no model ({e})") from e
-    fault = checkpoints.first_fault(state, model.state_dict()) or checkpoints.first_not_finite(state)
+    fault = checkpoints.first_fault(state, model.state_dict()) or checkpoints.first_not_numbers(state)
     if fault:
         raise InputError(f"{file}: {fault}")
     model.load_state_dict(state)
