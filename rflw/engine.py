@@ -24,6 +24,7 @@ from rflw.nn.refinenet import MIN_SIZE, RefineNet, build
 from rflw.records import write_whole
 
 SHIPPED = records.REPOSITORY / "data" / "checkpoints"
+MAX_SIDE = 4096  # pixels that a checkpoint may ask for; a user may ask for more
 
 # ---------------------------------------------------------------- devices
 
@@ -202,9 +203,7 @@ def load(path: str | Path) -> RefineNet:
     except (SafetensorError, OSError) as e:
         raise InputError(f"{file}: not a whole safetensors file ({e})") from e
     try:
-        card = json.loads(header)
-        if not (isinstance(card["model"], str) and isinstance(card["classes"], list) and all(isinstance(c, str) for c in card["classes"])):
-            raise TypeError("its model is a name, its classes a list of names")
+        card = _card(json.loads(header))
         if "timm:" in card["model"] or len(card["classes"]) > 256:  # a small file may name a network of gigabytes
             with torch.device("meta"):
                 fault = checkpoints.first_fault(state, build(card["model"], len(card["classes"])).state_dict())
@@ -221,6 +220,21 @@ def load(path: str | Path) -> RefineNet:
     model.load_state_dict(state)
     model.card = card
     return model.eval().to(memory_format=torch.channels_last)
+
+
+def _card(card) -> dict:
+    """The card in a header, of which no entry that is used is of another type. Raises TypeError or KeyError."""
+    side, recipe = card.get("short_side"), card.get("recipe", "")
+    if not (isinstance(card["model"], str) and isinstance(card["classes"], list) and all(isinstance(c, str) for c in card["classes"])):
+        raise TypeError("its model is a name, its classes a list of names")
+    if not isinstance(card["data"], str):
+        raise TypeError("its data are a name")
+    if not (side is None or type(side) is int and (side == 0 or MIN_SIZE <= side <= MAX_SIDE)):
+        raise TypeError(f"its short_side is none, 0, or {MIN_SIZE} to {MAX_SIDE} pixels")
+    named = isinstance(recipe, str) and recipe.isprintable() and "/" not in recipe and type(card.get("seed", 0)) is int
+    if not named:  # files of records are named after them
+        raise TypeError("its recipe is a name, its seed a whole number")
+    return card
 
 
 # ---------------------------------------------------------------- prediction

@@ -356,6 +356,21 @@ def test_too_little_memory_is_one_line(rflw, checkpoint, monkeypatch):
     refused(rflw("eval", checkpoint), "too little memory", "--tile")
 
 
+def test_a_checkpoint_of_more_classes_than_its_data_set_has(rflw, tmp_path):
+    torch.manual_seed(0)
+    model = build("refinenet-lw-mobilenet_v2", 30)
+    model.decoder.classifier.bias.data[29] = 1e4
+    engine.save(model, tmp_path / "x.safetensors", {"classes": [f"c{i}" for i in range(30)], "data": "camvid"})
+    Image.fromarray(PHOTO).save(tmp_path / "a.png")
+    assert rflw("predict", tmp_path / "a.png", "--checkpoint", tmp_path / "x.safetensors", "-o", tmp_path / "out")[0] == 0
+    assert (np.asarray(Image.open(tmp_path / "out" / "a_mask.png")) == 29).all()
+
+
+def test_a_shorter_side_beyond_all_memory(rflw, checkpoint, tmp_path):
+    Image.fromarray(PHOTO).save(tmp_path / "a.png")
+    refused(rflw("predict", tmp_path / "a.png", "--checkpoint", checkpoint, "-o", tmp_path / "out", "--short-side", 10**9), "memory")
+
+
 def test_eval_of_void_alone(rflw, checkpoint, monkeypatch, tmp_path):
     monkeypatch.setattr(Scenes, "__getitem__", lambda self, index: (scene("val", index)[0], np.full((96, 128), 255, np.uint8)))
     monkeypatch.setattr("rflw.datasets.readers.open_dataset", lambda name, split, root: Scenes(split))
