@@ -325,6 +325,11 @@ def test_train_leaves_a_run_and_a_record(rflw, tmp_path, monkeypatch):
     edited.write_text(edited.read_text().replace('"seed": 0', '"seed": 1'))
     with pytest.raises(InputError, match="edited by hand"):
         training.publish(tmp_path / "run", "edited", tmp_path / "shipped", tmp_path / "kept")
+    edited.write_text(edited.read_text().replace('"seed": 1', '"seed": 0'))
+    model = engine.load(tmp_path / "run" / "model.safetensors")
+    engine.save(model, tmp_path / "run" / "model.safetensors", {"classes": model.card["classes"], "data": "embedded"})
+    with pytest.raises(InputError, match="is not of the run"):
+        training.publish(tmp_path / "run", "nameless", tmp_path / "shipped", tmp_path / "kept")
     assert not (tmp_path / "shipped" / "edited.safetensors").exists()
 
 
