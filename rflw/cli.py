@@ -192,7 +192,9 @@ def predict(images: Annotated[list[Path], typer.Argument(help="Photos, folders o
         read_image(path)
     rates = {path: streams.frame_rate(path) for path in videos}
     model = engine.load(checkpoint).to(engine.pick_device(device))
-    labels = LABELS.get(model.card["data"], labels_for(model.card["classes"]))
+    labels = labels_for(model.card["classes"])
+    if (known := LABELS.get(model.card["data"])) and known.classes == labels.classes:
+        labels = known  # with colours of its own
     side = model.card.get("short_side") if short_side is None else short_side
     if compiled:
         from rflw import deploy

@@ -24,6 +24,7 @@ from rflw.nn.refinenet import MIN_SIZE, RefineNet, build
 from rflw.records import write_whole
 
 SHIPPED = records.REPOSITORY / "data" / "checkpoints"
+MAX_SIDE = 4096  # pixels that a checkpoint may ask for; a user may ask for more
 
 # ---------------------------------------------------------------- devices
 
@@ -112,7 +113,8 @@ def weights_of(path: str | Path) -> tuple[str, dict, tuple[str, ...] | None]:
     names; None for the authors', whose files have none). Raises InputError for a file that is neither."""
     if Path(path).suffix in (".pth", ".tar", ".pt", ".ckpt"):
         name, classes, renamed, modules = _read_official(path)
-        fault = checkpoints.first_fault(renamed, build(name, classes).state_dict(), modules)
+        with torch.device("meta"):  # a classifier of many classes may have no weights
+            fault = checkpoints.first_fault(renamed, build(name, classes).state_dict(), modules)
         if fault:
             raise InputError(f"{path}: {fault} (as a {name})")
         return name, renamed, None
@@ -156,6 +158,15 @@ def save(model: RefineNet, path: str | Path, card: dict, dtype: torch.dtype = to
 
     A tensor that `dtype` cannot hold without infinities keeps its own.
     """
+    tensors = {}
+    for key, tensor in model.state_dict().items():
+        small = tensor.detach().to("cpu", dtype) if tensor.is_floating_point() else tensor.detach().cpu()
+        tensors[key] = (small if small.isfinite().all() else tensor.detach().cpu()).contiguous()
+    _write_tensors(Path(path), tensors, {"rflw": json.dumps({"model": model.name, **card})})
+
+
+def _write_tensors(path: Path, tensors: dict, header: dict) -> None:
+    """As safetensors, atomic. Raises InputError if it cannot be written."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -164,13 +175,7 @@ def save(model: RefineNet, path: str | Path, card: dict, dtype: torch.dtype = to
             save_file(tensors, partial, metadata=header)
         except SafetensorError as e:
             raise OSError(str(e)) from e  # a full disk
-
-    tensors = {}
-    for key, tensor in model.state_dict().items():
-        small = tensor.detach().to("cpu", dtype) if tensor.is_floating_point() else tensor.detach().cpu()
-        tensors[key] = (small if small.isfinite().all() else tensor.detach().cpu()).contiguous()
-    header = {"rflw": json.dumps({"model": model.name, **card})}
-    write_whole(Path(path), write)
+    write_whole(path, write)
 
 
 def checkpoint_file(path: str | Path) -> Path:
@@ -198,9 +203,7 @@ def load(path: str | Path) -> RefineNet:
     except (SafetensorError, OSError) as e:
         raise InputError(f"{file}: not a whole safetensors file ({e})") from e
     try:
-        card = json.loads(header)
-        if not (isinstance(card["model"], str) and isinstance(card["classes"], list) and all(isinstance(c, str) for c in card["classes"])):
-            raise TypeError("its model is a name, its classes a list of names")
+        card = _card(json.loads(header))
         if "timm:" in card["model"] or len(card["classes"]) > 256:  # a small file may name a network of gigabytes
             with torch.device("meta"):
                 fault = checkpoints.first_fault(state, build(card["model"], len(card["classes"])).state_dict())
@@ -209,14 +212,29 @@ def load(path: str | Path) -> RefineNet:
         model = build(card["model"], len(card["classes"]))
     except InputError as e:
         raise e if str(e).startswith(f"{file}: ") else InputError(f"{file}: its header describes no model ({e})") from e
-    except (ValueError, KeyError, TypeError, RecursionError) as e:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
         raise InputError(f"{file}: its header describes no model ({e})") from e
-    fault = checkpoints.first_fault(state, model.state_dict()) or checkpoints.first_not_finite(state)
+    fault = checkpoints.first_fault(state, model.state_dict()) or checkpoints.first_not_numbers(state)
     if fault:
         raise InputError(f"{file}: {fault}")
     model.load_state_dict(state)
     model.card = card
     return model.eval().to(memory_format=torch.channels_last)
+
+
+def _card(card) -> dict:
+    """The card in a header, of which no entry that is used is of another type. Raises TypeError or KeyError."""
+    side, recipe = card.get("short_side"), card.get("recipe", "")
+    if not (isinstance(card["model"], str) and isinstance(card["classes"], list) and all(isinstance(c, str) for c in card["classes"])):
+        raise TypeError("its model is a name, its classes a list of names")
+    if not isinstance(card["data"], str):
+        raise TypeError("its data are a name")
+    if not (side is None or type(side) is int and (side == 0 or MIN_SIZE <= side <= MAX_SIDE)):
+        raise TypeError(f"its short_side is none, 0, or {MIN_SIZE} to {MAX_SIDE} pixels")
+    named = isinstance(recipe, str) and recipe.isprintable() and "/" not in recipe and type(card.get("seed", 0)) is int
+    if not named:  # files of records are named after them
+        raise TypeError("its recipe is a name, its seed a whole number")
+    return card
 
 
 # ---------------------------------------------------------------- prediction
@@ -383,9 +401,7 @@ class Sitting:
         if self.file is None or not soon and now - self.since < self.every:
             return
         self.seconds, self.since = self.seconds + now - self.since, now
-        from safetensors.torch import save_file
-        write_whole(self.file, lambda partial: save_file({name: getattr(self, name) for name in self.PARTS}, partial,
-                                                         {"evaluation": self.identity}))
+        _write_tensors(self.file, {name: getattr(self, name) for name in self.PARTS}, {"evaluation": self.identity})
 
 
 @torch.inference_mode()

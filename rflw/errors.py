@@ -13,6 +13,7 @@ def enough_memory(message: str, error: type[Exception] = InputError):
     try:
         yield
     except (RuntimeError, MemoryError) as e:
-        if not isinstance(e, MemoryError) and type(e).__name__ != "OutOfMemoryError" and "allocate memory" not in str(e):
+        if not isinstance(e, MemoryError) and type(e).__name__ != "OutOfMemoryError" and not any(
+                words in str(e) for words in ("allocate memory", "size calculation overflowed")):
             raise
         raise error(message) from e

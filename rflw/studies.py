@@ -30,7 +30,7 @@ CUTS = (0.05, 0.1, 0.2, 0.5)  # sizes of fields at several thresholds, since non
 
 def title(model: RefineNet) -> str:
     """The run that a trained network comes from, or its name where its card names none."""
-    return f"{model.card['recipe']}-s{model.card['seed']}" if "recipe" in model.card else model.name
+    return f"{model.card['recipe']}-s{model.card['seed']}" if {"recipe", "seed"} <= model.card.keys() else model.name
 
 
 def tensors(model: RefineNet, dataset, indices: list[int], size: tuple[int, int] | None = None, tile: int = 1) -> Tensor:

@@ -41,12 +41,13 @@ from rflw.engine import (
     weights_of,
 )
 from rflw.errors import InputError, enough_memory
-from rflw.nn import pooling
+from rflw.nn import checkpoints, pooling
 from rflw.nn.refinenet import RefineNet, build, init_decoder
 from rflw.records import write_whole
 
 WORTH_COMPILING = 200  # steps of a run from which on it saves more time than it costs
 WORKER_GONE = "DataLoader worker"  # PyTorch's error begins with it
+COLUMNS = ("stage", "epoch", "loss", "miou", "images_per_s")  # of log.csv
 CARD_SIDE = {"camvid": 360, "embedded": 96}  # pixels of the shorter side of what a network was trained on
 
 
@@ -189,6 +190,23 @@ def make_fabric(device: torch.device, precision: str):
 # ---------------------------------------------------------------- one run
 
 
+MEMORIES = {torch.optim.SGD: ("momentum_buffer",), torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq")}  # of each parameter
+
+
+def is_number(value) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def is_count(value, most: int) -> bool:
+    return type(value) is int and 0 <= value <= most
+
+
+def is_row(value) -> bool:
+    """Whether it is an epoch's row in the curve of a run."""
+    return (isinstance(value, dict) and value.keys() - {"miou"} == {*COLUMNS} - {"miou"}
+            and all(is_number(v) or (name == "miou" and v is None) for name, v in value.items()))
+
+
 @dataclass
 class State:
     """What changes while a run goes on: all of it is in last.pt, so that a run goes on as if it had never stopped."""
@@ -211,15 +229,54 @@ class State:
         return ({name: getattr(self, name) for name in self.PLACE} | {name: getattr(self, name).state_dict() for name in self.PARTS}
                 | {"averaged": self.averaged})
 
-    def restore(self, saved: dict) -> None:
-        """Raises InputError for what `saved` did not make."""
+    def restore(self, saved: dict, steps: list[int]) -> None:
+        """steps: of each stage. Raises InputError for what `saved` did not make."""
         try:
-            for name in self.PARTS:
-                getattr(self, name).load_state_dict(saved[name])
-            for name in (*self.PLACE, "averaged"):
+            fault = next(self._faults(saved, steps), None)
+            if fault:
+                raise ValueError(fault)
+            self.model.load_state_dict(saved["model"])
+            self.scaler.load_state_dict(saved["scaler"])
+            # its settings are the recipe's
+            self.optimiser.load_state_dict(self.optimiser.state_dict() | {"state": saved["optimiser"]["state"]})
+            for key, value in (self.averaged or {}).items():
+                value.copy_(saved["averaged"][key])
+            for name in self.PLACE:
                 setattr(self, name, saved[name])
         except Exception as e:  # torch raises many types for what does not fit
             raise InputError(f"last.pt: not the state of this run ({' '.join(str(e).split())})") from e
+
+    def _faults(self, saved: dict, steps: list[int]):
+        """What is wrong with the entries of `saved`; each is looked at only when those before it are sound."""
+        if not is_count(saved["stage"], len(steps) - 1):
+            yield "its stage is none of the recipe's"
+        if not is_count(saved["step"], steps[saved["stage"]]):
+            yield "its step is none of the stage's"
+        if not (isinstance(saved["losses"], list) and all(map(is_number, saved["losses"]))):
+            yield "its losses are no numbers"
+        if not (isinstance(saved["curve"], list) and all(map(is_row, saved["curve"]))):
+            yield "its curve is not a row an epoch"
+        for name in ("best", "wall_s"):
+            if not is_number(saved[name]):
+                yield f"its {name} is no number"
+        for name, own in (("model", self.model.state_dict()), ("averaged", self.averaged or {})):
+            theirs = {} if saved[name] is None else saved[name]
+            fault = checkpoints.first_not_numbers(theirs) or checkpoints.first_fault(theirs, own)
+            if fault:
+                yield f"{name}: {fault}"
+        own = self.scaler.state_dict()
+        if saved["scaler"].keys() != own.keys() or not all(type(v) is type(own[k]) and is_number(v) for k, v in saved["scaler"].items()):
+            yield "its scaler is another one"
+        parameters = dict(enumerate(p for group in self.optimiser.param_groups for p in group["params"]))
+        names = next(names for kind, names in MEMORIES.items() if isinstance(self.optimiser, kind))
+        for number, memory in saved["optimiser"]["state"].items():
+            values = {name: value for name, value in memory.items() if value is not None or name != "momentum_buffer"}
+            fault = checkpoints.first_not_numbers(values)
+            if fault:
+                yield f"optimiser: {fault}"
+            shapes = {name: () if name == "step" else tuple(parameters[number].shape) for name in names if memory}
+            if memory.keys() != shapes.keys() or any(tuple(v.shape) != shapes[k] for k, v in values.items()) or values.get("step", 0) < 0:
+                yield f"optimiser: not what it keeps of parameter {number}"
 
     @torch.no_grad()
     def average(self, decay: float) -> None:
@@ -299,14 +356,14 @@ def fit(recipe: Recipe, out: str | Path, seed: int = 0, root=None, device: str =
         if rank == 0 and progress:
             print(f"{recipe.name}: begins with {recipe.init}, its classifier {'too' if kept else 'made anew'}", file=sys.stderr)
     model = model.to(where, memory_format=memory_format)
+    steps = [stage.epochs * (len(data) // recipe.batch) for stage, data in zip(recipe.stages, sets)]
     if compiled is None:
-        steps = sum(stage.epochs * (len(data) // recipe.batch) for stage, data in zip(recipe.stages, sets))
-        compiled = where.type == "cpu" and steps >= WORTH_COMPILING and pooling.can_compile()
+        compiled = where.type == "cpu" and sum(steps) >= WORTH_COMPILING and pooling.can_compile()
     wrapped, optimiser = fabric.setup(compiled_for(model, where) if compiled else model, make_optimiser(model, recipe))
     state = State(model, optimiser, fabric.strategy.precision,
                   {k: v.detach().clone() for k, v in model.state_dict().items()} if recipe.ema else None)
     if saved:
-        state.restore(saved)
+        state.restore(saved, steps)
     card = {"classes": labels.classes, "data": recipe.data, "recipe": recipe.name, "seed": seed,
             "commit": records.provenance()["commit"], "short_side": CARD_SIDE.get(recipe.data)}
 
@@ -477,7 +534,7 @@ def _open_run(out: Path, resume: bool, where: torch.device) -> dict | None:
         raise InputError(f"{out}: holds a run already; --resume goes on with it")
     try:
         saved = load_tensors(last, where)
-        if not isinstance(saved["identity"], dict):
+        if not (isinstance(saved["identity"], dict) and all(type(value) in (str, int, bool) for value in saved["identity"].values())):
             raise TypeError("its identity is settings by name")
     except InputError:
         raise
@@ -566,7 +623,7 @@ def _torch_save(content, path: str) -> None:
 def _write_log(path: Path, curve: list[dict]) -> None:
     def write(partial: str) -> None:
         with open(partial, "w", newline="") as file:
-            writer = csv.DictWriter(file, ["stage", "epoch", "loss", "miou", "images_per_s"])
+            writer = csv.DictWriter(file, COLUMNS)
             writer.writeheader()
             writer.writerows(curve)
     write_whole(path, write)
@@ -628,7 +685,7 @@ def publish(run: str | Path, name: str, shipped: Path = SHIPPED, results: Path =
         raise InputError(f"{name!r}: a name of letters, digits, - and _")
     record = records.read(run / "record.json")
     model = load(run / "model.safetensors")
-    if (model.card["recipe"], model.card["seed"]) != (record["config"].get("name"), record["seed"]):
+    if (model.card.get("recipe"), model.card.get("seed")) != (record["config"].get("name"), record["seed"]):
         raise InputError(f"{run}: model.safetensors is not of the run in record.json")
     card = records.card(record, run / "model.safetensors", name, LABELS.get(model.card["data"], Labels((), ())).licence)
     write_whole(shipped / f"{name}.safetensors", lambda partial: shutil.copyfile(run / "model.safetensors", partial))

@@ -325,6 +325,11 @@ def test_train_leaves_a_run_and_a_record(rflw, tmp_path, monkeypatch):
     edited.write_text(edited.read_text().replace('"seed": 0', '"seed": 1'))
     with pytest.raises(InputError, match="edited by hand"):
         training.publish(tmp_path / "run", "edited", tmp_path / "shipped", tmp_path / "kept")
+    edited.write_text(edited.read_text().replace('"seed": 1', '"seed": 0'))
+    model = engine.load(tmp_path / "run" / "model.safetensors")
+    engine.save(model, tmp_path / "run" / "model.safetensors", {"classes": model.card["classes"], "data": "embedded"})
+    with pytest.raises(InputError, match="is not of the run"):
+        training.publish(tmp_path / "run", "nameless", tmp_path / "shipped", tmp_path / "kept")
     assert not (tmp_path / "shipped" / "edited.safetensors").exists()
 
 
@@ -354,6 +359,21 @@ def test_too_little_memory_is_one_line(rflw, checkpoint, monkeypatch):
     monkeypatch.setattr("rflw.datasets.readers.open_dataset", lambda name, split, root: Scenes(split))
     monkeypatch.setattr(engine, "evaluate", lambda *args, **options: torch.empty(2**60))
     refused(rflw("eval", checkpoint), "too little memory", "--tile")
+
+
+def test_a_checkpoint_of_more_classes_than_its_data_set_has(rflw, tmp_path):
+    torch.manual_seed(0)
+    model = build("refinenet-lw-mobilenet_v2", 30)
+    model.decoder.classifier.bias.data[29] = 1e4
+    engine.save(model, tmp_path / "x.safetensors", {"classes": [f"c{i}" for i in range(30)], "data": "camvid"})
+    Image.fromarray(PHOTO).save(tmp_path / "a.png")
+    assert rflw("predict", tmp_path / "a.png", "--checkpoint", tmp_path / "x.safetensors", "-o", tmp_path / "out")[0] == 0
+    assert (np.asarray(Image.open(tmp_path / "out" / "a_mask.png")) == 29).all()
+
+
+def test_a_shorter_side_beyond_all_memory(rflw, checkpoint, tmp_path):
+    Image.fromarray(PHOTO).save(tmp_path / "a.png")
+    refused(rflw("predict", tmp_path / "a.png", "--checkpoint", checkpoint, "-o", tmp_path / "out", "--short-side", 10**9), "memory")
 
 
 def test_eval_of_void_alone(rflw, checkpoint, monkeypatch, tmp_path):

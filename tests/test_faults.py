@@ -21,8 +21,8 @@ training.write_whole = write_whole
 """,
     "a state that is not all of it": """
 restore = training.State.restore
-def forgetful(self, saved):
-    restore(self, saved | {"optimiser": saved["optimiser"] | {"state": {}}})
+def forgetful(self, saved, steps):
+    restore(self, saved | {"optimiser": saved["optimiser"] | {"state": {}}}, steps)
 training.State.restore = forgetful
 """,
     "nothing": ""}

@@ -22,11 +22,11 @@ from test_checkpoints import Bomb
 import torch
 import yaml
 
-from rflw import InputError, build, claims, engine, records, training
+from rflw import InputError, build, claims, engine, records, studies, training
 from rflw.config import RECIPES, Recipe
 from rflw.datasets import check, matlab, prepare
 from rflw.datasets.images import read_image, read_mask
-from rflw.datasets.readers import read_manifest
+from rflw.datasets.readers import open_dataset, read_manifest
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -39,12 +39,15 @@ def refused(words: str, action, *args):
 
 
 class Limited:
-    """Within it, the process may take 1 GB beyond what it has."""
+    """Within it, the process may take 1 GB beyond what it has, or as many bytes as are told."""
+
+    def __init__(self, most: int = 1 << 30):
+        self.most = most
 
     def __enter__(self):
         self.before = resource.getrlimit(resource.RLIMIT_AS)
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 30), self.before[1]))
+        resource.setrlimit(resource.RLIMIT_AS, (used + self.most, self.before[1]))
 
     def __exit__(self, *exception):
         resource.setrlimit(resource.RLIMIT_AS, self.before)
@@ -403,6 +406,62 @@ def test_cards_that_describe_no_model(network, tmp_path, card):
     refused("y.safetensors: its header describes no model", engine.load, tmp_path / "y.safetensors")
 
 
+OTHER_ENTRIES = [{"data": 3}, {"data": None}, {"data": ["x"]}, {"data": {}}, {"short_side": "a"}, {"short_side": [1]},
+                 {"short_side": float("nan")}, {"short_side": 10**9}, {"short_side": 1}, {"short_side": True}, {"recipe": ["x"], "seed": 0},
+                 {"recipe": "../../x", "seed": 0}, {"recipe": "nul\0l", "seed": 0}, {"recipe": "x", "seed": "../../x"}]
+
+
+def whole(network, file: Path, weights: dict = {}, **card) -> Path:  # noqa: B006
+    """A checkpoint of the network, with some entries of its weights and its card changed."""
+    from safetensors.torch import save_file
+    weights = {key: value.contiguous() for key, value in (network.state_dict() | weights).items()}
+    save_file(weights, file, {"rflw": json.dumps({"model": network.name} | CARD | card)})
+    return file
+
+
+@pytest.mark.parametrize("card", OTHER_ENTRIES)
+def test_cards_whose_entries_are_of_other_types(network, tmp_path, card):
+    """Of networks that are whole, so that commands would come to use them."""
+    refused("x.safetensors: its header describes no model .its ", engine.load, whole(network, tmp_path / "x.safetensors", **card))
+
+
+def test_a_card_that_names_no_data(network, tmp_path):
+    from safetensors.torch import save_file
+    save_file(network.state_dict(), tmp_path / "x.safetensors", {"rflw": json.dumps({"model": network.name, "classes": ["a", "b"]})})
+    refused("x.safetensors: its header describes no model .'data'", engine.load, tmp_path / "x.safetensors")
+
+
+def test_a_card_of_a_recipe_without_a_seed(network, tmp_path):
+    assert studies.title(engine.load(whole(network, tmp_path / "x.safetensors", recipe="x"))) == network.name
+    assert studies.title(engine.load(whole(network, tmp_path / "x.safetensors", recipe="x", seed=3))) == "x-s3"
+
+
+@pytest.mark.parametrize("side", [None, 0, 33, 4096])
+def test_cards_of_any_sound_shorter_side(network, tmp_path, side):
+    assert engine.load(whole(network, tmp_path / "x.safetensors", short_side=side)).card["short_side"] == side
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "nul\0l", "\ud800"])
+def test_data_sets_that_no_folder_can_be_named(name):
+    refused("^unknown data set", open_dataset, name, "val")
+    with pytest.raises(InputError, match="cannot be read"):
+        open_dataset(f"a/{name}", "val")
+
+
+@pytest.mark.parametrize("weights", [torch.tensor([0, complex(float("nan"), 0)]), torch.zeros(2, dtype=torch.complex64),
+                                     torch.full((2,), 1e300, dtype=torch.float64)])
+def test_weights_that_are_no_numbers_once_they_are_loaded(network, tmp_path, weights):
+    file = whole(network, tmp_path / "x.safetensors", {"decoder.classifier.bias": weights})
+    refused("x.safetensors: decoder.classifier.bias: (holds infinities|.* no dense tensor of real numbers)", engine.load, file)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_weights_of_other_widths_are_read(network, tmp_path, dtype):
+    bias = torch.tensor([0.5, -2.0])
+    file = whole(network, tmp_path / "x.safetensors", {"decoder.classifier.bias": bias.to(dtype)})
+    assert torch.equal(engine.load(file).decoder.classifier.bias, bias)
+
+
 def test_a_safetensors_header_without_end(tmp_path):
     (tmp_path / "x.safetensors").write_bytes(struct.pack("<Q", 2**63) + b"{}")
     with Limited():
@@ -449,6 +508,23 @@ def test_checkpoints_that_are_zip_bombs(tmp_path, how):
 def test_weights_of_the_authors_that_are_no_numbers(tmp_path, value):
     torch.save({"segm.weight": torch.full((2, 4, 3, 3), value)}, tmp_path / "x.pth")
     refused("x.pth: segm.weight: holds infinities or what is not a number", engine.load_official, tmp_path / "x.pth", 2)
+
+
+@pytest.mark.parametrize("value", [
+    torch.zeros(1).expand(4, 200, 1000, 1000),  # 3.2 GB of one number
+    torch.zeros(70_000).as_strided((4, 200, 100, 100), (1, 1, 300, 300)), torch.zeros(4, 2, 1, 1, device="meta"),
+    torch.zeros(4, 2, 1, 1, dtype=torch.complex64), torch.full((4, 2, 1, 1), 1e300, dtype=torch.float64)])
+def test_tensors_that_are_not_what_they_seem(tmp_path, value):
+    torch.save({"segm.weight": value}, tmp_path / "x.pth")
+    assert (tmp_path / "x.pth").stat().st_size < 300_000
+    with Limited():
+        refused("x.pth: segm.weight: (a Tensor that is no dense|holds infinities)", engine.weights_of, tmp_path / "x.pth")
+
+
+def test_a_classifier_of_many_classes_without_weights(tmp_path):
+    torch.save({"segm.weight": torch.zeros(65536, 0, 1, 1)}, tmp_path / "x.pth")
+    with Limited(1 << 28):  # its network has 600 MB
+        refused("x.pth: layer1.0.weight: missing", engine.weights_of, tmp_path / "x.pth")
 
 
 def test_a_pickle_bomb_where_a_run_goes_on(tmp_path):

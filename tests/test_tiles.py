@@ -1,4 +1,7 @@
 """Tiles: where they lie, what they count, and that a network says the same in them as on the whole image."""
+import resource
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -194,6 +197,19 @@ class TestSitting:
         engine.evaluate(model, self.DATA, "fp32", each=each, sitting=self.sitting(tmp_path / "kept"))
         assert seen == [0, 1, 2, 2, 3]  # all was done
         assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="needs limits of files")
+    def test_a_full_disk_is_named(self, tmp_path):
+        self.sitting(tmp_path / "kept").write()
+        before = (tmp_path / "kept").read_bytes()
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+        try:
+            with pytest.raises(InputError, match="^[^\n]*kept: cannot be written [^\n]*$"):
+                self.sitting(tmp_path / "kept").write()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert [path.read_bytes() for path in tmp_path.iterdir()] == [before]
 
     def test_files_of_others_are_refused(self, model, tmp_path):
         file = tmp_path / "kept"

@@ -448,6 +448,135 @@ class TestBatches:
         assert all(sorted(a + b) == sorted(batch) for (a, b), batch in zip(shares, whole, strict=True))
 
 
+class TestSavedState:
+    """What last.pt may hold."""
+
+    ROW = {"stage": 0, "epoch": 1, "loss": 0.5, "images_per_s": 3.5}
+
+    @pytest.fixture(params=["sgd", "adamw"])
+    def state(self, request):
+        return self.one(request.param)
+
+    def one(self, optimiser="adamw"):
+        torch.manual_seed(0)
+        model = torch.nn.BatchNorm2d(3)
+        kind = {"sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9), "adamw": lambda p: torch.optim.AdamW(p, lr=0.1)}[optimiser]
+        state = training.State(model, kind(model.parameters()), torch.amp.GradScaler("cpu"), None)
+        self.go_on(state)
+        state.averaged = {key: value.clone() for key, value in model.state_dict().items()}
+        return state
+
+    def go_on(self, state):
+        state.optimiser.zero_grad()
+        state.model(torch.arange(24.0).reshape(2, 3, 2, 2)).square().sum().backward()
+        state.optimiser.step()
+
+    def saved(self, state) -> dict:
+        file = io.BytesIO()
+        torch.save(state.saved(), file)
+        file.seek(0)
+        return torch.load(file, weights_only=True)
+
+    def test_a_whole_one_goes_on_as_if_it_had_not_stopped(self, state):
+        state.stage, state.step, state.losses, state.best, state.wall_s = 1, 8, [0.5, 1], 0, 2.5  # a step that ends the stage
+        state.curve = [self.ROW, self.ROW | {"miou": None}, self.ROW | {"miou": 0.25}]
+        saved = self.saved(state)
+        other = self.one("sgd" if isinstance(state.optimiser, torch.optim.SGD) else "adamw")
+        self.go_on(other)
+        other.restore(saved, [4, 8])
+        for each in (state, other):
+            self.go_on(each)
+            each.average(0.9)
+        assert_equal(state.model, other.model)
+        assert all(torch.equal(value, other.averaged[key]) for key, value in state.averaged.items())
+        assert all(getattr(state, name) == getattr(other, name) for name in state.PLACE)
+        assert str(state.optimiser.state_dict()) == str(other.optimiser.state_dict())
+
+    def test_settings_are_the_recipes(self, state):
+        saved = self.saved(state)
+        for group in saved["optimiser"]["param_groups"]:
+            group |= {"weight_decay": "x", "params": []}
+        state.restore(saved, [4])
+        assert state.optimiser.param_groups[0]["weight_decay"] != "x"
+        self.go_on(state)
+
+    @pytest.mark.parametrize(("name", "value"), [
+        *(("stage", value) for value in ("x", 0.0, True, None, -1, 1, 99)), *(("step", value) for value in ("abc", 0.5, -5, 5, None)),
+        *(("losses", value) for value in (None, ["x"], [math.nan], "12", 3)),
+        *(("curve", value) for value in ("x", None, [3], [{"zz": 1}], [ROW | {"zz": 1}], [ROW | {"loss": None}], [ROW | {"miou": "x"}],
+                                         [{"epoch": 1}], [ROW | {"loss": math.inf}])),
+        *((name, value) for name in ("best", "wall_s") for value in ("x", None, math.nan, [], True)),
+        *((name, value) for name in ("averaged", "model") for value in ({}, [1], None, "x", {"weight": 3})),
+        ("scaler", {}), ("scaler", {"scale": "x"}), ("scaler", None), ("optimiser", None), ("optimiser", {"state": [1]}),
+        ("optimiser", {"state": {0: "x"}}), ("optimiser", {"state": {7: {}, "x": {"step": torch.tensor(1.0)}}})])
+    def test_entries_of_other_types(self, state, name, value):
+        before, saved = str(state.saved()), self.saved(state) | {name: value}
+        with pytest.raises(InputError, match="^last.pt: not the state of this run [^\n]*$"):
+            state.restore(saved, [4])
+        assert str(state.saved()) == before
+
+    @pytest.mark.parametrize("part", ["model", "averaged"])
+    @pytest.mark.parametrize("value", [torch.full((3,), math.nan), torch.full((3,), 1e300, dtype=torch.float64), torch.zeros(4),
+                                       torch.zeros(3, dtype=torch.complex64), torch.zeros(1).expand(3), torch.zeros(3, device="meta")])
+    def test_weights_that_are_none(self, state, part, value):
+        saved = self.saved(state)
+        saved[part]["weight"] = value
+        with pytest.raises(InputError, match=f"^last.pt: not the state of this run .{part}: weight: "):
+            state.restore(saved, [4])
+
+    def test_averages_where_the_recipe_has_none(self, state):
+        saved, state.averaged = self.saved(state), None
+        with pytest.raises(InputError, match="averaged: weight: not part"):
+            state.restore(saved, [4])
+        state.restore(saved | {"averaged": None}, [4])
+        assert state.averaged is None
+
+    @pytest.mark.parametrize(("name", "value"), [
+        ("exp_avg", torch.zeros(4)), ("exp_avg", torch.tensor(0.0)), ("exp_avg_sq", torch.full((3,), math.nan)), ("exp_avg_sq", "x"),
+        ("exp_avg", torch.zeros(1).expand(3)), ("exp_avg", None), ("step", torch.tensor(-1.0)), ("step", torch.zeros(3)), ("step", "x"),
+        ("step", 3), ("other", torch.zeros(3))])
+    def test_what_no_optimiser_keeps(self, name, value):
+        state = self.one()
+        saved = self.saved(state)
+        saved["optimiser"]["state"][0][name] = value
+        with pytest.raises(InputError, match="^last.pt: not the state of this run .optimiser: "):
+            state.restore(saved, [4])
+        saved = self.saved(state)
+        del saved["optimiser"]["state"][0]["exp_avg"]
+        with pytest.raises(InputError, match="not what it keeps of parameter 0"):
+            state.restore(saved, [4])
+
+    def test_scalers_of_other_types(self, state):
+        for name, value in (("scale", math.nan), ("scale", "x"), ("growth_interval", 0.5)):
+            saved = self.saved(state)
+            assert name in saved["scaler"]
+            saved["scaler"][name] = value
+            with pytest.raises(InputError, match="its scaler is another one"):
+                state.restore(saved, [4])
+
+    @pytest.mark.parametrize("identity", [{"seed": torch.zeros(2)}, {"resident": torch.zeros(2)}, [1], None])
+    def test_identities_of_other_types(self, few, tmp_path, identity):
+        (tmp_path / "run").mkdir()
+        torch.save({"identity": identity}, tmp_path / "run" / "last.pt")
+        with pytest.raises(InputError, match="last.pt: not a whole checkpoint of a run|^[^\n]*holds another run"):
+            training.fit(tiny(1), tmp_path / "run", resume=True)
+
+    def test_a_run_that_is_refused_writes_nothing(self, few, tmp_path):
+        training.fit(tiny(1), tmp_path / "run")
+        last = tmp_path / "run" / "last.pt"
+        saved = torch.load(last, weights_only=True)
+        saved["averaged"]["decoder.classifier.bias"][0] = math.nan
+        torch.save(saved, last)
+        for name in ("model.safetensors", "record.json", "log.csv"):
+            (tmp_path / "run" / name).unlink()
+        with pytest.raises(InputError, match="last.pt: .*averaged: decoder.classifier.bias: holds infinities"):
+            training.fit(tiny(1), tmp_path / "run", resume=True)
+        assert not any((tmp_path / "run" / name).exists() for name in ("model.safetensors", "record.json", "log.csv"))
+        torch.save(saved | {"step": 3, "averaged": saved["model"]}, last)  # 2 steps make the stage
+        with pytest.raises(InputError, match="its step is none of the stage's"):
+            training.fit(tiny(1), tmp_path / "run", resume=True)
+
+
 class TestStep:
     @pytest.mark.parametrize(("clip", "length"), [(0.5, 0.5), (0.0, None)])
     def test_gradients_are_cut_to_a_norm(self, clip, length):

@@ -185,7 +185,7 @@ def own_labels(root: Path) -> Labels:
     path = root / "classes.txt"
     try:
         names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as e:
+    except (OSError, ValueError) as e:  # no text, or no name of a file
         raise InputError(f"{path}: cannot be read ({getattr(e, 'strerror', None) or e})") from e
     if not 2 <= len(names) <= 255:
         raise InputError(f"{path}: {len(names)} names; 2 to 255 classes, a line each")
@@ -213,8 +213,9 @@ def open_dataset(name: str, split: str, root: str | Path | None = None):
 
 
 def is_folder(name: str) -> bool:
-    """Whether this names a folder of one's own data and no known data set: it has a separator, or classes.txt is in it."""
-    return name not in LABELS and (os.sep in name or name in (".", "..") or (Path(name) / "classes.txt").exists())
+    """Whether this names a folder of one's own data and no known data set: it has a separator, or classes.txt is in it. What no
+    folder can be named is none."""
+    return name not in LABELS and (os.sep in name or name in (".", "..") or os.path.exists(Path(name) / "classes.txt"))
 
 
 def labels_of(name: str) -> Labels:

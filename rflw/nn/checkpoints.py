@@ -5,6 +5,8 @@ import pickle
 import re
 import struct
 
+import torch
+
 from rflw.errors import InputError
 
 
@@ -71,21 +73,35 @@ def unwrap(loaded) -> dict:
     state = loaded.get("segmenter", loaded) if isinstance(loaded, dict) else None
     if not isinstance(state, dict) or not state:
         raise InputError(f"holds a {type(loaded).__name__}, not a dict of named tensors")
-    for key, value in state.items():
+    for key in state:
         if not isinstance(key, str):
             raise InputError(f"{key!r}: a {type(key).__name__}, not the name of a tensor")
-        if not hasattr(value, "is_floating_point") or value.is_sparse or value.is_quantized or value.dtype.is_complex:
-            raise InputError(f"{key}: a {type(value).__name__} that is no dense tensor of real numbers")
-    fault = first_not_finite(state)
+    fault = first_not_numbers(state)
     if fault:
         raise InputError(fault)
     return {key.removeprefix("module."): value for key, value in state.items()}
 
 
-def first_not_finite(state: dict) -> str | None:
-    """What is wrong with the numbers of `state`, or None."""
-    wrong = next((key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()), None)
-    return wrong and f"{wrong}: holds infinities or what is not a number"
+def first_not_numbers(state: dict) -> str | None:
+    """The first entry of `state` that is no dense tensor of finite real numbers, and why, or None."""
+    for key, value in state.items():
+        if not is_dense(value):
+            return f"{key}: a {type(value).__name__} that is no dense tensor of real numbers"
+        if not value.float().isfinite().all():  # as networks compute: 1e300 is an infinity to them
+            return f"{key}: holds infinities or what is not a number"
+    return None
+
+
+REAL = {torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2,
+        torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool}
+
+
+def is_dense(value) -> bool:
+    """Whether it is a tensor of real numbers with memory for each of them: one number may stand for any quantity of them, and a few
+    bytes of a file so for gigabytes."""
+    return (isinstance(value, torch.Tensor) and value.dtype in REAL and value.layout == torch.strided and not value.is_nested
+            and not value.is_meta and value.nbytes <= value.untyped_storage().nbytes()
+            and all(stride or size < 2 for size, stride in zip(value.shape, value.stride())))
 
 
 def recognise(state: dict) -> tuple[str, int, dict, dict]:

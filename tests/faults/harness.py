@@ -232,7 +232,15 @@ def full_disk(work: Path) -> dict:
     refuses(cramped, work / "cramped", "cannot be written")
     completes(lambda: prepare.prepare("voc", work / "raw", work / "again"), log)
     assert contents(work / "again") == contents(work / "prepared"), "the prepared folder differs"
-    return {"writes_refused": times + 1}
+    sitting = engine.Sitting(8, 21, file=work / "kept")
+
+    def cramped_sitting():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+        sitting.write()
+    refuses(cramped_sitting, work / "cramped", "cannot be written")
+    assert not (work / "kept").exists(), "a part of an evaluation was kept"
+    completes(sitting.write, log)
+    return {"writes_refused": times + 2}
 
 
 def read_only(work: Path) -> dict:

@@ -4,18 +4,20 @@ from dataclasses import dataclass
 from functools import cache
 import io
 import json
+import math
 from pathlib import Path
 import shutil
 import tarfile
 import zipfile
 
+from hypothesis import strategies as st
 import numpy as np
 from PIL import Image
 import torch
 from torch import nn
 import yaml
 
-from rflw import campaign, claims, engine, paper, records, training
+from rflw import build, campaign, claims, engine, paper, records, studies, training
 from rflw.config import RECIPES, Recipe
 from rflw.datasets import prepare, readers
 from rflw.datasets.images import read_image, read_mask
@@ -290,11 +292,43 @@ def statements(folder: Path) -> None:
 def safetensors_files():
     from safetensors.torch import save
     small = {"encoder.conv1.weight": torch.zeros(4, 3, 3, 3), "decoder.classifier.bias": torch.zeros(2)}
-    header = {"model": "refinenet-lw-mobilenet_v2", "classes": ["a", "b"], "data": "own"}
+    header = {"model": "refinenet-lw-mobilenet_v2", "classes": ["a", "b"], "data": "voc", "recipe": "own", "seed": 0, "short_side": 96}
 
-    def built(tree) -> bytes:
-        return save(small, {"rflw": json.dumps(tree, default=str)})
-    return damaged([built(header)]) | changed([header]).map(built)
+    def built(tree, key="decoder.classifier.bias", kind=torch.float32, value=0.0) -> bytes:
+        odd = torch.full(small[key].shape, value, dtype=torch.float64 if value == 1e300 else kind)
+        return save(small | {key: odd}, {"rflw": json.dumps(tree, default=str)})
+    return damaged([built(header)]) | changed([header]).map(built) | st.builds(
+        built, st.just(header), st.sampled_from(sorted(small)), st.sampled_from((torch.float16, torch.bfloat16, torch.complex64)),
+        st.sampled_from((0.0, 1.0, math.nan, math.inf, 1e300)))
+
+
+class Small(nn.Module):
+    """A network of two tensors, for files of any length."""
+
+    def __init__(self, name: str):
+        super().__init__()
+        self.name = name
+        self.encoder, self.decoder = nn.Module(), nn.Module()
+        self.encoder.conv1, self.decoder.classifier = nn.Conv2d(3, 4, 3, bias=False), nn.Module()
+        self.decoder.classifier.bias = nn.Parameter(torch.zeros(2))
+
+
+def checkpoint(folder: Path) -> None:
+    """Read, and its card used as commands use it."""
+    def small(name: str, classes: int) -> nn.Module:
+        with torch.device("meta"):
+            build(name, classes)
+        return Small(name)
+
+    before, engine.build = engine.build, small
+    try:
+        model = engine.load(folder / "x.safetensors")
+    finally:
+        engine.build = before
+    assert all(value.isfinite().all() for value in model.state_dict().values())
+    records.write_whole(folder / f"probe-{studies.title(model)}.json", lambda partial: None)
+    assert (model.card.get("short_side") or engine.MIN_SIZE) in range(engine.MIN_SIZE, engine.MAX_SIDE + 1)
+    readers.labels_of(model.card["data"])
 
 
 def theirs() -> dict:
@@ -344,13 +378,32 @@ class Scaler:
 def run_state() -> training.State:
     torch.manual_seed(0)
     model = nn.Conv2d(1, 2, 3)
-    return training.State(model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), Scaler(), None)
+    state = training.State(model, torch.optim.AdamW(model.parameters(), lr=0.1), Scaler(), None)
+    go_on(state)
+    state.averaged = {key: value.clone() for key, value in model.state_dict().items()}
+    state.losses, state.curve = [0.5], [{"stage": 0, "epoch": 1, "loss": 0.5, "images_per_s": 3.5, "miou": None}]
+    return state
+
+
+def go_on(state: training.State) -> None:
+    state.optimiser.zero_grad()
+    state.model(torch.ones(1, 1, 3, 3)).sum().backward()
+    state.optimiser.step()
 
 
 def resume(folder: Path) -> None:
+    """A state is read, and a step of the run made."""
     saved = training._open_run(folder, True, torch.device("cpu"))
     if saved is not None:
-        run_state().restore(saved)
+        state = run_state()
+        if saved["identity"] != RUN["identity"]:
+            return
+        state.restore(saved, [4, 8])
+        assert all(value.isfinite().all() for part in (state.model.state_dict(), state.averaged) for value in part.values())
+        go_on(state)
+        state.average(0.9)
+        assert math.isfinite(state.best + state.wall_s + sum(state.losses)) and state.step in range([4, 8][state.stage] + 1)
+        training._write_log(folder / "log.csv", state.curve)
 
 
 def official(folder: Path) -> None:
@@ -395,7 +448,7 @@ TARGETS = {target.name: target for target in (
     Target("claims", "x.yaml", claim_files, lambda folder: claims.load(folder / "x.yaml")),
     Target("table", "table3.csv", lambda: damaged([(paper.FOLDER / "table3.csv").read_bytes()]), table),
     Target("text", "text.csv", lambda: damaged([(paper.FOLDER / "text.csv").read_bytes()]), statements),
-    Target("checkpoint", "x.safetensors", safetensors_files, lambda folder: engine.load(folder / "x.safetensors")),
+    Target("checkpoint", "x.safetensors", safetensors_files, checkpoint),
     Target("official", "x.pth", pth_files, official),
     Target("run", "last.pt", run_files, resume),
     Target("evaluation", "x.kept", sitting_files, sitting),
