@@ -59,6 +59,14 @@ def test_folding_leaves_what_does_not_follow_a_convolution(images):
     assert deploy.fold_batch_norm(net) == 0 and torch.equal(net(images), expected)
 
 
+@torch.no_grad()
+def test_a_batch_norm_of_the_image_is_left_where_the_last_step_is_a_convolution(images):
+    net = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1)).eval()
+    net[0].weight.fill_(3.0)
+    expected = net(images)
+    assert deploy.fold_batch_norm(net) == 0 and torch.equal(net(images), expected)
+
+
 class Twice(nn.Module):
     """A convolution whose output is read by its batch norm and by the sum after it, too."""
 
