@@ -5,9 +5,11 @@ order of sums; precisions below fp32 change the numbers, which is for the caller
 """
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import redirect_stdout
 from copy import deepcopy
 from importlib import import_module
 from importlib.metadata import version
+from io import StringIO
 from pathlib import Path
 import tempfile
 import warnings
@@ -295,8 +297,9 @@ def _write_onnx(program, path: str, names: dict, opset: int | None, model: Refin
     _onnxruntime()
     import onnx
     try:
-        written = torch.onnx.export(program, dynamo=True, opset_version=opset, verbose=False, input_names=[names["input"]],
-                                    output_names=[names["output"]], external_data=False).model_proto
+        with redirect_stdout(StringIO()):  # some versions tell of their progress there all the same
+            written = torch.onnx.export(program, dynamo=True, opset_version=opset, verbose=False, input_names=[names["input"]],
+                                        output_names=[names["output"]], external_data=False).model_proto
     except Exception as e:  # torch.onnx raises many types for what an operator set lacks
         raise InputError(f"operator set {opset}: ONNX cannot be written ({' '.join(str(e).split())[:200]})") from e
     if opset is not None and written.opset_import[0].version != opset:

@@ -664,7 +664,7 @@ def rehearse(recipe: Recipe) -> dict:
         set_rates(optimiser, recipe.stages[0], 0, 1)
         images, masks = torch.empty(recipe.batch, 3, *recipe.crop), torch.zeros(recipe.batch, *recipe.crop, dtype=torch.uint8)
         loss_of(model(images), masks, 1).backward()
-        optimiser.step()
+    optimiser.step()  # outside: AdamW counts its steps on the processor
     stages = []
     for stage in recipe.stages:
         if labels_of(stage.data).classes != labels.classes:

@@ -43,7 +43,7 @@ GROUPS = {
     "deploy": (("deploy",), ("deploy",)),
 }
 KNOWN = Path(__file__).with_name("mutants_equivalent.yaml")
-PATIENCE = 60  # seconds of tests for a line that is run on import
+PATIENCE = 180  # seconds of tests for a line that is run on import
 LEAST, TIMES = 20, 10  # seconds of processor time that tests get, and how many times what they took
 
 

