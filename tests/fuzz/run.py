@@ -114,6 +114,7 @@ def _attacks(target: Target, folder: Path, ledger, seconds: float, start: int, k
     inside, told, seen = folder / "in", open(folder / "faults.jsonl", "w"), set()
     path = target.prepare(inside)
     strategy = target.strategy()
+    os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)  # Fabric's: with it optimisers ask the driver's library, which is no escape
     numbers, escapes = [0] * 7, []
     base = _peak(reset=True)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
