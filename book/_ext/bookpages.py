@@ -14,6 +14,7 @@ from statistics import median
 from bookparts import CLAIMS_PAGE, TOPICS, Table, hardware, judged, kept
 from docutils import nodes
 from docutils.parsers.rst import directives
+from PIL import Image
 from sphinx.util import logging
 
 LOGGER = logging.getLogger(__name__)
@@ -416,6 +417,16 @@ def lighten(app, error) -> None:
     icons = static / "scripts/fontawesome.js"
     if icons.exists():
         icons.write_text("// The style sheet draws the icons.\n")
+    used = {name for kind in ("html", "js") for path in Path(app.outdir).rglob(f"*.{kind}")
+            for name in re.findall(r"fa-[\w-]+", path.read_text(encoding="utf-8"))}
+    for path in (Path(app.outdir) / "_images").glob("*.png"):
+        with Image.open(path) as picture:
+            plain = picture.convert("RGB") if picture.getextrema()[-1] == (255, 255) and picture.mode == "RGBA" else picture.copy()
+        plain.save(path, optimize=True)  # the same picture; an alpha that hides nothing is left out
+    style = static / "styles/pydata-sphinx-theme.css"  # of two thousand icons, pages have a dozen
+    style.write_text(re.sub(r'(?:\.fa-[\w-]+:before,?)+\{content:"[^"]*"\}',
+                            lambda rule: rule[0] if used & {*re.findall(r"fa-[\w-]+", rule[0])} else "",
+                            style.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 def setup(app) -> dict:
