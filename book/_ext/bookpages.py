@@ -351,7 +351,7 @@ def described(app, doctree) -> None:
             LOGGER.error("picture without alternative text: %s", image.get("uri", ""), location=image)
 
 
-def light_signatures(app, pagename, templatename, context, doctree) -> None:
+def light_signatures(app, page, template, context, doctree) -> None:
     """Signatures without Sphinx's span around every word, which only says where not to break a line, and which book.css undoes: they are a
     fifth of the page on the programming interface."""
     if "body" in context:
@@ -408,7 +408,7 @@ def describe_plainly() -> None:
 
 def lighten(app, error) -> None:
     """The theme's script draws icons that its style sheet has as a font already; with the maps for debuggers it is the heaviest
-    part of every page."""
+    part of every page. Next come the style sheet's rules for icons that no page has, and pictures that are packed loosely."""
     if error or app.builder.name != "html":
         return
     static = Path(app.outdir) / "_static"
@@ -417,12 +417,12 @@ def lighten(app, error) -> None:
     icons = static / "scripts/fontawesome.js"
     if icons.exists():
         icons.write_text("// The style sheet draws the icons.\n")
-    used = {name for kind in ("html", "js") for path in Path(app.outdir).rglob(f"*.{kind}")
-            for name in re.findall(r"fa-[\w-]+", path.read_text(encoding="utf-8"))}
     for path in (Path(app.outdir) / "_images").glob("*.png"):
         with Image.open(path) as picture:
             plain = picture.convert("RGB") if picture.getextrema()[-1] == (255, 255) and picture.mode == "RGBA" else picture.copy()
         plain.save(path, optimize=True)  # the same picture; an alpha that hides nothing is left out
+    used = {name for kind in ("html", "js") for path in Path(app.outdir).rglob(f"*.{kind}")
+            for name in re.findall(r"fa-[\w-]+", path.read_text(encoding="utf-8"))}
     style = static / "styles/pydata-sphinx-theme.css"  # of two thousand icons, pages have a dozen
     style.write_text(re.sub(r'(?:\.fa-[\w-]+:before,?)+\{content:"[^"]*"\}',
                             lambda rule: rule[0] if used & {*re.findall(r"fa-[\w-]+", rule[0])} else "",
