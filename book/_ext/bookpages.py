@@ -421,12 +421,13 @@ def lighten(app, error) -> None:
         with Image.open(path) as picture:
             plain = picture.convert("RGB") if picture.getextrema()[-1] == (255, 255) and picture.mode == "RGBA" else picture.copy()
         plain.save(path, optimize=True)  # the same picture; an alpha that hides nothing is left out
-    used = {name for kind in ("html", "js") for path in Path(app.outdir).rglob(f"*.{kind}")
-            for name in re.findall(r"fa-[\w-]+", path.read_text(encoding="utf-8"))}
-    style = static / "styles/pydata-sphinx-theme.css"  # of two thousand icons, pages have a dozen
-    style.write_text(re.sub(r'(?:\.fa-[\w-]+:before,?)+\{content:"[^"]*"\}',
-                            lambda rule: rule[0] if used & {*re.findall(r"fa-[\w-]+", rule[0])} else "",
-                            style.read_text(encoding="utf-8")), encoding="utf-8")
+    style = static / "styles/pydata-sphinx-theme.css"
+    if style.exists():  # of two thousand icons, pages have a dozen
+        used = {name for kind in ("html", "js") for path in Path(app.outdir).rglob(f"*.{kind}")
+                for name in re.findall(r"fa-[\w-]+", path.read_text(encoding="utf-8"))}
+        style.write_text(re.sub(r'(?:\.fa-[\w-]+:before,?)+\{content:"[^"]*"\}',
+                                lambda rule: rule[0] if used & {*re.findall(r"fa-[\w-]+", rule[0])} else "",
+                                style.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 def setup(app) -> dict:
