@@ -207,7 +207,7 @@ def test_the_authors_script_stores_its_best_score_as_a_number_of_numpy(tmp_path,
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-@pytest.mark.parametrize("whole", [0, 5, 150])
+@pytest.mark.parametrize("whole", [0, 5, 150, -1])
 def test_a_file_that_is_cut_off_names_the_first_tensor_that_is_not_whole(tmp_path, small, zipped, whole):
     """Each tensor has its own storage, written in the order of the keys or, in files of early PyTorch, in one of their own."""
     torch.save({"segmenter": small}, tmp_path / "x.pth", _use_new_zipfile_serialization=zipped)
