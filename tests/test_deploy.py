@@ -292,6 +292,16 @@ class TestExport:
             with pytest.raises(InputError, match="does not compute what the network does: 100.00 %"):
                 deploy.export(small, tmp_path / "net.pt2", "torch-export")
 
+    @pytest.mark.parametrize("classes", [4, 6])
+    def test_a_file_of_other_classes_is_refused(self, small, tmp_path, monkeypatch, classes):
+        def spoil(net):
+            net.decoder.classifier = nn.Conv2d(256, classes, 3, padding=1)
+        monkeypatch.setattr(deploy, "merge_linear", spoil)
+        words = rf"gives \(1, {classes}, 25, 33\) for \(1, 3, 97, 131\), \(1, 5, 25, 33\) expected"
+        with pytest.raises(InputError, match=words):
+            deploy.export(small, tmp_path / "net.pt2", "torch-export")
+        assert list(tmp_path.iterdir()) == []
+
     @torch.no_grad()
     def test_onnxruntime_stands_in_for_the_network(self, small, images):
         stand_in = deploy.InONNXRuntime(small)
