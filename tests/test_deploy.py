@@ -268,7 +268,9 @@ class TestExport:
     def test_torch_export_takes_any_size(self, small, tmp_path):
         deploy.export(small, tmp_path / "net.pt2", "torch-export")
         x = torch.rand(1, 3, 50, 81)
-        assert close(torch.export.load(tmp_path / "net.pt2").module()(x), small(x))
+        program = torch.export.load(tmp_path / "net.pt2")
+        assert close(program.module()(x), small(x))
+        assert [(limits.lower, limits.upper) for limits in program.range_constraints.values()] == [(33, 16384)] * 2  # height, width
 
     def test_a_wrong_file_is_refused_and_not_left(self, small, tmp_path, monkeypatch):
         def spoil(net):
