@@ -299,7 +299,7 @@ def _write_onnx(program, path: str, names: dict, opset: int | None, model: Refin
     try:
         with redirect_stdout(StringIO()):  # some versions tell of their progress there all the same
             written = torch.onnx.export(program, dynamo=True, opset_version=opset, verbose=False, input_names=[names["input"]],
-                                        output_names=[names["output"]], external_data=False).model_proto
+                                        output_names=[names["output"]]).model_proto
     except Exception as e:  # torch.onnx raises many types for what an operator set lacks
         raise InputError(f"operator set {opset}: ONNX cannot be written ({' '.join(str(e).split())[:200]})") from e
     if opset is not None and written.opset_import[0].version != opset:

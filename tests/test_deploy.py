@@ -1,5 +1,6 @@
 """Fast inference computes what the plain network does, says what it did, and what it writes runs elsewhere."""
 import re
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -144,6 +145,7 @@ def test_optimise_leaves_the_network_as_it_was_and_says_what_it_did(small, image
 def test_compiled_computes_the_same_at_every_size(small, images):
     fast = deploy.optimise(small, compiled=True)
     assert fast.steps[-1] == "compile" and fast.steps[2] == "pools: maxima"
+    assert {module.pool for module in fast.net.modules() if isinstance(module, CRP)} == {pooling.FORMS["maxima"]}
     for x in (images, images[:1, :, :40, :50]):
         assert close(fast(x), small(x))
     assert len(list(fast.parameters())) == len({id(p) for p in fast.parameters()})
@@ -166,6 +168,17 @@ def test_code_is_made_for_the_first_sizes_only_and_with_constant_weights(small, 
         fast(torch.zeros(1, 3, side, 40))
     assert seen[:3] == [((40, 40), True), ((40, 40), False), ((41, 40), True)]
     assert len(seen) == 1 + deploy.SIZES  # the last size went uncompiled
+
+
+@pytest.mark.parametrize(("asked", "steps", "mode", "left_out"), [
+    (None, ("compile", "graphs"), "reduce-overhead", {}), (True, ("compile", "graphs"), "reduce-overhead", {}),
+    (False, ("compile",), None, {"graphs": "not asked for"})])
+def test_graphs_are_for_cuda_unless_not_asked_for(small, monkeypatch, asked, steps, mode, left_out):
+    modes = []
+    monkeypatch.setattr(torch, "compile", lambda net, **options: modes.append(options["mode"]))
+    monkeypatch.setattr(small, "parameters", lambda: iter([Mock(device=torch.device("cuda"))]))
+    fast = deploy.optimise(small, fold=False, merge=False, channels_last=False, pools=False, graphs=asked)
+    assert (fast.steps, modes, fast.left_out) == (steps, [mode], left_out)
 
 
 @pytest.mark.parametrize(("graphs", "mode"), [(True, "reduce-overhead"), (False, None)])
@@ -258,6 +271,18 @@ class TestExport:
         written = onnx.load(tmp_path / "net.onnx")
         assert written.opset_import[0].version == 18
         assert {p.key: p.value for p in written.metadata_props}["classes"].split(", ") == list(model.card["classes"])
+
+    def test_whole_shows_the_network_what_predict_shows_it(self, small):
+        seen, image = [], scene("val", 3)[0][:70, :101]
+
+        class Witness(nn.Module):
+            mean, std = small.mean, small.std
+
+            def forward(self, x):
+                seen.append(x)
+                return torch.zeros(1, 5, 18, 26)
+        deploy.Whole(Witness())(torch.from_numpy(image))
+        torch.testing.assert_close(seen[0], engine.normalise(image, small, torch.device("cpu")))
 
     def test_int8_is_small_and_agrees(self, tmp_path):
         model = rflw.load("embedded")
