@@ -72,9 +72,9 @@ def merge_linear(model: nn.Module) -> int:
         maps = [*stage.reduce, stage.adapt]
         if len(stage.rcu_in) or not all(isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1) and m.bias is None for m in maps):
             continue
-        adapt = stage.adapt.weight[:, :, 0, 0].double()
+        adapt = stage.adapt.weight.flatten(1).double()
         for reduce in stage.reduce:
-            reduce.weight.copy_((adapt @ reduce.weight[:, :, 0, 0].double())[:, :, None, None])
+            reduce.weight.copy_((adapt @ reduce.weight.flatten(1).double())[:, :, None, None])
         stage.adapt = nn.Identity()
         merged += 1
     return merged
@@ -149,12 +149,11 @@ def optimise(model: nn.Module, precision: str = "fp32", *, fold: bool = True, me
     if precision == "int8" and (device.type != "cpu" or calibration is None):
         raise InputError("int8: on CPUs, with images to calibrate it")
     net, steps, left_out = deepcopy(model).eval().requires_grad_(False), [], {}
-    can = (device.type == "cuda" or pooling.can_compile()) if compiled is None or compiled else False
-    if compiled is not False and not can:
-        left_out["compile"] = "needs a C++ compiler"
+    compiled = compiled is not False
+    if compiled and not (device.type == "cuda" or pooling.can_compile()):
+        compiled, left_out["compile"] = False, "needs a C++ compiler"
     elif device.type == "cuda" and graphs is False:
         left_out["graphs"] = "not asked for"
-    compiled = compiled is not False and can
     if fold and fold_batch_norm(net):
         steps.append("fold")
     if merge and merge_linear(net):
@@ -297,8 +296,8 @@ def _write_onnx(program, path: str, names: dict, opset: int | None, model: Refin
     _onnxruntime()
     import onnx
     try:
-        with redirect_stdout(StringIO()):  # some versions tell of their progress there all the same
-            written = torch.onnx.export(program, dynamo=True, opset_version=opset, verbose=False, input_names=[names["input"]],
+        with redirect_stdout(StringIO()):  # it tells of its progress there
+            written = torch.onnx.export(program, dynamo=True, opset_version=opset, input_names=[names["input"]],
                                         output_names=[names["output"]]).model_proto
     except Exception as e:  # torch.onnx raises many types for what an operator set lacks
         raise InputError(f"operator set {opset}: ONNX cannot be written ({' '.join(str(e).split())[:200]})") from e
@@ -367,4 +366,4 @@ def _compare(net: nn.Module, run, model: RefineNet, whole: bool, calibration) ->
 def _noise() -> list[np.ndarray]:
     """Images of ODD sizes: squares of random colours."""
     random = np.random.RandomState(0)
-    return [random.randint(0, 256, (h // 8 + 1, w // 8 + 1, 3)).astype(np.uint8).repeat(8, 0).repeat(8, 1)[:h, :w] for h, w in ODD]
+    return [random.randint(0, 256, (20, 20, 3)).astype(np.uint8).repeat(8, 0).repeat(8, 1)[:h, :w] for h, w in ODD]

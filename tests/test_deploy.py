@@ -1,4 +1,5 @@
 """Fast inference computes what the plain network does, says what it did, and what it writes runs elsewhere."""
+from copy import deepcopy
 import re
 from unittest.mock import Mock
 
@@ -226,7 +227,7 @@ def test_lower_precisions_agree_on_what_they_were_trained_for():
     model, image = rflw.load("embedded"), scene("val", 5)[0]
     calibration = [scene("val", i)[0] for i in range(6)]
     expected = rflw.predict(model, image)
-    for precision, share in (("bf16", 0.98), ("int8", 0.95)):
+    for precision, share in zip("bf16 int8".split(), (0.98, 0.95)):
         if precision == "bf16" and not engine.computes_in_bf16(torch.device("cpu")):
             continue
         if precision == "int8" and NO_INT8:
@@ -242,7 +243,8 @@ def test_lower_precisions_agree_on_what_they_were_trained_for():
 
 def test_precisions_that_a_device_has_not_are_refused(small, monkeypatch):
     monkeypatch.setattr(deploy, "computes_in_bf16", lambda device: False)
-    for precision, words in (("bf16", "does not compute"), ("fp16", "CUDA"), ("int8", "calibrate"), ("fp8", "unknown precision")):
+    for line in ("bf16: does not compute", "fp16: CUDA", "int8: calibrate", "fp8: unknown precision"):
+        precision, words = line.split(": ")
         with pytest.raises(InputError, match=words):
             deploy.optimise(small, precision)
 
@@ -289,6 +291,12 @@ class TestExport:
         facts = deploy.export(model, tmp_path / "net.onnx", whole=True, calibration=[scene("val", i)[0] for i in range(6)])
         assert facts["mb"] < 0.3 * 4 * sum(p.numel() for p in model.parameters()) / 1e6 + 0.5
         assert facts["agreement"] > 0.9
+        import onnx
+        shapes = {tensor.name: list(tensor.dims) for tensor in onnx.load(tmp_path / "net.onnx").graph.initializer}
+        weights = {name.removesuffix("_quantized"): dims for name, dims in shapes.items() if name.endswith("_quantized") and len(dims) == 4}
+        merged = deploy.merge_linear(deepcopy(model))
+        assert merged > 0 and len(weights) == sum(isinstance(m, nn.Conv2d) for m in model.modules()) - merged
+        assert all(shapes[f"{name}_scale"] == dims[:1] for name, dims in weights.items())  # a scale for each channel of output
 
     def test_torch_export_takes_any_size(self, small, tmp_path):
         deploy.export(small, tmp_path / "net.pt2", "torch-export")
@@ -297,12 +305,13 @@ class TestExport:
         assert close(program.module()(x), small(x))
         assert [(limits.lower, limits.upper) for limits in program.range_constraints.values()] == [(33, 16384)] * 2  # height, width
 
-    def test_a_wrong_file_is_refused_and_not_left(self, small, tmp_path, monkeypatch):
+    @pytest.mark.parametrize("whole", [False, True])
+    def test_a_wrong_file_is_refused_and_not_left(self, small, tmp_path, monkeypatch, whole):
         def spoil(net):
-            net.decoder.classifier.weight.data[0] *= 2
+            net.decoder.classifier.bias.data[0] += 100
         monkeypatch.setattr(deploy, "merge_linear", spoil)
         with pytest.raises(InputError, match="does not compute what the network does"):
-            deploy.export(small, tmp_path / "net.pt2", "torch-export")
+            deploy.export(small, tmp_path / "net.pt2", "torch-export", whole)
         assert list(tmp_path.iterdir()) == []
 
     @pytest.mark.parametrize(("factor", "taken"), [(1 + 3e-5, True), (1 + 3e-4, False)])
@@ -340,6 +349,12 @@ class TestExport:
                                      ("onnx", {"calibration": []}, "images to calibrate"), ("onnx", {"opset": 5}, "operator set 5")):
             with pytest.raises(InputError, match=words):
                 deploy.export(small, tmp_path / "net", form, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.onnx, "export", Mock(side_effect=RuntimeError("no\nway " * 100)))
+            with pytest.raises(InputError) as caught:
+                deploy.export(small, tmp_path / "net", opset=18)
+            assert str(caught.value) == f"operator set 18: ONNX cannot be written ({('no way ' * 100)[:200]})"
 
         def missing(name):
             raise ImportError(name)
