@@ -302,7 +302,7 @@ def _write_onnx(program, path: str, names: dict, opset: int | None, model: Refin
     except Exception as e:  # torch.onnx raises many types for what an operator set lacks
         raise InputError(f"operator set {opset}: ONNX cannot be written ({' '.join(str(e).split())[:200]})") from e
     if opset is not None and written.opset_import[0].version != opset:
-        raise InputError(f"operator set {opset}: this network needs {written.opset_import[0].version}")
+        raise InputError(f"operator set {opset}: this network cannot be written in it, but in {written.opset_import[0].version}")
     facts = {"model": model.name, "classes": ", ".join(getattr(model, "card", {}).get("classes", ())),
              "mean": str(model.mean), "std": str(model.std)}
     onnx.helper.set_model_props(written, facts)

@@ -138,7 +138,7 @@ def test_optimise_leaves_the_network_as_it_was_and_says_what_it_did(small, image
     assert all(torch.equal(value, before[key]) for key, value in small.state_dict().items())
     assert fast.steps[:2] == ("fold", "merge") and fast.steps[2].startswith("pools: ") and fast.steps[3:] == ("channels-last",)
     assert (fast.name, fast.num_classes, fast.mean) == (small.name, 5, small.mean) and fast.left_out == {}
-    plain = deploy.optimise(small, fold=False, merge=False, channels_last=False, pools=False, compiled=False)
+    plain = deploy.optimise(small, *"fp32".split(), fold=False, merge=False, channels_last=False, pools=False, compiled=False)
     assert plain.steps == () and torch.equal(plain(images), small(images))
 
 
@@ -169,16 +169,17 @@ def test_code_is_made_for_the_first_sizes_only_and_with_constant_weights(small, 
         fast(torch.zeros(1, 3, side, 40))
     assert seen[:3] == [((40, 40), True), ((40, 40), False), ((41, 40), True)]
     assert len(seen) == 1 + deploy.SIZES  # the last size went uncompiled
+    assert deploy.SIZES <= torch._dynamo.config.recompile_limit  # beyond it, torch.compile runs what it is given as it is
 
 
 @pytest.mark.parametrize(("asked", "steps", "mode", "left_out"), [
-    (None, ("compile", "graphs"), "reduce-overhead", {}), (True, ("compile", "graphs"), "reduce-overhead", {}),
-    (False, ("compile",), None, {"graphs": "not asked for"})])
-def test_graphs_are_for_cuda_unless_not_asked_for(small, monkeypatch, asked, steps, mode, left_out):
+    (None, ("fp16", "compile", "graphs"), "reduce-overhead", {}), (True, ("fp16", "compile", "graphs"), "reduce-overhead", {}),
+    (False, ("fp16", "compile"), None, {"graphs": "not asked for"})])
+def test_graphs_and_half_precision_are_for_cuda_unless_not_asked_for(small, monkeypatch, asked, steps, mode, left_out):
     modes = []
     monkeypatch.setattr(torch, "compile", lambda net, **options: modes.append(options["mode"]))
     monkeypatch.setattr(small, "parameters", lambda: iter([Mock(device=torch.device("cuda"))]))
-    fast = deploy.optimise(small, fold=False, merge=False, channels_last=False, pools=False, graphs=asked)
+    fast = deploy.optimise(small, "fp16", fold=False, merge=False, channels_last=False, pools=False, graphs=asked)
     assert (fast.steps, modes, fast.left_out) == (steps, [mode], left_out)
 
 
@@ -346,7 +347,7 @@ class TestExport:
 
     def test_what_cannot_be_exported_is_refused(self, small, tmp_path, monkeypatch):
         for form, options, words in (("tflite", {}, "unknown format"), ("torch-export", {"calibration": [scene("val", 0)[0]]}, "for onnx"),
-                                     ("onnx", {"calibration": []}, "images to calibrate"), ("onnx", {"opset": 5}, "operator set 5")):
+                                     ("onnx", {"calibration": []}, "images to calibrate"), ("onnx", {"opset": 5}, "operator set 5.*but in 18"), ("onnx", {"opset": 99}, "operator set 99.*but in 18")):
             with pytest.raises(InputError, match=words):
                 deploy.export(small, tmp_path / "net", form, **options)
 
