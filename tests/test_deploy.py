@@ -347,7 +347,8 @@ class TestExport:
 
     def test_what_cannot_be_exported_is_refused(self, small, tmp_path, monkeypatch):
         for form, options, words in (("tflite", {}, "unknown format"), ("torch-export", {"calibration": [scene("val", 0)[0]]}, "for onnx"),
-                                     ("onnx", {"calibration": []}, "images to calibrate"), ("onnx", {"opset": 5}, "operator set 5.*but in 18"), ("onnx", {"opset": 99}, "operator set 99.*but in 18")):
+                                     ("onnx", {"calibration": []}, "images to calibrate"), ("onnx", {"opset": 5}, "operator set 5"),
+                                     ("onnx", {"opset": 99}, "operator set 99")):
             with pytest.raises(InputError, match=words):
                 deploy.export(small, tmp_path / "net", form, **options)
 
