@@ -130,6 +130,13 @@ def test_merging_linear_maps_changes_no_answer(name, stages, images):
     assert before - sum(p.numel() for p in model.parameters()) == stages * 256 * 256  # a 1x1 of 256 -> 256 in each
 
 
+def test_freed_memory_is_kept_on_cpus(small, monkeypatch):
+    kept = Mock()
+    monkeypatch.setattr(deploy, "keep_freed_memory", kept)
+    deploy.optimise(small, compiled=False)
+    kept.assert_called_once_with()
+
+
 @torch.no_grad()
 def test_optimise_leaves_the_network_as_it_was_and_says_what_it_did(small, images):
     before = {key: value.clone() for key, value in small.state_dict().items()}
