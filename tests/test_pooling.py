@@ -32,11 +32,17 @@ def test_values_and_gradients_are_those_of_pytorch(eager, shape, layout):
     torch.testing.assert_close(our_gradient, their_gradient, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("shape", [(2, 3, 7, 9), (1, 1, 1, 1), (1, 2, 2, 6), (1, 8, 5, 1)])
-@pytest.mark.parametrize("form", [pooling.by_maxima, pooling.in_two])
-def test_other_forms_give_the_same_values(shape, form):
+@pytest.mark.parametrize("shape", [(2, 3, 7, 9), (2, 3, 1, 9), (2, 3, 7, 1), (2, 3, 2, 3), (1, 1, 1, 1), (1, 2, 2, 6), (1, 8, 5, 1)])
+@pytest.mark.parametrize("form", pooling.FORMS)
+def test_every_form_of_the_pools_is_the_pool(form, shape):
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0)) - 5  # below zero, where padding with zeros would show
-    assert torch.equal(form(x), blocks.max_pool(x))
+    x[0, 0, shape[2] // 3, shape[3] // 3] = -torch.inf
+    assert torch.equal(pooling.FORMS[form](x), torch.nn.functional.max_pool2d(x, 5, 1, 2))
+
+
+def test_forms_are_chosen_by_a_race_and_networks_begin_with_the_window():
+    assert pooling.fastest(torch.device("cpu")) in ("window", "rows and columns")
+    assert blocks.CRP(4, 1).pool is pooling.FORMS["window"]
 
 
 def test_ties_are_broken_alike(eager):
