@@ -50,7 +50,7 @@ def fold_batch_norm(model: nn.Module) -> int:
             continue
         before = steps[step.inputs[0]]
         conv, norm = modules[before.module], modules[step.module]
-        alone = readers[step.inputs[0]] == uses[before.module] == uses[step.module] == 1
+        alone = max(readers[step.inputs[0]], uses[before.module], uses[step.module]) == 1
         if alone and isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d) and norm.running_var is not None:
             _replace(model, before.module, fuse_conv_bn_eval(conv, norm))
             _replace(model, step.module, nn.Sequential(*norm.children()) if len(list(norm.children())) else nn.Identity())
@@ -260,7 +260,7 @@ def export(model: RefineNet, path: str | Path, form: str = "onnx", whole: bool =
         if isinstance(chain, CRP):
             chain.pool = pooling.in_two
     net, plain = (Whole(net), Whole(plain)) if whole else (net, plain)
-    example = torch.zeros(97, 131, 3, dtype=torch.uint8) if whole else torch.zeros(1, 3, 97, 131)
+    example = torch.zeros(*ODD[0], 3, dtype=torch.uint8) if whole else torch.zeros(1, 3, *ODD[0])
     sizes = [torch.export.Dim(name, min=MIN_SIZE, max=2**14) for name in ("height", "width")]
     program = torch.export.export(net, (example,), dynamic_shapes=(dict(enumerate(sizes, 0 if whole else 2)),))
     names = {"input": "image", "output": "classes" if whole else "logits"}
@@ -301,8 +301,9 @@ def _write_onnx(program, path: str, names: dict, opset: int | None, model: Refin
                                         output_names=[names["output"]]).model_proto
     except Exception as e:  # torch.onnx raises many types for what an operator set lacks
         raise InputError(f"operator set {opset}: ONNX cannot be written ({' '.join(str(e).split())[:200]})") from e
-    if opset is not None and written.opset_import[0].version != opset:
-        raise InputError(f"operator set {opset}: this network cannot be written in it, but in {written.opset_import[0].version}")
+    version = written.opset_import[0].version
+    if opset is not None and version != opset:
+        raise InputError(f"operator set {opset}: this network cannot be written in it, but in {version}")
     facts = {"model": model.name, "classes": ", ".join(getattr(model, "card", {}).get("classes", ())),
              "mean": str(model.mean), "std": str(model.std)}
     onnx.helper.set_model_props(written, facts)
@@ -342,7 +343,6 @@ class InONNXRuntime(nn.Module):
         return torch.from_numpy(np.concatenate([self.session.run(None, {"image": image[None]})[0] for image in images]))
 
 
-@torch.no_grad()
 def _compare(net: nn.Module, run, model: RefineNet, whole: bool, calibration) -> dict:
     """What was written beside the network, on patches of noise of odd sizes -> {"error", "agreement"}. Raises InputError where they
     differ by more than rounding. int8: on images that calibrated it, and only reported."""

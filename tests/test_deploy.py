@@ -1,6 +1,7 @@
 """Fast inference computes what the plain network does, says what it did, and what it writes runs elsewhere."""
 from copy import deepcopy
 import re
+import sys
 from unittest.mock import Mock
 
 import numpy as np
@@ -88,8 +89,22 @@ class Again(Twice):
         return self.norm(self.conv(self.norm(x)))
 
 
+class TwiceAgain(Twice):
+    """Both at once: each read as often as each is used."""
+
+    def forward(self, x):
+        return super().forward(super().forward(x))
+
+
+class Before(Twice):
+    """A convolution that somebody else uses, too."""
+
+    def forward(self, x):
+        return super().forward(self.conv(x))
+
+
 @torch.no_grad()
-@pytest.mark.parametrize("net", [Twice(), Again(), nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU(), nn.BatchNorm2d(3)),
+@pytest.mark.parametrize("net", [Twice(), Again(), TwiceAgain(), Before(), nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU(), nn.BatchNorm2d(3)),
                                  nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3, track_running_stats=False))])
 def test_folding_leaves_what_somebody_else_reads_and_what_has_no_statistics(net, images):
     for norm in (m for m in net.modules() if isinstance(m, nn.BatchNorm2d)):
@@ -114,8 +129,9 @@ def test_only_maps_without_bias_of_a_decoder_of_ours_are_merged():
     assert deploy.merge_linear(nn.Sequential(nn.Conv2d(3, 3, 1, bias=False), nn.Conv2d(3, 3, 1, bias=False))) == 0
     stage = model.decoder.stages[1]
     stage.adapt = nn.Conv2d(256, 256, 1)  # with a bias
-    assert deploy.merge_linear(model) == 2 and isinstance(stage.adapt, nn.Conv2d)
-    assert [isinstance(s.adapt, nn.Identity) for s in model.decoder.stages] == [True, False, True, True]
+    model.decoder.stages[2].adapt = nn.Conv2d(256, 256, 3, padding=1, bias=False)
+    assert deploy.merge_linear(model) == 1 and isinstance(stage.adapt, nn.Conv2d)
+    assert [isinstance(s.adapt, nn.Identity) for s in model.decoder.stages] == [True, False, False, True]
 
 
 @torch.no_grad()
@@ -144,7 +160,10 @@ def test_optimise_leaves_the_network_as_it_was_and_says_what_it_did(small, image
     assert close(fast(images), small(images))
     assert all(torch.equal(value, before[key]) for key, value in small.state_dict().items())
     assert fast.steps[:2] == ("fold", "merge") and fast.steps[2].startswith("pools: ") and fast.steps[3:] == ("channels-last",)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in fast.net.modules())
+    assert all(isinstance(stage.adapt, nn.Identity) for stage in fast.net.decoder.stages)
     assert (fast.name, fast.num_classes, fast.mean) == (small.name, 5, small.mean) and fast.left_out == {}
+    assert deploy.optimise(small, graphs=False, compiled=False).left_out == {}  # which CPUs have not anyway
     plain = deploy.optimise(small, fold=False, merge=False, channels_last=False, pools=False, compiled=False)
     assert plain.steps == () and torch.equal(plain(images), small(images))
 
@@ -186,6 +205,7 @@ def test_graphs_and_half_precision_are_for_cuda_unless_not_asked_for(small, monk
     modes = []
     monkeypatch.setattr(torch, "compile", lambda net, **options: modes.append(options["mode"]))
     monkeypatch.setattr(small, "parameters", lambda: iter([Mock(device=torch.device("cuda"))]))
+    monkeypatch.setattr(pooling, "can_compile", lambda: False)  # on CPUs
     fast = deploy.optimise(small, "fp16", fold=False, merge=False, channels_last=False, pools=False, graphs=asked)
     assert (fast.steps, modes, fast.left_out) == (steps, [mode], left_out)
 
@@ -209,6 +229,7 @@ def test_a_network_made_fast_is_known_by_what_it_was_made_of(small):
     assert not hasattr(deploy.optimise(small, compiled=False), "card")
     assert not fast.training and not any(p.requires_grad for p in fast.parameters()) and all(p.requires_grad for p in model.parameters())
     assert deploy.optimise(small, channels_last=False, compiled=False).layout == torch.contiguous_format
+    assert not fast(torch.zeros(1, 3, 40, 40, requires_grad=True)).requires_grad
 
 
 def test_without_a_compiler_it_says_so(small, images, monkeypatch):
@@ -245,6 +266,7 @@ def test_lower_precisions_agree_on_what_they_were_trained_for():
         fast = deploy.optimise(model, precision, compiled=False, calibration=calibration)
         assert (rflw.predict(fast, image) == expected).mean() > share, precision
         assert precision in fast.steps
+        assert (rflw.predict(fast, image[:70, :101]) == rflw.predict(model, image[:70, :101])).mean() > share, precision
     kinds = [node.target for node in fast.net.graph.nodes]  # int8: values really are 8 bits wide
     assert any("quantize_per_tensor" in str(kind) for kind in kinds)
 
@@ -255,6 +277,15 @@ def test_precisions_that_a_device_has_not_are_refused(small, monkeypatch):
         precision, words = line.split(": ")
         with pytest.raises(InputError, match=words):
             deploy.optimise(small, precision)
+    with pytest.raises(InputError, match="no images"):
+        deploy.optimise(small, "int8", calibration=[])
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "torchao.quantization.pt2e", None)  # as if it were not there
+        with pytest.raises(InputError, match=r"needs torchao: pip install 'rflw\[deploy\]'"):
+            deploy.optimise(small, "int8", calibration=[scene("val", 0)[0]])
+    monkeypatch.setattr(small, "parameters", lambda: iter([Mock(device=torch.device("cuda"))]))
+    with pytest.raises(InputError, match="int8: on CPUs"):
+        deploy.optimise(small, "int8", calibration=[scene("val", 0)[0]])
 
 
 class TestExport:
@@ -270,6 +301,9 @@ class TestExport:
             x = torch.rand(1, 3, h, w)
             got = torch.from_numpy(self.run(tmp_path / "net.onnx", image=x.numpy()))
             assert got.shape == (1, 5, -(-h // 4), -(-w // 4)) and close(got, small(x))
+        import onnx
+        pools = [node for node in onnx.load(tmp_path / "net.onnx").graph.node if node.op_type == "MaxPool"]
+        assert {tuple(a.ints) for node in pools for a in node.attribute if a.name == "kernel_shape"} == {(1, 5), (5, 1)}
 
     def test_whole_is_predict(self, tmp_path):
         model, image = rflw.load("embedded"), scene("val", 3)[0][:70, :101]
@@ -299,6 +333,8 @@ class TestExport:
         facts = deploy.export(model, tmp_path / "net.onnx", whole=True, calibration=[scene("val", i)[0] for i in range(6)])
         assert facts["mb"] < 0.3 * 4 * sum(p.numel() for p in model.parameters()) / 1e6 + 0.5
         assert facts["agreement"] > 0.9
+        facts = deploy.export(model, tmp_path / "logits.onnx", calibration=[scene("val", i)[0] for i in range(3)])
+        assert facts["agreement"] > 0.9 and facts["error"] is None
         import onnx
         shapes = {tensor.name: list(tensor.dims) for tensor in onnx.load(tmp_path / "net.onnx").graph.initializer}
         weights = {name.removesuffix("_quantized"): dims for name, dims in shapes.items() if name.endswith("_quantized") and len(dims) == 4}
@@ -313,11 +349,11 @@ class TestExport:
         assert close(program.module()(x), small(x))
         assert [(limits.lower, limits.upper) for limits in program.range_constraints.values()] == [(33, 16384)] * 2  # height, width
 
-    @pytest.mark.parametrize("whole", [False, True])
-    def test_a_wrong_file_is_refused_and_not_left(self, small, tmp_path, monkeypatch, whole):
+    @pytest.mark.parametrize(("whole", "index"), [(False, 0), (True, 0), (True, 4)])
+    def test_a_wrong_file_is_refused_and_not_left(self, small, tmp_path, monkeypatch, whole, index):
         def spoil(net):
-            net.decoder.classifier.weight.data[0] *= 2
-            net.decoder.classifier.bias.data[0] += 100 * whole  # class maps tell only that another class has won
+            net.decoder.classifier.weight.data[index] *= 2
+            net.decoder.classifier.bias.data[index] += 100 * whole  # class maps tell only that another class has won
         monkeypatch.setattr(deploy, "merge_linear", spoil)
         with pytest.raises(InputError, match="does not compute what the network does"):
             deploy.export(small, tmp_path / "net.pt2", "torch-export", whole)
@@ -336,6 +372,22 @@ class TestExport:
         else:
             with pytest.raises(InputError, match="does not compute what the network does: 100.00 %"):
                 deploy.export(small, tmp_path / "net.pt2", "torch-export")
+
+    @pytest.mark.parametrize(("wrong", "taken"), [(29, True), (30, False)])
+    def test_one_pixel_in_a_thousand_may_have_another_class(self, small, wrong, taken):
+        def run(image):  # another class in some of the (97 * 131 + 33 * 50 + 160 * 96) pixels
+            classes = torch.zeros(image.shape[:2], dtype=torch.uint8)
+            if len(image) == 160:
+                classes[7, :wrong] = 1
+            return classes
+
+        def plain(image):
+            return torch.zeros(image.shape[:2], dtype=torch.uint8)
+        if taken:
+            assert deploy._compare(plain, run, small, True, None) == {"error": None, "agreement": 1 - wrong / 29717}
+        else:
+            with pytest.raises(InputError, match="99.90 % of the pixels agree"):
+                deploy._compare(plain, run, small, True, None)
 
     @pytest.mark.parametrize("classes", [4, 6])
     def test_a_file_of_other_classes_is_refused(self, small, tmp_path, monkeypatch, classes):
