@@ -20,7 +20,23 @@ Data = Annotated[str, typer.Argument(help="A data set, see `rflw data list`, or 
 Json = Annotated[bool, typer.Option("--json", help="Print figures as JSON.")]
 Root = Annotated[Path | None, typer.Option(help="Folder that holds the data sets' folders; else RFLW_DATA, else data/datasets.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
-Record = Annotated[Path | None, typer.Option(help="Also file a record here, e.g. data/results.")]
+
+
+def _as_folder(path: Path | None) -> Path | None:
+    """Refuses a folder that cannot be written in before anything is measured for it."""
+    from rflw import records
+    if path:
+        records.must_take_files(path)
+    return path
+
+
+def _as_file(path: Path | None) -> Path | None:
+    if path:
+        _as_folder(path.parent)
+    return path
+
+
+Record = Annotated[Path | None, typer.Option(callback=_as_folder, help="Also file a record here, e.g. data/results.")]
 Classes = Annotated[int, typer.Option(help="Number of classes.")]
 Tile = Annotated[int | None, typer.Option(help="Pixels of the side of overlapping tiles that large images are seen in; 0: whole; default: "
                                           "2048, for images of more pixels than such a tile.")]
@@ -92,7 +108,7 @@ def _as_picture(path: Path | None) -> Path | None:
     """Refuses a picture's name before anything is measured for it."""
     if path and path.suffix not in FORMS:
         raise InputError(f"{path}: a picture's name ends in one of {', '.join(FORMS)}")
-    return path
+    return _as_file(path)
 
 
 def _draw(figure, path: Path, dpi: int = 120) -> None:
@@ -637,11 +653,13 @@ def evaluate(checkpoint: Checkpoint, data: On = None, split: Split = "val",
              flip: Annotated[bool, typer.Option("--flip", help="Average with the mirror image, too.")] = False,
              tile: Tile = None, precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
              keep: Annotated[Path | None, typer.Option(
+                 callback=_as_file,
                  help="File that keeps what is measured so far: after an interruption the same command goes on.")] = None,
              deployed: Annotated[str | None, typer.Option(
                  help="Measure the network as `rflw.deploy.optimise` makes it in this precision (fp32, bf16, fp16, int8), and how far it "
                       "agrees with the plain one.")] = None,
              save: Annotated[Path | None, typer.Option(
+                 callback=_as_folder,
                  help="Folder for the predictions, in the form that the benchmark takes: VOC palette, Cityscapes labelIds.")] = None,
              figure: Annotated[Path | None, typer.Option(callback=_as_picture,
                  help="Also draw five frames, from the worst to the best in equal steps, into this picture.")] = None,
@@ -651,6 +669,8 @@ def evaluate(checkpoint: Checkpoint, data: On = None, split: Split = "val",
 
     Example: rflw eval camvid --root ~/datasets --scales 0.75 1 1.25 --flip --json
     """
+    import torch
+
     from rflw import engine, metrics, plots, records, tiles
     if not all(0 < scale <= 4 for scale in scales):
         raise InputError(f"--scales {' '.join(map(str, scales))}: above 0, at most 4")
@@ -685,8 +705,11 @@ def evaluate(checkpoint: Checkpoint, data: On = None, split: Split = "val",
     if not deployed:
         config["precision"] = engine.pick_precision(precision, next(model.parameters()).device)
     with records.timed(f"eval-{Path(checkpoint).stem}-{Path(name).name}-{split}{way}", command, "eval", config) as record:
-        identity = _identity(checkpoint, dataset, config | {"precision": precision, "deployed": deployed, "tile": tile}) if keep else ""
-        sitting = engine.Sitting(len(dataset), model.num_classes, 3, keep, identity)
+        options = {"deployed": deployed, "tile": tile, "device": plain.decoder.classifier.weight.device.type,
+                   "save": save and str(save.absolute())}
+        sitting = engine.Sitting(len(dataset), model.num_classes, 3, keep, _identity(checkpoint, dataset, config | options) if keep else "")
+        if save:  # a prediction that is gone is made again
+            sitting.done &= torch.tensor([(save / f"{name}.png").exists() for name in dataset.ids], dtype=torch.bool)
         before, seconds = int(sitting.done.sum()), sitting.seconds.item()
         if before:
             print(f"rflw: goes on after {before} of {len(dataset)} images, from {keep}", file=sys.stderr)

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from rflw import metrics, records, tiles
 from rflw.datasets.images import read_image
-from rflw.errors import InputError
+from rflw.errors import InputError, no_pipe
 from rflw.nn import checkpoints
 from rflw.nn.blocks import Window
 from rflw.nn.refinenet import MIN_SIZE, RefineNet, build
@@ -125,6 +125,7 @@ def weights_of(path: str | Path) -> tuple[str, dict, tuple[str, ...] | None]:
 def load_tensors(path: str | Path, device):
     """torch.load, of tensors and plain values only. Raises InputError for a zip file that would unpack to more than it is: PyTorch
     compresses nothing; else what torch.load raises."""
+    no_pipe(path)
     try:
         with zipfile.ZipFile(path) as archive:
             size = sum(member.file_size for member in archive.infolist())
@@ -191,6 +192,9 @@ def load(path: str | Path) -> RefineNet:
     """
     from safetensors import SafetensorError, safe_open
     file = checkpoint_file(path)
+    no_pipe(file)
+    if file.is_dir():
+        raise InputError(f"{file}: a folder, not a checkpoint")
     try:
         with safe_open(file, "pt") as tensors:
             header = (tensors.metadata() or {}).get("rflw")
@@ -379,6 +383,7 @@ class Sitting:
 
     def _read(self) -> None:
         from safetensors import SafetensorError, safe_open
+        no_pipe(self.file)
         try:
             with safe_open(self.file, "pt") as kept:
                 theirs = (kept.metadata() or {}).get("evaluation")
@@ -422,7 +427,10 @@ def evaluate(model: RefineNet, dataset, precision: str = "auto", scales=(1.0,), 
         for i in tqdm(todo, desc="evaluate", file=sys.stderr, disable=not progress or None):
             image, mask = dataset[i]
             mask = torch.from_numpy(mask).to(device)
-            prediction = best(views(model, image, precision, scales, flip, tile), mask.shape)[0]
+            try:
+                prediction = best(views(model, image, precision, scales, flip, tile), mask.shape)[0]
+            except InputError as e:
+                raise InputError(f"{dataset.ids[i]}: {e}") from e
             numbers = each(i, prediction, mask) if each else None
             sitting.matrices[i] = metrics.confusion_matrix(prediction, mask, model.num_classes)
             if sitting.numbers.shape[1]:

@@ -1,9 +1,23 @@
 """What a user can put right: the command line prints it as one line and exits with code 2."""
 from contextlib import contextmanager
+import os
+from pathlib import Path
+import stat
 
 
 class InputError(ValueError):
     """Bad input: says what is wrong and where, in one line."""
+
+
+def no_pipe(path: str | Path) -> None:
+    """Raises InputError for a pipe, socket or device, which might give nothing for ever, or no end. What is not there is for whoever
+    opens it."""
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):
+        return
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise InputError(f"{path}: not a file but a pipe, a socket or a device")
 
 
 @contextmanager

@@ -114,11 +114,25 @@ def _remove(partials: Iterable[list[Path]], before: float) -> None:
             partial.unlink(missing_ok=True)
 
 
+def must_take_files(folder: Path) -> None:
+    """Raises InputError for a folder that files cannot be written in and that cannot be made: before the work, not after it."""
+    try:
+        there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    except OSError as e:
+        raise InputError(f"{folder}: cannot be written ({e.strerror})") from e
+    if not there.is_dir():
+        raise InputError(f"{folder}: cannot be written ({there} is no folder)")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"{folder}: cannot be written (permission denied)")
+
+
 def write_whole(path: Path, write) -> None:
     """Let `write` fill a file beside `path`, then move it there: whole or not at all.
 
     Raises InputError if it cannot be written.
     """
+    if path.is_dir():
+        raise InputError(f"{path}: cannot be written (it is a folder)")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove([_left(path.parent.absolute()).get(path.name, [])], time.time() - 3600)  # younger ones may still be written

@@ -81,6 +81,8 @@ def erf(model: RefineNet, dataset, method: str = "gradient", layers: dict[str, s
         raise InputError(f"unknown method {method!r}: gradient, occlusion or activation")
     if cut is not None:
         receptive_field.size_of(torch.ones(1, 1), cut)  # which refuses what is no share, before anything is measured
+    if units < 1 or tile < 1:
+        raise InputError(f"{units} units on images of {tile}x{tile} tiles: one at least")
     x = tensors(model, dataset, spread(images * tile**2, len(dataset)), size, tile)
     found, measured, options = {}, {}, {"progress": progress} | ({} if cut is None else {"cut": cut})
     with evaluating(model):

@@ -1,4 +1,5 @@
 """Training by a recipe: one run, from its seed to its record, that stops and goes on exactly."""
+from collections.abc import Iterable
 from contextlib import contextmanager
 import csv
 from dataclasses import asdict, dataclass, field
@@ -111,6 +112,8 @@ def class_weights(dataset, num_classes: int, exponent: float) -> Tensor | None:
     if not exponent:
         return None
     pixels = sum(np.bincount(dataset[i][1].ravel(), minlength=256) for i in range(len(dataset)))[:num_classes]
+    if not pixels.sum():
+        raise InputError("all pixels of the training images are void: there is nothing to learn")
     share = torch.from_numpy(pixels / pixels.sum())
     weights = torch.where(share > 0, share.clamp(min=1e-12) ** -exponent, 0)
     return (weights / (weights * share).sum()).float()
@@ -153,14 +156,15 @@ def batches(dataset, recipe: Recipe, stage: int, seed: int, first_step: int, ste
     Every epoch is a permutation of its own, drawn from the seed and the epoch alone; what is left over at its end,
     too little for a batch, is dropped. Of `world` processes each takes its share of every batch.
     """
-    for step in range(first_step, recipe.stages[stage].epochs * steps_per_epoch):
-        epoch, position = divmod(step, steps_per_epoch)
+    for epoch in range(first_step // steps_per_epoch, recipe.stages[stage].epochs):
         generator = torch.Generator().manual_seed(derive("order", seed, stage, epoch))
-        order = torch.randperm(len(dataset), generator=generator)[position * recipe.batch:][:recipe.batch].tolist()
-        yield [(derive("augment", seed, stage, epoch, i), i) for i in order[rank::world]]
+        order = torch.randperm(len(dataset), generator=generator)
+        for step in range(max(first_step, epoch * steps_per_epoch), (epoch + 1) * steps_per_epoch):
+            batch = order[step % steps_per_epoch * recipe.batch:][:recipe.batch].tolist()
+            yield [(derive("augment", seed, stage, epoch, i), i) for i in batch[rank::world]]
 
 
-def make_loader(dataset, recipe: Recipe, model: RefineNet, keys: list, workers: int = 0, pin: bool = False):
+def make_loader(dataset, recipe: Recipe, model: RefineNet, keys: Iterable[list], workers: int = 0, pin: bool = False):
     """Batches of augmented images and masks for the given keys, in their order; those of a ResidentSet are on its device."""
     from torch.utils.data import DataLoader
 
@@ -458,7 +462,7 @@ def _train_stage(recipe: Recipe, number: int, data, seed: int, state: State, fab
     weights = weights if weights is None else weights.to(where)
     if recipe.restart and state.step == 0:
         state.optimiser.state.clear()
-    keys = list(batches(data, recipe, number, seed, state.step, per_epoch, rank, world))
+    keys = batches(data, recipe, number, seed, state.step, per_epoch, rank, world)
     loader = make_loader(data, recipe, state.model, keys, workers, pin=where.type == "cuda")
     bar = tqdm(total=stage.epochs * per_epoch, initial=state.step, desc=f"{recipe.name} s{seed}", unit="step",
                file=sys.stderr, disable=not progress or None)
@@ -466,6 +470,7 @@ def _train_stage(recipe: Recipe, number: int, data, seed: int, state: State, fab
              else "batch norm needs them at once: a recipe with a smaller crop or batch takes less")
     full = f"{recipe.name}: out of memory with {recipe.batch // world // accumulate} images at a time; {lower}"
     since, seen, written = time.perf_counter(), 0, time.perf_counter()
+    running.steps = True
     for images, masks in loader:
         step = state.step
         set_rates(state.optimiser, stage, step, per_epoch)
@@ -507,6 +512,7 @@ def _train_stage(recipe: Recipe, number: int, data, seed: int, state: State, fab
             bar.close()
             raise stop
     bar.close()
+    running.steps = False
     state.stage, state.step = number + 1, 0
 
 
@@ -544,11 +550,12 @@ def _open_run(out: Path, resume: bool, where: torch.device) -> dict | None:
 
 
 class _Running:
-    """Within it, no other process can train in the folder `out`, and SIGTERM and Ctrl-C only raise a flag, so that a step
-    and its checkpoint are finished first; a second one interrupts at once. Raises InUse if the folder is taken."""
+    """Within it, no other process can train in the folder `out`, and, while there are `steps`, SIGTERM and Ctrl-C only raise a flag, so
+    that a step and its checkpoint are finished first; a second one, and one before or after them, interrupts at once. Raises InUse
+    if the folder is taken."""
 
     def __init__(self, out: Path | None):
-        self.out, self.claim, self.before, self.asked = out, None, {}, False
+        self.out, self.claim, self.before, self.steps, self.asked = out, None, {}, False, False
 
     def __enter__(self):
         if self.out is not None:
@@ -568,7 +575,7 @@ class _Running:
         return self
 
     def _ask(self, *_):
-        if self.asked:
+        if self.asked or not self.steps:
             raise KeyboardInterrupt
         self.asked = True
 

@@ -237,6 +237,34 @@ def test_eval_goes_on_where_it_was_interrupted(rflw, checkpoint, tmp_path, monke
     refused(rflw(*words, *keep, "--flip"), "kept: of another evaluation")
 
 
+def test_an_evaluation_that_goes_on_saves_all_predictions(rflw, checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr("rflw.datasets.readers.open_dataset", lambda name, split, root: Scenes(split))
+    words, saved = ("eval", checkpoint, "--keep", tmp_path / "kept", "--json"), tmp_path / "saved"
+    code, expected, _ = rflw(*words, "--save", saved)
+    whole = {path.name: path.read_bytes() for path in saved.iterdir()}
+    assert code == 0 and len(whole) == 2
+    refused(rflw(*words, "--save", tmp_path / "elsewhere"), "kept: of another evaluation")
+    refused(rflw(*words), "kept: of another evaluation")
+    (saved / "0.png").unlink()
+    code, out, err = rflw(*words, "--save", saved)
+    assert (code, out) == (0, expected) and "goes on after 1 of 2 images" in err
+    assert {path.name: path.read_bytes() for path in saved.iterdir()} == whole
+
+
+@pytest.mark.parametrize("option", ["--results", "--save", "--keep", "--figure"])
+def test_what_cannot_be_written_is_refused_before_anything_is_measured(rflw, checkpoint, tmp_path, monkeypatch, option):
+    monkeypatch.setattr("rflw.engine.load", lambda *_: pytest.fail("the work has begun"))
+    (tmp_path / "file").write_text("")
+    inside = tmp_path / "file" / {"--keep": "kept", "--figure": "x.png"}.get(option, "")
+    refused(rflw("eval", checkpoint, option, inside), f"{tmp_path / 'file'}: cannot be written", "is no folder")
+    (tmp_path / "closed").mkdir()
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path / "closed")  # root may write anywhere
+    inside = tmp_path / "closed" / {"--figure": "x.png"}.get(option, "new")
+    refused(rflw("eval", checkpoint, option, inside), "closed", "cannot be written (permission denied)")
+    refused(rflw("eval", checkpoint, option, tmp_path / ("x" * 300) / "y.png"), "cannot be written (file name too long)")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["closed", "file"]
+
+
 def test_large_images_in_tiles(rflw, checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr("rflw.datasets.readers.open_dataset", lambda name, split, root: Scenes(split))
     seen, real = [], engine.tiles.side

@@ -165,3 +165,17 @@ class TestPlaces:
         assert engine.pick_precision("auto", torch.device("cpu")) in ("bf16", "fp32")
         with pytest.raises(InputError, match="int3"):
             engine.pick_precision("int3", torch.device("cpu"))
+
+
+def test_an_image_that_is_too_small_is_named(model):
+    class Small:
+        ids = ["fine", "tiny"]
+
+        def __len__(self):
+            return 2
+
+        def __getitem__(self, i):
+            side = (40, 8)[i]
+            return np.zeros((side, side, 3), np.uint8), np.zeros((side, side), np.uint8)
+    with pytest.raises(InputError, match="tiny: input of 8x8 pixels: the smallest is 33x33"):
+        engine.evaluate(model, Small())

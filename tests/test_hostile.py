@@ -5,6 +5,7 @@ The longer attack is `python -m tests.fuzz`.
 import gzip
 import io
 import json
+import os
 from pathlib import Path
 import resource
 import struct
@@ -24,7 +25,7 @@ import yaml
 
 from rflw import InputError, build, claims, engine, records, studies, training
 from rflw.config import RECIPES, Recipe
-from rflw.datasets import check, matlab, prepare
+from rflw.datasets import check, matlab, prepare, streams
 from rflw.datasets.images import read_image, read_mask
 from rflw.datasets.readers import open_dataset, read_manifest
 
@@ -542,3 +543,19 @@ def test_an_image_that_is_none_of_ours_is_not_opened_by_name(tmp_path, monkeypat
     refused("id '../../x' cannot name a file", prepare._ids, tmp_path / "x.txt")
     Image.new("L", (4, 3)).save(tmp_path / "a.png")
     assert read_mask(tmp_path / "a.png", 2).shape == (3, 4)
+
+
+def test_pipes_are_not_waited_for(tmp_path):
+    """Nobody writes into this one: reading it would never end."""
+    pipe = tmp_path / "x.mp4"
+    os.mkfifo(pipe)
+    sitting = engine.Sitting(1, 6)
+    sitting.file = pipe
+    for read in (read_image, lambda path: read_mask(path, 6), engine.load, lambda path: engine.load_tensors(path, "cpu"),
+                 lambda path: prepare.sum_line(tmp_path, path.relative_to(tmp_path)), lambda path: sitting._read(),
+                 streams.frame_rate):
+        refused("x.mp4: not a file but a pipe", read, pipe)
+    skipped = []
+    assert list(streams.read_photos([pipe], skipped)) == [] and len(skipped) == 1 and "a pipe" in skipped[0]
+    refused("a folder, not a checkpoint", engine.load, tmp_path)
+    refused("cannot be written .it is a folder", records.write_whole, tmp_path, lambda partial: None)

@@ -67,6 +67,9 @@ def test_fields_of_a_network(model, method, options):
     assert all(picture.shape == (96, 128, 3) and relative.shape == (96, 128) for row in rows for picture, relative in row[4])
     with pytest.raises(InputError, match="unknown method"):
         studies.erf(model, Few(), "guess")
+    for options in ({"units": 0}, {"tile": 0}):
+        with pytest.raises(InputError, match="0 units|0x0 tiles"):
+            studies.erf(model, Few(), **options)
 
 
 def test_a_dead_layer_is_on_record_and_hinders_nothing():

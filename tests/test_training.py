@@ -150,6 +150,40 @@ class TestFit:
         resumed, _ = training.fit(tiny(val_every=1), tmp_path / "broken", resume=True)
         assert_equal(whole, resumed)
 
+    def test_asked_to_stop_before_the_first_step_it_stops_at_once(self, few, tmp_path, monkeypatch):
+        def asked(*_):
+            os.kill(os.getpid(), signal.SIGTERM)
+            pytest.fail("it went on")
+        with monkeypatch.context() as patch:
+            patch.setattr(training, "class_weights", asked)
+            with pytest.raises(KeyboardInterrupt):
+                training.fit(tiny(), tmp_path / "run")
+        assert [path.name for path in (tmp_path / "run").iterdir() if path.name not in TENSORBOARD] == [".lock"]
+        training.fit(tiny(), tmp_path / "run", resume=True)
+        training.fit(tiny(), tmp_path / "whole")
+        assert (tmp_path / "run/model.safetensors").read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes()
+
+    def test_asked_to_stop_in_the_last_measurement_it_stops_at_once_and_goes_on(self, few, tmp_path, monkeypatch):
+        whole = training.fit(tiny(), tmp_path / "whole")[1]
+        real = training.evaluate
+
+        def asked(*args, **options):
+            if (tmp_path / "run/model.safetensors").exists():
+                os.kill(os.getpid(), signal.SIGTERM)
+                pytest.fail("it went on")
+            return real(*args, **options)
+        with monkeypatch.context() as patch:
+            patch.setattr(training, "evaluate", asked)
+            with pytest.raises(KeyboardInterrupt):
+                training.fit(tiny(), tmp_path / "run")
+        assert not (tmp_path / "run/record.json").exists()
+        assert training.fit(tiny(), tmp_path / "run", resume=True)[1]["metrics"] == whole["metrics"]
+
+    def test_any_number_of_epochs_is_begun_at_once(self, few, tmp_path):
+        with pytest.raises(TimeoutError):
+            training.fit(tiny(10**9, val_every=10**9), tmp_path, compiled=False, until=time.monotonic())
+        assert torch.load(tmp_path / "last.pt", weights_only=True)["step"] == 1
+
     def test_stops_when_the_time_is_spent(self, few, tmp_path):
         whole, _ = training.fit(tiny(1), tmp_path / "whole")
         with pytest.raises(TimeoutError):
@@ -628,3 +662,5 @@ def test_class_weights_by_hand():
     # shares 4/5, 1/5, 0: inverse square roots 1.118, 2.236, divided by their mean over pixels, 1.3416
     torch.testing.assert_close(training.class_weights(data, 3, 0.5), torch.tensor([5 / 6, 5 / 3, 0.0]))
     torch.testing.assert_close(training.class_weights(data, 2, 1.0), torch.tensor([0.625, 2.5]))
+    with pytest.raises(InputError, match="all pixels of the training images are void"):
+        training.class_weights([(None, np.full((2, 2), 255, np.uint8))], 3, 0.5)

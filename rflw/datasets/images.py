@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from rflw.datasets.labels import VOID
-from rflw.errors import InputError
+from rflw.errors import InputError, no_pipe
 
 # Whatever else Pillow reads is no photo, may start a program (EPS: Ghostscript) or another parser of its own.
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
@@ -60,6 +60,8 @@ def read_mask(path: str | Path, num_classes: int, void: int = VOID, size: tuple[
 
 def open_picture(source) -> Image.Image:
     """Pillow's `Image.open`, for photos alone."""
+    if isinstance(source, (str, Path)):
+        no_pipe(source)
     Image.init()  # else formats that are seldom are unknown yet
     return Image.open(source, formats=[name for name in FORMATS if name in Image.OPEN])
 
@@ -70,6 +72,8 @@ def _open(source, where: str, rotate: bool = True) -> Image.Image:
             warnings.simplefilter("ignore")  # what matters is an error: also twice the limit of a decompression bomb
             image = source if isinstance(source, Image.Image) else open_picture(source)
             return (ImageOps.exif_transpose(image) if rotate else image).copy()  # copy: reads all of the file now
+    except InputError:
+        raise
     except FileNotFoundError as e:
         raise InputError(f"{where}: no such file") from e
     except UnidentifiedImageError as e:

@@ -29,7 +29,7 @@ from tqdm import tqdm
 from rflw.datasets import matlab
 from rflw.datasets.images import open_picture, read_image, read_mask
 from rflw.datasets.labels import LABELS, VOC_CLASSES, VOID
-from rflw.errors import InputError
+from rflw.errors import InputError, no_pipe
 from rflw.records import make_folder, write_whole
 
 COUNTS = {  # images of each split, as the benchmarks state them
@@ -190,6 +190,7 @@ def _whole(item: Item, image: Path, mask: Path, name: str) -> bool:
 
 def sum_line(folder: Path, path: Path) -> str:
     """A file's line in SHA256SUMS, `path` being from `folder` on."""
+    no_pipe(folder / path)
     with open(folder / path, "rb") as file:
         return f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {path.as_posix()}\n"
 

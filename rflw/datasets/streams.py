@@ -8,7 +8,7 @@ import threading
 import numpy as np
 
 from rflw.datasets.images import read_image
-from rflw.errors import InputError
+from rflw.errors import InputError, no_pipe
 
 VIDEOS = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".ts")
 PHOTOS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
@@ -87,6 +87,7 @@ def comment(path: Path) -> str | None:
 
 def _opened(path: Path):
     av = _av()
+    no_pipe(path)
     try:
         file = av.open(str(path))
     except (av.error.FFmpegError, OSError) as e:
