@@ -184,7 +184,7 @@ def _read(name: str, columns: tuple[str, ...], optional: tuple[str, ...] = ()) -
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: {error}") from error
     if header != columns:
-        raise InputError(f"{path}, line 1: the columns are {','.join(header)}; expected {','.join(columns)}")
+        raise InputError(f"{path}, line 1: the columns are {','.join(header)!r:.200}; expected {','.join(columns)}")
     for number, line in body:
         place = f"{path}, line {number}"
         if None in line or None in line.values():  # how DictReader marks a field too many, or too few

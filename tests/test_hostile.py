@@ -12,6 +12,7 @@ import struct
 import subprocess
 import sys
 import tarfile
+import tracemalloc
 import zipfile
 import zlib
 
@@ -559,3 +560,16 @@ def test_pipes_are_not_waited_for(tmp_path):
     assert list(streams.read_photos([pipe], skipped)) == [] and len(skipped) == 1 and "a pipe" in skipped[0]
     refused("a folder, not a checkpoint", engine.load, tmp_path)
     refused("cannot be written .it is a folder", records.write_whole, tmp_path, lambda partial: None)
+
+
+@pytest.mark.parametrize("claim", [b"r" + struct.pack("<I", 10**8), b"p100000000\n", b"\x96" + struct.pack("<Q", 10**9)])
+def test_a_pickle_that_claims_more_than_it_is_takes_no_memory(tmp_path, claim):
+    """To remember something as number 100,000,000, and a gigabyte of bytes that are not there, in a file that torch cannot read."""
+    path, whole = tmp_path / "x.pth", b"\x80\x02N."
+    for content in (b"\x80\x02N" + claim + b".", 3 * whole + b"\x80\x02N" + claim + b"."):
+        path.write_bytes(content)
+        tracemalloc.start()
+        refused("x.pth: ", engine.load_official, path, 21)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 30e6

@@ -2,6 +2,7 @@
 from collections import OrderedDict
 import io
 import pickle
+import pickletools
 import re
 import struct
 
@@ -183,6 +184,17 @@ class _Names(pickle.Unpickler):
         return "stored", str(pid[2]), pid[4] * BYTES[pid[1].__name__]
 
 
+def _listed(file: io.BytesIO):
+    """What `_Names` reads next, after a look at its instructions: Python's reader takes as much memory as they claim, not as there is.
+    Raises ValueError."""
+    start, size = file.tell(), len(file.getbuffer())
+    for instruction, argument, _ in pickletools.genops(file):  # which refuses what is longer than the file
+        if "PUT" in instruction.name and argument > size:
+            raise ValueError(f"the {argument}th thing to be remembered of a file of {size} bytes")
+    file.seek(start)
+    return _Names(file).load()
+
+
 def first_cut(data: bytes) -> str | None:
     """The name of the first tensor that a cut-off PyTorch file, given as its bytes, does not hold whole; None if that cannot
     be told, e.g. because the file ends before its list of tensors does."""
@@ -190,7 +202,7 @@ def first_cut(data: bytes) -> str | None:
     try:
         if data[:4] == b"PK\3\4":  # a zip archive: the list of tensors first, then one member for each storage
             file.seek(_content(data, 0)[1])
-            state = unwrap_names(_Names(file).load())
+            state = unwrap_names(_listed(file))
             position = file.tell()
             for name, (_, storage, size) in state.items():
                 start = None
@@ -203,8 +215,8 @@ def first_cut(data: bytes) -> str | None:
                 position = start + size
         else:  # three headers, the list of tensors, the order of the storages, and each with its length before it
             for _ in range(3):
-                _Names(file).load()
-            state, order = unwrap_names(_Names(file).load()), _Names(file).load()
+                _listed(file)
+            state, order = unwrap_names(_listed(file)), _listed(file)
             ends, position = {}, file.tell()
             sizes = {storage: size for _, storage, size in state.values()}
             for storage in map(str, order):

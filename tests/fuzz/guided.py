@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import traceback
 import warnings
 
 from rflw import records
@@ -21,8 +22,13 @@ def seeds(target, folder: Path) -> None:
     """Some files of a target's strategy, spoiled and whole ones."""
     from hypothesis import HealthCheck, Phase, given, seed, settings
     made = []
-    settings(max_examples=SEEDS, database=None, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))(
-        seed(0)(given(target.strategy())(made.append)))()
+
+    @settings(max_examples=SEEDS, database=None, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+    @seed(0)
+    @given(target.strategy())
+    def make(content):
+        made.append(content)
+    make()
     for i, content in enumerate(made):
         (folder / f"{i}").write_bytes(content)
 
@@ -50,10 +56,11 @@ def one(name: str, seconds: int, work: Path) -> None:
         try:
             target.parse(inside)
             numbers[1] += 1
-        except InputError as e:
+        except BaseException as e:
+            if not isinstance(e, InputError) or "\n" in str(e):
+                traceback.print_exc()  # libFuzzer alone does not tell of it
+                raise
             numbers[2] += 1
-            if "\n" in str(e):
-                raise RuntimeError(f"more than a line: {e}") from e
         finally:
             struct.pack_into("<3q", counts, 0, *numbers)
 
@@ -64,7 +71,7 @@ def one(name: str, seconds: int, work: Path) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz.guided", description=__doc__)
-    parser.add_argument("targets", nargs="*", help="default: all")
+    parser.add_argument("targets", nargs="*", help="parsers' names; default: all")
     parser.add_argument("--minutes", type=float, default=5)
     parser.add_argument("--results", type=Path, help="folder for a record of the figures")
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
@@ -73,6 +80,8 @@ def main() -> int:
         return one(asked.one[0], int(asked.one[1]), Path(asked.one[2]))
     from tests.fuzz.targets import TARGETS
     names = asked.targets or list(TARGETS)
+    if unknown := set(names) - set(TARGETS):
+        parser.error(f"unknown {', '.join(sorted(unknown))}: of {', '.join(TARGETS)}")
     command = shlex.join(["python", "-m", "tests.fuzz.guided", *asked.targets, "--minutes", f"{asked.minutes:g}"])
     seconds, found = max(1, round(60 * asked.minutes / len(names))), {}
     with records.timed("reliability-hostile-files-guided", command, "reliability", {"minutes": asked.minutes, "targets": names}) as record:
@@ -82,6 +91,8 @@ def main() -> int:
                                      capture_output=True, text=True)
                 counts = Path(work) / "counts"
                 inputs, taken, refused = struct.unpack("<3q", counts.read_bytes()) if counts.exists() else (0, 0, 0)
+                if not inputs:  # it did not come to the parser
+                    raise SystemExit(f"{name}: {run.stderr[-2000:]}")
                 hung = "ERROR: libFuzzer: timeout" in run.stderr
                 found[name] = {"inputs": inputs, "taken": taken, "refused": refused, "crashes": int(run.returncode != 0 and not hung),
                                "hangs": int(hung)}

@@ -21,6 +21,7 @@ from rflw import build, campaign, claims, engine, paper, records, studies, train
 from rflw.config import RECIPES, Recipe
 from rflw.datasets import prepare, readers
 from rflw.datasets.images import read_image, read_mask
+from rflw.errors import InputError
 
 from .spoil import changed, damaged, json_files, lines_files, mat_files
 
@@ -213,7 +214,11 @@ def unpack(folder: Path) -> None:
 
 
 def recipe(folder: Path) -> None:
-    found = Recipe.of(json.loads((folder / "x.json").read_text()))
+    try:
+        tree = json.loads((folder / "x.json").read_text())
+    except (ValueError, RecursionError) as e:  # records read it, see there
+        raise InputError("not JSON") from e
+    found = Recipe.of(tree)
     found.hash()
     found.on("own")
 
