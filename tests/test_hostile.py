@@ -24,7 +24,7 @@ from test_checkpoints import Bomb
 import torch
 import yaml
 
-from rflw import InputError, build, claims, engine, records, studies, training
+from rflw import InputError, build, claims, engine, paper, records, studies, training
 from rflw.config import RECIPES, Recipe
 from rflw.datasets import check, matlab, prepare, streams
 from rflw.datasets.images import read_image, read_mask
@@ -573,3 +573,20 @@ def test_a_pickle_that_claims_more_than_it_is_takes_no_memory(tmp_path, claim):
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert peak < 30e6
+
+
+def test_a_heading_of_several_lines_is_refused_in_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(paper, "FOLDER", tmp_path)
+    (tmp_path / "text.csv").write_text('id,"section\nand\r\nmore"\n')
+    refused("text.csv, line 1: the columns are", paper.statements)
+
+
+def test_a_place_in_a_picture_that_is_a_fraction(tmp_path):
+    """Pillow stumbles over it with an error that is none of its own."""
+    path = tmp_path / "x.tif"
+    Image.new("L", (32, 24)).save(path)
+    content = path.read_bytes()
+    place = next(content.find(struct.pack("<HHI", 273, kind, 1)) for kind in (3, 4) if struct.pack("<HHI", 273, kind, 1) in content)
+    path.write_bytes(content[:place] + struct.pack("<HHII", 273, 5, 1, len(content)) + content[place + 12:] + struct.pack("<II", 9, 2))
+    refused("x.tif: cannot be read", read_mask, path, 21)
+    refused("x.tif: cannot be read", read_image, path)
