@@ -669,8 +669,6 @@ def evaluate(checkpoint: Checkpoint, data: On = None, split: Split = "val",
 
     Example: rflw eval camvid --root ~/datasets --scales 0.75 1 1.25 --flip --json
     """
-    import torch
-
     from rflw import engine, metrics, plots, records, tiles
     if not all(0 < scale <= 4 for scale in scales):
         raise InputError(f"--scales {' '.join(map(str, scales))}: above 0, at most 4")
@@ -705,11 +703,12 @@ def evaluate(checkpoint: Checkpoint, data: On = None, split: Split = "val",
     if not deployed:
         config["precision"] = engine.pick_precision(precision, next(model.parameters()).device)
     with records.timed(f"eval-{Path(checkpoint).stem}-{Path(name).name}-{split}{way}", command, "eval", config) as record:
-        options = {"deployed": deployed, "tile": tile, "device": plain.decoder.classifier.weight.device.type,
+        options = {"deployed": deployed, "tile": tile, "device": next(plain.parameters()).device.type,
                    "save": save and str(save.absolute())}
         sitting = engine.Sitting(len(dataset), model.num_classes, 3, keep, _identity(checkpoint, dataset, config | options) if keep else "")
         if save:  # a prediction that is gone is made again
-            sitting.done &= torch.tensor([(save / f"{name}.png").exists() for name in dataset.ids], dtype=torch.bool)
+            for index, key in enumerate(dataset.ids):
+                sitting.done[index] &= (save / f"{key}.png").exists()
         before, seconds = int(sitting.done.sum()), sitting.seconds.item()
         if before:
             print(f"rflw: goes on after {before} of {len(dataset)} images, from {keep}", file=sys.stderr)

@@ -6,6 +6,7 @@ times and results, and last a hash over all of it, so that an edited number is n
 from collections.abc import Iterable
 from contextlib import contextmanager
 from datetime import UTC, datetime
+import errno
 from functools import cache
 import hashlib
 from importlib import metadata
@@ -131,9 +132,9 @@ def write_whole(path: Path, write) -> None:
 
     Raises InputError if it cannot be written.
     """
-    if path.is_dir():
-        raise InputError(f"{path}: cannot be written (it is a folder)")
     try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder")
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove([_left(path.parent.absolute()).get(path.name, [])], time.time() - 3600)  # younger ones may still be written
         handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")

@@ -560,6 +560,7 @@ def test_pipes_are_not_waited_for(tmp_path):
     assert list(streams.read_photos([pipe], skipped)) == [] and len(skipped) == 1 and "a pipe" in skipped[0]
     refused("a folder, not a checkpoint", engine.load, tmp_path)
     refused("cannot be written .it is a folder", records.write_whole, tmp_path, lambda partial: None)
+    refused("cannot be written .File name too long", records.write_whole, tmp_path / ("a" * 300), lambda partial: None)
 
 
 @pytest.mark.parametrize("claim", [b"r" + struct.pack("<I", 10**8), b"p100000000\n", b"\x96" + struct.pack("<Q", 10**9)])
