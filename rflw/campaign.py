@@ -7,7 +7,7 @@ from statistics import median
 import time
 
 from rflw import records
-from rflw.config import RECIPES, Recipe, recipe
+from rflw.config import CHOSEN, COMPARED, COMPARED_ON, GRID, RECIPES, Recipe, recipe
 from rflw.errors import InputError
 
 TIERS = ("cpu", "gpu")
@@ -29,13 +29,33 @@ def _forms(data: str, forms: str, seeds: int, tier: str, why: str, encoder: str 
 
 # In order of worth, group by group; inside a group the first seed of every form comes before any second one, so that
 # forms can be compared at any time.
+def _short(form: str) -> str:
+    return form.removeprefix("refinenet").removeprefix("-") or "original"
+
+
+def _tuned(data: str) -> list[Experiment]:
+    """The forms that the grid has chosen settings for, from the lightest."""
+    forms = [_short(form) for form in COMPARED if (data, form) in CHOSEN]
+    return _forms(f"{data}-tuned", " ".join(reversed(forms)), {"camvid": 5, "nyu": 3}[data], "cpu",
+                  "the light-weight decoder keeps the original's accuracy; RCUs are redundant in it; CRP is not",
+                  COMPARED_ON[data])
+
+
+def _grid(data: str) -> list[Experiment]:
+    return [Experiment(f"{data}-grid-{how}-{init}-{_short(form)}-{COMPARED_ON[data]}", 1, "cpu",
+                       "each form's own settings, chosen on held-out training data") for form in reversed(COMPARED)
+            for how, init in GRID]
+
+
 GROUPS = (
+    _tuned("camvid"), _tuned("nyu"), _grid("camvid"), _grid("nyu"),
+    [Experiment("camvid-long-lw-efficientnet_lite2", 1, "cpu", "the best network for CamVid, to use"),
+     Experiment("nyu-long-lw-mobilenet_v2", 1, "cpu", "the best network for NYUDv2, to use")],
     _forms("camvid", "lw lw-rcu lw-nocrp", 3, "cpu", "RCUs are redundant in the light-weight decoder, CRP is not"),
     _forms("embedded", "lw lw-rcu lw-nocrp lw-top2 norcu original", 5, "cpu", "what each block of either decoder is worth"),
     [Experiment(f"camvid-tune-{what}", 1, "cpu", "settings for CamVid, chosen on held-out training frames")
      for what in ("plain", "balance", "strong-balance", "rates", "adamw", "batch", "batch-adamw", "scale",
                   "crop", "lite2")],
-    [Experiment("camvid-long-lw-efficientnet_lite2", 1, "cpu", "the best network for CamVid, to use")],
     _forms("camvid-short", "lw lw-rcu norcu original", 1, "cpu", "light-weight against original, at the size that a CPU allows"),
     _forms("camvid", "original norcu lw-top2", 3, "gpu", "the light-weight decoder keeps the original's accuracy"),
     [Experiment(f"camvid-lw-efficientnet_lite{n}", 3, "gpu", "any encoder works") for n in (1, 2)],

@@ -30,6 +30,7 @@ class Stage:
     milestones: tuple[int, ...] = ()  # epochs of this stage at which "halve" and "multistep" multiply the rates ...
     gamma: float = 0.5  # ... by this
     power: float = 0.9  # of "poly"
+    warmup: int = 0  # steps over which the rates rise in a straight line: without it, AdamW's first steps kill units
 
     def __post_init__(self):
         if self.schedule not in SCHEDULES:
@@ -38,15 +39,18 @@ class Stage:
             raise InputError(f"a stage of {self.epochs} epochs")
         if self.schedule == "halve" and self.gamma != 0.5:
             raise InputError(f"schedule 'halve' with gamma {self.gamma}: 'multistep' takes any")
+        if self.warmup < 0:
+            raise InputError(f"a warm-up of {self.warmup} steps")
 
     def lr_factor(self, step: int, steps_per_epoch: int) -> float:
         """What the rates are multiplied by at `step` of this stage: poly falls at every step, the others by epoch."""
+        rise = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
         if self.schedule == "constant":
-            return 1.0
+            return rise
         if self.schedule == "poly":
-            return max(0.0, 1 - step / (self.epochs * steps_per_epoch)) ** self.power
+            return rise * max(0.0, 1 - step / (self.epochs * steps_per_epoch)) ** self.power
         epoch = floor(step / steps_per_epoch)
-        return self.gamma ** sum(epoch >= m for m in self.milestones)
+        return rise * self.gamma ** sum(epoch >= m for m in self.milestones)
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,8 @@ class Recipe:
     precision: str = "auto"  # "fp32", "bf16", "fp16"; "auto": bf16 where the device is faster with it
     val_every: int = 5  # epochs
     validation: str = "val"  # split of the last stage's data set
+    val_scale: float = 1.0  # at which the network sees validation images; scores are of the labels at their own size
+    test: str = ""  # split that is scored once, with the last weights
     note: str = ""  # why it is so
 
     def __post_init__(self):
@@ -205,11 +211,11 @@ def _authors_2020(data: str, encoder: str, schedule: str) -> Recipe:
 
 
 def _camvid(form: str, encoder: str, epochs: int = 20, kind: str = "camvid", split: str = "train",
-            rates: tuple[float, float] = (1e-3, 5e-3), **changes) -> Recipe:
+            rates: tuple[float, float] = (1e-3, 5e-3), warmup: int = 0, **changes) -> Recipe:
     """Rates of the mobile networks: encoder 1e-3 (the paper's), decoder five times that. Above 1e-2 training diverges:
     the decoder has no normalisation. Poly, since the schedule is short. Frames are never halved: poles would be thinner
     than a pixel. Rare classes weigh more: a pedestrian or a sign has one pixel in a hundred."""
-    stage = Stage("camvid", epochs, *rates, split=split, schedule="poly")
+    stage = Stage("camvid", epochs, *rates, split=split, schedule="poly", warmup=warmup)
     return Recipe(_name(kind, form, encoder), f"{form}-{encoder}", (stage,),
                   **({"crop": (256, 352), "scale": (0.75, 2.0), "balance": 0.5, "ema": 0.99} | changes))
 
@@ -223,7 +229,7 @@ def _camvid_tune(what: str, encoder: str = "efficientnet_lite0", **changes) -> R
 def _camvid_long(encoder: str, epochs: int) -> Recipe:
     """The best network that CPUs train in hours: what did best on held-out training frames (`camvid-tune-batch-adamw`), longer."""
     return _camvid("refinenet-lw", encoder, epochs, "camvid-long", batch=4, optimiser="adamw", rates=(2e-4, 1e-3), weight_decay=0.01,
-                   val_every=10)
+                   warmup=WARMUP, val_every=10, test="test")
 
 
 def _camvid_scratch(form: str, encoder: str) -> Recipe:
@@ -236,12 +242,56 @@ def _camvid_short(form: str) -> Recipe:
     return _camvid(form, "efficientnet_lite0", 12, "camvid-short", crop=(192, 256), scale=(0.5, 1.5), val_every=4)
 
 
+# ---------------------------------------------------------------- the comparison of decoders that votes: see data/protocol.yaml
+
+# The grid that every form is tuned on: how it is optimised, with the encoder's and the decoder's rate, and what its decoder's
+# weights are at first (PyTorch's, as in the authors' scripts, or N(0, 0.01), as in their README).
+OPTIMISED = {
+    "sgd": {"optimiser": "sgd", "rates": (1e-3, 5e-3)},
+    "fast-sgd": {"optimiser": "sgd", "rates": (2e-3, 1e-2)},
+    "adamw": {"optimiser": "adamw", "rates": (2e-4, 1e-3), "weight_decay": 0.01},
+}
+GRID = tuple((how, init) for how in OPTIMISED for init in ("default", "normal"))
+COMPARED = ("refinenet", "refinenet-norcu", "refinenet-lw-rcu", "refinenet-lw", "refinenet-lw-nocrp")
+COMPARED_ON = {"camvid": "efficientnet_lite0", "nyu": "mobilenet_v2"}
+# What the grid chose for each form, by the score on the hold-out. A form that is not here yet is not trained to be compared.
+CHOSEN: dict[tuple[str, str], tuple[str, str]] = {}
+
+
+def _compared(data: str, form: str, how: str, init: str, kind: str, epochs: int, split: str = "train", **changes) -> Recipe:
+    """CamVid: 20 epochs of 256x352 crops. NYUDv2: frames at half size, 15 epochs of 224x288 crops, scored at half size, too. The
+    warm-up is for all forms and optimisers alike. Test frames are scored once, with the last weights."""
+    how = dict(OPTIMISED[how])
+    stage = Stage(data, epochs, *how.pop("rates"), split=split, schedule="poly", warmup=WARMUP)
+    settings = {"camvid": {"crop": (256, 352), "scale": (0.75, 2.0), "balance": 0.5, "batch": 4, "test": "test"},
+                "nyu": {"crop": (224, 288), "scale": (0.25, 0.75), "val_scale": 0.5}}[data]
+    encoder = COMPARED_ON[data]
+    return Recipe(_name(kind, form, encoder), f"{form}-{encoder}", (stage,),
+                  **settings | {"ema": 0.99, "decoder_init": init, "val_every": epochs} | how | changes)
+
+
+def _grid(data: str, form: str, how: str, init: str) -> Recipe:
+    """A cell of the grid: few epochs and small crops of small frames, of training data that are kept for this."""
+    small = {"camvid": {"crop": (128, 176), "scale": (0.375, 1.0), "val_scale": 0.5, "epochs": 5},
+             "nyu": {"crop": (160, 208), "scale": (0.25, 0.75), "val_scale": 0.5, "epochs": 3}}[data]
+    return _compared(data, form, how, init, f"{data}-grid-{how}-{init}", split="fit", validation="holdout", **small | {"test": ""})
+
+
+def _nyu_long(encoder: str, epochs: int) -> Recipe:
+    """The network for NYUDv2 to use: AdamW's rates with a longer warm-up than its batches of 8 need, whole frames."""
+    stage = Stage("nyu", epochs, 2e-4, 1e-3, schedule="poly", warmup=200)
+    return Recipe(_name("nyu-long", "refinenet-lw", encoder), f"refinenet-lw-{encoder}", (stage,), crop=(320, 320), scale=(0.5, 1.5),
+                  optimiser="adamw", weight_decay=0.01, ema=0.99, val_every=epochs)
+
+
 def _embedded(form: str) -> Recipe:
     """Whole scenes, unscaled: a scene cut off from its beacon has no right answer."""
     stage = Stage("embedded", 4, encoder_lr=5e-3, decoder_lr=5e-3, schedule="poly")
     return Recipe(_name("embedded", form, "efficientnet_lite0"), f"{form}-efficientnet_lite0", (stage,), crop=(96, 128),
                   scale=(1.0, 1.0), batch=16, val_every=1)
 
+
+WARMUP = 100  # steps; with none, a decoder rate of 1e-3 under AdamW kills the stride-32 stage within 50 steps
 
 # Anybody's own data, in the folder that `rflw train own --data` names. Their sizes are not known: crops that fit most photos.
 OWN = Recipe("own", "refinenet-lw-efficientnet_lite0", (Stage("own", 50, 1e-3, 5e-3, schedule="poly"),), crop=(352, 352),
@@ -262,10 +312,12 @@ RECIPES = {recipe.name: recipe for recipe in (
     *(_camvid("refinenet-lw", encoder) for encoder in ("efficientnet_lite1", "efficientnet_lite2")),
     _camvid_tune("plain", balance=0.0), _camvid_tune("balance"), _camvid_tune("strong-balance", balance=1.0),
     _camvid_tune("rates", rates=(2e-3, 1e-2)),
-    _camvid_tune("adamw", optimiser="adamw", rates=(2e-4, 1e-3), weight_decay=0.01),
-    _camvid_tune("batch", batch=4), _camvid_tune("batch-adamw", batch=4, optimiser="adamw", rates=(2e-4, 1e-3), weight_decay=0.01),
+    _camvid_tune("adamw", optimiser="adamw", rates=(2e-4, 1e-3), weight_decay=0.01, warmup=WARMUP),
+    _camvid_tune("batch", batch=4), _camvid_tune("batch-adamw", batch=4, optimiser="adamw", rates=(2e-4, 1e-3), weight_decay=0.01, warmup=WARMUP),
     _camvid_tune("scale", batch=4, scale=(0.5, 1.5)), _camvid_tune("crop", crop=(320, 448)), _camvid_tune("lite2", "efficientnet_lite2"),
-    _camvid_long("efficientnet_lite2", 64),
+    _camvid_long("efficientnet_lite2", 64), _nyu_long("mobilenet_v2", 60),
+    *(_grid(data, form, *cell) for data in COMPARED_ON for cell in GRID for form in COMPARED),
+    *(_compared(data, form, *cell, f"{data}-tuned", {"camvid": 20, "nyu": 15}[data]) for (data, form), cell in CHOSEN.items()),
     *(_camvid_short(form) for form in FORMS[:4]),
     *(_camvid_scratch(form, encoder) for form in ("refinenet", "refinenet-lw-rcu", "refinenet-lw")
       for encoder in ("resnet50", "resnet101")),

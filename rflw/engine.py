@@ -444,14 +444,16 @@ def evaluate(model: RefineNet, dataset, precision: str = "auto", scales=(1.0,), 
     return sitting.matrices
 
 
-def summary(matrices: Tensor, classes) -> dict:
+def summary(matrices: Tensor, classes, blocks: list[int] | None = None) -> dict:
     """(N, K, K), one matrix an image -> {"miou", "pixel_accuracy", "iou": {class: value}, "miou_interval": [low, high] of
     95 % over images, "miou_absent_as_one", "frequency_weighted_iou"}, all in 0..1, None for what is not there to be
-    measured."""
+    measured. blocks: the number of each image's block, of images that tell of each other; the interval is over blocks then."""
     def known(value):
         return None if math.isnan(value) else value
 
     matrix = matrices.sum(0)
+    if blocks:
+        matrices = matrices.new_zeros(max(blocks) + 1, *matrix.shape).index_add_(0, torch.tensor(blocks), matrices)
     return {"miou": known(metrics.mean_iou(matrix)), "pixel_accuracy": known(metrics.pixel_accuracy(matrix)),
             "iou": dict(zip(classes, map(known, metrics.iou(matrix).tolist()))),
             "miou_interval": [known(value) for value in metrics.bootstrap_interval(matrices)],

@@ -22,10 +22,10 @@ from torch import Tensor, nn
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from rflw import records
+from rflw import live, records
 from rflw.config import OWN, RECIPES, Recipe
 from rflw.datasets.labels import LABELS, VOID, Labels
-from rflw.datasets.readers import Resident, in_memory, labels_of, manifest_hash, of_one_size, open_dataset
+from rflw.datasets.readers import Resident, blocks, in_memory, labels_of, manifest_hash, of_one_size, open_dataset, spread
 from rflw.datasets.resident import ResidentSet
 from rflw.engine import (
     SHIPPED,
@@ -39,6 +39,7 @@ from rflw.engine import (
     save,
     summary,
     upsample,
+    views,
     weights_of,
 )
 from rflw.errors import InputError, enough_memory
@@ -48,8 +49,8 @@ from rflw.records import write_whole
 
 WORTH_COMPILING = 200  # steps of a run from which on it saves more time than it costs
 WORKER_GONE = "DataLoader worker"  # PyTorch's error begins with it
-COLUMNS = ("stage", "epoch", "loss", "miou", "images_per_s")  # of log.csv
-CARD_SIDE = {"camvid": 360, "embedded": 96}  # pixels of the shorter side of what a network was trained on
+COLUMNS = ("stage", "epoch", "loss", "miou", "live", "images_per_s")  # of log.csv; live: the smallest share of a stage
+CARD_SIDE = {"camvid": 360, "embedded": 96, "nyu": 468}  # pixels of the shorter side of what a network was trained on
 
 
 class Failed(InputError):
@@ -207,8 +208,9 @@ def is_count(value, most: int) -> bool:
 
 def is_row(value) -> bool:
     """Whether it is an epoch's row in the curve of a run."""
-    return (isinstance(value, dict) and value.keys() - {"miou"} == {*COLUMNS} - {"miou"}
-            and all(is_number(v) or (name == "miou" and v is None) for name, v in value.items()))
+    return (isinstance(value, dict) and value.keys() - {"miou", "live"} == {*COLUMNS} - {"miou", "live"}
+            and all(is_number(v) or (name == "miou" and v is None) or (name == "live" and isinstance(v, dict))
+                    for name, v in value.items()))
 
 
 @dataclass
@@ -225,6 +227,7 @@ class State:
     curve: list[dict] = field(default_factory=list)  # a row an epoch
     best: float = -1.0  # validation mIoU
     wall_s: float = 0.0  # of earlier sittings
+    warned: bool = False  # that a stage is dying
 
     PLACE = ("stage", "step", "losses", "curve", "best", "wall_s")
     PARTS = ("model", "optimiser", "scaler")
@@ -321,6 +324,7 @@ def fit(recipe: Recipe, out: str | Path, seed: int = 0, root=None, device: str =
             opened[stage.data, stage.split] = in_memory(open_dataset(stage.data, stage.split, root))
     sets = [opened[stage.data, stage.split] for stage in recipe.stages]
     validation = in_memory(open_dataset(recipe.data, recipe.validation, root))
+    test = in_memory(open_dataset(recipe.data, recipe.test, root)) if recipe.test else None
     for stage, data in zip(recipe.stages, sets):
         if len(data) < recipe.batch:
             raise InputError(f"{recipe.name}: a batch of {recipe.batch} from the {len(data)} images of {stage.data}")
@@ -335,7 +339,7 @@ def fit(recipe: Recipe, out: str | Path, seed: int = 0, root=None, device: str =
     if saved and saved["identity"] != identity:
         raise InputError(f"{out}: holds another run ({saved['identity']}), this is {identity}")
     # read before anything is trained or written, so that a damaged file or a wrong label shows now
-    hashes = {f"{data.name}/{data.split}": manifest_hash(data) for data in (*opened.values(), validation)}
+    hashes = {f"{data.name}/{data.split}": manifest_hash(data) for data in (*opened.values(), validation, test) if data}
     if recipe.init:
         hashes["init"] = hashlib.sha256(checkpoint_file(recipe.init).read_bytes()).hexdigest()
     records.make_folder(out)
@@ -369,7 +373,7 @@ def fit(recipe: Recipe, out: str | Path, seed: int = 0, root=None, device: str =
     if saved:
         state.restore(saved, steps)
     card = {"classes": labels.classes, "data": recipe.data, "recipe": recipe.name, "seed": seed,
-            "commit": records.provenance()["commit"], "short_side": CARD_SIDE.get(recipe.data)}
+            "commit": records.provenance()["commit"], "short_side": CARD_SIDE.get(recipe.data) and round(recipe.val_scale * CARD_SIDE[recipe.data])}
 
     def sound():
         """Raises Failed for weights that are no numbers, which a finite loss may leave: they must not replace good ones."""
@@ -384,15 +388,29 @@ def fit(recipe: Recipe, out: str | Path, seed: int = 0, root=None, device: str =
             content["wall_s"] += time.perf_counter() - clock
             write_whole(out / "last.pt", lambda partial: _torch_save(content, partial))
 
-    def measure(network) -> dict:
+    def measure(network, data=validation) -> Tensor:
         with enough_memory(f"{recipe.name}: out of memory in validation, whose images are whole; --device cpu goes on without", Failed):
-            matrices = evaluate(network, validation, precision, rank=rank, world=world)
-        return summary(fabric.all_reduce(matrices, reduce_op="sum").cpu(), labels.classes)
+            matrices = evaluate(network, data, precision, scales=(recipe.val_scale,), rank=rank, world=world)
+        return fabric.all_reduce(matrices, reduce_op="sum").cpu()
+
+    def look() -> dict[str, float]:
+        with _weights(model, state.averaged):
+            modes = {module: module.training for module in model.modules()}
+            shares = live.live_units(model.eval(), lambda i: views(model, validation[i][0], precision, (recipe.val_scale,)),
+                                     spread(live.IMAGES, len(validation)))
+            for module, mode in modes.items():
+                module.training = mode
+        stage, share = min(live.of_stages(shares).items(), key=lambda item: item[1])
+        if share < 0.5 and not state.warned and rank == 0:
+            state.warned = True
+            tqdm.write(f"{recipe.name}: only {100 * share:.0f} % of the units of decoder.{stage} are alive: the others are 0 for every "
+                       "image. A longer warm-up or lower rates keep them", file=sys.stderr)
+        return shares
 
     def validate() -> float | None:
         sound()
         with _weights(model, state.averaged):
-            miou = measure(model)["miou"]
+            miou = summary(measure(model), labels.classes)["miou"]
             if (miou or 0) > state.best:
                 state.best = miou or 0
                 if rank == 0:
@@ -415,7 +433,7 @@ def fit(recipe: Recipe, out: str | Path, seed: int = 0, root=None, device: str =
         try:
             for number in range(state.stage, len(recipe.stages)):
                 with _unless_workers_die(recipe):
-                    _train_stage(recipe, number, sets[number], seed, state, fabric, wrapped, running, validate, save_state,
+                    _train_stage(recipe, number, sets[number], seed, state, fabric, wrapped, running, look, validate, save_state,
                                  workers=workers, progress=progress and rank == 0, memory_format=memory_format,
                                  accumulate=accumulate, save_every=save_every, until=until, log=out if rank == 0 else None,
                                  logger=logger)
@@ -431,7 +449,14 @@ def fit(recipe: Recipe, out: str | Path, seed: int = 0, root=None, device: str =
             save(model, out / "model.safetensors", card)
         fabric.barrier()
         model = load(out / "model.safetensors").to(where)  # what is kept is what is measured: float16 weights
-        done = record("done", metrics=measure(model) | {"images": len(validation)})
+        scored = {}
+        for part, data in (("validation", validation), ("test", test)):
+            if data is not None:
+                matrices = measure(model, data)
+                scored[part] = summary(matrices, labels.classes, blocks(data)) | {"images": len(data)}
+                if rank == 0:
+                    np.savez_compressed(out / f"{part}-matrices.npz", matrices=matrices.numpy(), ids=data.ids)
+        done = record("done", metrics=scored["validation"] | {key: scored[key] for key in scored if key == "test"})
         if rank == 0:
             records.write(done, out, "record")
         if logger:
@@ -453,7 +478,7 @@ def compiled_for(model: RefineNet, device: torch.device) -> nn.Module:
     return model
 
 
-def _train_stage(recipe: Recipe, number: int, data, seed: int, state: State, fabric, wrapped, running, validate, save_state, *,
+def _train_stage(recipe: Recipe, number: int, data, seed: int, state: State, fabric, wrapped, running, look, validate, save_state, *,
                  workers: int, progress: bool, memory_format, accumulate: int, save_every: float, until: float, log, logger) -> None:
     """From where the state is to the end of a stage; see `fit`. Raises KeyboardInterrupt, TimeoutError or Failed."""
     stage, per_epoch, where = recipe.stages[number], len(data) // recipe.batch, fabric.device
@@ -493,7 +518,7 @@ def _train_stage(recipe: Recipe, number: int, data, seed: int, state: State, fab
         epoch, inside = divmod(state.step, per_epoch)
         if not inside:
             row = {"stage": number, "epoch": epoch, "loss": sum(state.losses) / len(state.losses),
-                   "images_per_s": seen / (time.perf_counter() - since)}
+                   "images_per_s": seen / (time.perf_counter() - since), "live": look()}
             if epoch % recipe.val_every == 0 or epoch == stage.epochs:
                 row["miou"] = validate()
             state.curve.append(row)
@@ -501,7 +526,8 @@ def _train_stage(recipe: Recipe, number: int, data, seed: int, state: State, fab
             if log:
                 _write_log(log / "log.csv", state.curve)
             if logger:
-                logger.log_metrics({k: row[k] for k in ("loss", "miou", "images_per_s") if row.get(k) is not None}, len(state.curve))
+                logger.log_metrics({k: row[k] for k in ("loss", "miou", "images_per_s") if row.get(k) is not None}
+                                   | {f"live/{name}": share for name, share in row["live"].items()}, len(state.curve))
         stop = running.must_stop(fabric, until)
         if not inside or stop or time.perf_counter() - written > save_every:
             save_state()
@@ -632,7 +658,7 @@ def _write_log(path: Path, curve: list[dict]) -> None:
         with open(partial, "w", newline="") as file:
             writer = csv.DictWriter(file, COLUMNS)
             writer.writeheader()
-            writer.writerows(curve)
+            writer.writerows(row | {"live": min(live.of_stages(row["live"]).values())} for row in curve)
     write_whole(path, write)
 
 

@@ -227,6 +227,23 @@ def labels_of(name: str) -> Labels:
     return LABELS[name]
 
 
+BLOCK = 10  # neighbouring frames of a drive of CamVid that are drawn together: frames of a film are not independent
+
+
+def blocks(dataset) -> list[int] | None:
+    """The number of each image's block: of CamVid, up to 10 neighbouring frames of a drive; of NYUDv2, frames numbered one after
+    the other, which show the same rooms. None where images are independent."""
+    if dataset.name not in ("camvid", "nyu"):
+        return None
+    numbers, frames = [], 0
+    for before, name in zip((None, *dataset.ids), dataset.ids):
+        same = before is not None and (name[:6] == before[:6] and frames < BLOCK if dataset.name == "camvid"
+                                       else int(name) == int(before) + 1)
+        frames = frames + 1 if same else 1
+        numbers.append(numbers[-1] + (not same) if numbers else 0)
+    return numbers
+
+
 HELD = 3e9  # bytes of decoded images and masks that are kept in memory
 
 

@@ -1,13 +1,13 @@
 """Joint transforms of image and mask for training, by torchvision v2: scale, crop, flip, colour, normalise.
 
-Images are resized bilinearly, masks by nearest neighbour; what a crop has beyond the image is the mean pixel and void.
+Images are resized bilinearly, masks by the pixel whose middle is nearest; what a crop has beyond the image is the mean pixel and void.
 """
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
-from torchvision.transforms import v2
+from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
 from rflw.datasets.labels import VOID
@@ -26,7 +26,10 @@ class RandomScale(v2.Transform):
         scale = max(scale, self.min_side / min(h, w))
         return {"size": [round(h * scale), round(w * scale)]}
 
-    def transform(self, inpt, params):  # v2 takes nearest for tv_tensors.Mask by itself
+    def transform(self, inpt, params):
+        if isinstance(inpt, tv_tensors.Mask):  # v2's own "nearest" takes corners of pixels, and so moves labels by half a pixel
+            exact = F.resize_image(inpt[None], params["size"], interpolation=InterpolationMode.NEAREST_EXACT)
+            return tv_tensors.wrap(exact[0], like=inpt)
         return self._call_kernel(F.resize, inpt, size=params["size"], antialias=True)
 
 
