@@ -11,6 +11,7 @@ from torchvision.datasets import Cityscapes, SBDataset, VOCSegmentation
 
 from rflw import InputError
 from rflw.datasets import readers
+from rflw.datasets.check import OFFICIAL, check
 from rflw.datasets.images import read_image, read_mask
 from rflw.datasets.labels import LABELS, labels_for, voc_colours
 from rflw.datasets.readers import CamVid, Resident, in_memory, manifest_hash, open_dataset
@@ -148,14 +149,37 @@ class TestCamVid:
         with pytest.raises(InputError, match="f1.png is missing, the mask of"):
             CamVid(camvid / "camvid", "train")
         (camvid / "camvid/trainannot/f2.png").unlink()
-        with pytest.raises(InputError, match="f1.png is missing.*; so are those of f2"):
+        with pytest.raises(InputError, match="f1.png is missing.*; and 1 more: `rflw data check` lists all$"):
             CamVid(camvid / "camvid", "train")
         for name in ("f1", "f2"):
             (camvid / f"camvid/train/{name}.png").rename(camvid / f"camvid/trainannot/{name}.png")
-        with pytest.raises(InputError, match="f1.png is missing, the frame of .*; so are those of f2"):
+        with pytest.raises(InputError, match="f1.png is missing, the frame of .*; and 1 more: "):
             CamVid(camvid / "camvid", "train")
         with pytest.raises(InputError, match="unknown data set"):
             open_dataset("imagenet", "train", camvid)
+
+    def test_a_check_lists_every_fault(self, camvid):
+        folder = camvid / "camvid"
+        for name in ("f1", "f2"):
+            (folder / f"train/{name}.png").rename(folder / f"trainannot/{name}.png")
+            saved(folder / "train", Image.fromarray(RGB), f"{name}x.png")
+        saved(folder / "train", Image.fromarray(RGB[:5]), "f0.png")
+        saved(folder / "trainannot", Image.fromarray(np.full((6, 8), 12, np.uint8)), "f0.png")
+        saved(folder / "trainannot", Image.fromarray(RGB), "f1x.png")
+        (folder / "train/f1x.png").write_bytes(b"")
+        found = check("camvid", camvid)
+        train, val = (found["splits"][split]["faults"] for split in ("train", "val"))
+        assert [line.replace(f"{folder}/", "") for line in train] == [
+            "camvid: train/f1.png is missing, the frame of trainannot/f1.png",
+            "camvid: train/f2.png is missing, the frame of trainannot/f2.png",
+            "trainannot/f0.png: label 12 at row 0, column 0: labels are 0..10, 11 or 255 for void",
+            "trainannot/f0.png: mask of 8x6, its image is 8x5",
+            "train/f1x.png: not an image that can be read",
+            "trainannot/f1x.png: a mask of class indices is a grey or palette image, this is RGB",
+            "trainannot/f2x.png: no such file"]
+        assert len(val) == 1 and "no folder" in val[0] and not found["clean"]
+        with pytest.raises(InputError, match="no folder .*camvid/train;"):
+            check("camvid", camvid / "none")
 
     def test_bad_masks_are_named(self, camvid):
         Image.fromarray(np.zeros((5, 8), np.uint8)).save(camvid / "camvid/trainannot/f0.png")
@@ -179,6 +203,120 @@ class TestCamVid:
         first = dataset[0][0]
         (camvid / "camvid/train/f0.png").unlink()
         assert dataset[0][0] is first
+
+
+FRAMES = np.random.RandomState(1).randint(0, 256, (480, 640, 3)).astype(np.uint8)
+OBJECTS = (np.indices((480, 640)).sum(0) % 40).astype(np.uint8)
+OBJECTS[:, ::9] = 255
+
+
+@pytest.fixture
+def nyu(tmp_path):
+    """Four frames in the layout of the authors' scripts; only 3 and 5 are still uncut."""
+    folder = tmp_path / "nyu"
+    for split, numbers in (("train", (3, 4, 5)), ("val", (9,))):
+        lines = ["\ufeff"] if split == "val" else []
+        for number in numbers:
+            image, mask = f"{split}_images/{number:06}.jpg", f"{split}_labels/{number:06}.png"
+            for file, pixels in ((image, FRAMES + np.uint8(number)), (mask, OBJECTS)):
+                (folder / file).parent.mkdir(parents=True, exist_ok=True)
+                cut = pixels if number in (3, 5) else pixels[6:474, 7:632]
+                saved(folder, Image.fromarray(np.ascontiguousarray(cut)), file)
+            lines += [f"{image}\t{mask}"]
+        (folder / f"{split}.nyu").write_text("\n".join(lines) + "\n\n", encoding="utf-8")
+    return folder
+
+
+class TestNYU:
+    """NYUDv2 in the layout of the authors' scripts."""
+
+    def test_frames_are_cut_where_they_are_not_yet(self, nyu):
+        saved(nyu, Image.fromarray(FRAMES), "train_images/000003.png")
+        (nyu / "train.nyu").write_text("train_images/000003.png train_labels/000003.png\r\n"
+                                       "train_images/000004.jpg train_labels/000003.png\r\n")
+        train = open_dataset("nyu", "train", nyu.parent)
+        assert (train.name, train.split, train.ids) == ("nyu", "train", ["000003", "000004"])
+        assert np.array_equal(train[0][0], FRAMES[6:474, 7:632]) and train[1][0].shape == (468, 625, 3)
+        for _, mask in (train[0], train[1], open_dataset("nyu", "val", nyu.parent)[0]):
+            assert np.array_equal(mask, OBJECTS[6:474, 7:632])
+        with pytest.raises(InputError, match="no split 'test'; choose from: train, val, fit, holdout$"):
+            open_dataset("nyu", "test", nyu.parent)
+
+    def test_the_holdout_is_every_fifth_row_of_numbers(self, nyu):
+        numbers = [3, 4, 5, 7, 8, 10, 12, 20, 21, 30, 32, 33, 40, 42, 46, 47]  # ten rows
+        pairs = [f"train_images/{n:06}.jpg train_labels/{n:06}.png" for n in numbers]
+        (nyu / "train.nyu").write_text("\n".join(reversed(pairs)))
+        for name in " ".join(pairs).split():
+            (nyu / name).touch()
+        fit, holdout = (open_dataset("nyu", split, nyu.parent) for split in ("fit", "holdout"))
+        assert [*map(int, holdout.ids)] == [20, 21, 46, 47] and holdout.split == "holdout"
+        assert holdout.images[0].name == "000020.jpg" and holdout.masks[3].name == "000047.png"
+        assert sorted(map(int, fit.ids + holdout.ids)) == numbers
+        (nyu / "train.nyu").write_text("train_images/000003.jpg train_labels/000003.png\n")
+        with pytest.raises(InputError, match="train.nyu: lists nothing for 'holdout'"):
+            open_dataset("nyu", "holdout", nyu.parent)
+        (nyu / "train_images/000003.jpg").rename(nyu / "train_images/attic.jpg")
+        (nyu / "train.nyu").write_text("train_images/attic.jpg train_labels/000003.png\n")
+        with pytest.raises(InputError, match="attic is no number: 'fit' needs .* official numbers"):
+            open_dataset("nyu", "fit", nyu.parent)
+
+    @pytest.mark.parametrize(("labels", "sign"), [
+        ((0, 1, 40), "label 40"), ((0, 40, 255), "label 40"), ((0, 1, 39), r"no void \(255\)")])
+    def test_masks_that_count_from_1_are_refused_with_what_to_do(self, nyu, labels, sign):
+        mask = np.resize(np.array(labels, np.uint8), (468, 625))
+        saved(nyu, Image.fromarray(mask), "val_labels/000009.png")
+        with pytest.raises(InputError, match=f"000009.png: {sign}, as where classes are 1..40 and "
+                                             "void is 0: write 0..39 for classes and 255 for void"):
+            open_dataset("nyu", "val", nyu.parent)[0]
+        assert len(check("nyu", nyu.parent)["splits"]["val"]["faults"]) == 1
+        told = np.where((mask == 0) | (mask == 255), 255, mask - np.uint8(1)).astype(np.uint8)
+        saved(nyu, Image.fromarray(told), "val_labels/000009.png")
+        assert np.array_equal(open_dataset("nyu", "val", nyu.parent)[0][1], told)
+
+    def test_a_check_of_a_whole_set_is_clean(self, nyu, monkeypatch):
+        monkeypatch.setitem(OFFICIAL, "nyu", {"train": 3, "val": 1})
+        found = check("nyu", nyu.parent)
+        train = found["splits"]["train"]
+        assert found["clean"] and train["images"] == 3 and train["faults"] == found["shared"] == []
+        cut = np.bincount(OBJECTS[6:474, 7:632].ravel(), minlength=256)
+        assert [*train["pixels"].values()] == (3 * cut[:40]).tolist() and train["void"] == 3 * cut[255]
+        (nyu / "val_images/000009.jpg").write_bytes((nyu / "train_images/000004.jpg").read_bytes())
+        found = check("nyu", nyu.parent)
+        assert found["shared"] == [["train", "000004", "val", "000009"]] and not found["clean"]
+
+    def test_a_check_lists_every_fault(self, nyu):
+        first, last = (f"train_images/{n}.jpg train_labels/{n}.png" for n in ("000003", "000005"))
+        (nyu / "train.nyu").write_text(f"{first}\ntrain_images/000004.jpg\n{last}\nno.jpg no.png\n{first}\n"
+                                       f"{'x' * 300} train_labels/000003.png")
+        saved(nyu, Image.fromarray(FRAMES[:100]), "train_images/000003.jpg")
+        wrong = OBJECTS.copy()
+        wrong[200, 307] = 41
+        saved(nyu, Image.fromarray(wrong), "train_labels/000003.png")
+        saved(nyu, Image.fromarray(OBJECTS[:400]), "train_labels/000005.png")
+        (nyu / "val.nyu").unlink()
+        with pytest.raises(InputError, match="line 2: not an image and its mask: train_images/000004.jpg"
+                                             "; and 4 more: `rflw data check` lists all$"):
+            open_dataset("nyu", "train", nyu.parent)
+        found = check("nyu", nyu.parent)["splits"]
+        label = "train_labels/000003.png: label 41 at row 194, column 300: labels are 0..39, 255 for void"
+        assert [line.replace(f"{nyu}/", "") for line in found["train"]["faults"]] == [
+            "train.nyu, line 2: not an image and its mask: train_images/000004.jpg",
+            "train.nyu, line 5: 000003 is there twice",
+            "train_images/000003.jpg: 640x100, NYUDv2 has 640x480 or, cut, 625x468", label,
+            "train_labels/000005.png: 640x400, NYUDv2 has 640x480 or, cut, 625x468",
+            "no.jpg: no such file", "no.png: no such file",
+            f"{'x' * 300}: cannot be read ([Errno 36] File name too long: '{'x' * 300}')", label]
+        assert found["val"]["faults"] == [f"{nyu / 'val.nyu'}: cannot be read (No such file or directory)"]
+
+    def test_missing_files_are_named(self, nyu):
+        (nyu / "val_labels/000009.png").unlink()
+        with pytest.raises(InputError, match="val.nyu, line 2: .*val_labels/000009.png is missing$"):
+            open_dataset("nyu", "val", nyu.parent)
+
+    def test_a_prepared_folder_is_read_as_such(self, nyu):
+        (nyu / "manifest.json").write_text("{}")
+        with pytest.raises(InputError, match="not a manifest"):
+            open_dataset("nyu", "train", nyu.parent)
 
 
 class TestEmbedded:
@@ -358,6 +496,22 @@ class TestOwn:
         (own / "splits" / "train.txt").write_text(text)
         with pytest.raises(InputError, match=message):
             open_dataset(str(own), "train")
+
+    def test_a_check_lists_every_fault(self, own):
+        (own / "splits").mkdir()
+        (own / "splits/train.txt").write_text("9\n0\n0\n1\n2")
+        (own / "splits/val.txt").write_text("")
+        (own / "masks/1.png").unlink()
+        (own / "images/2.png").write_bytes(b"")
+        (own / "masks/x.png").touch()
+        with pytest.raises(InputError, match="masks/x.png: has no image in .*; and 3 more: "):
+            open_dataset(str(own), "train")
+        found = check(str(own))["splits"]
+        assert [line.replace(f"{own}/", "") for line in found["train"]["faults"]] == [
+            f"masks/x.png: has no image in {own / 'images'}".replace(f"{own}/", ""),
+            "splits/train.txt: 9: no such image (names are listed without their ending)", "splits/train.txt: 0: twice",
+            "masks/1.png: no such file", "images/2.png: not an image that can be read"]
+        assert found["train"]["images"] == 3 and found["val"]["faults"][-1] == f"{own}: no images in split 'val'"
 
     def test_labels_beyond_the_classes_are_named(self, own):
         (own / "classes.txt").write_text("road\nroof")

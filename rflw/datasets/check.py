@@ -1,4 +1,5 @@
 """Whether a data set is what it should be: counts, files that cannot be read, labels, and images that two splits share."""
+from collections.abc import Callable
 import hashlib
 from pathlib import Path
 import sys
@@ -18,20 +19,28 @@ def check(name: str, root=None, progress: bool = False) -> dict:
     """Read all of a data set -> {"data", "splits": {split: {"images", "official", "faults": [line], "pixels": {class: n},
     "void": n, "sha256"}}, "shared": [[split, id, split, id]], "changed": [line], "clean"}.
 
-    faults name each image or mask that cannot be read or does not fit; shared are images of the same pixels in two splits;
-    changed are files of a prepared set that are not, or no longer, what its SHA256SUMS says.
-    sha256 is over ids, pixels and labels, as in the records of training. Raises InputError if the set is not there.
+    faults name each image or mask that cannot be read or does not fit, and each wrong line of a list;
+    shared are images of the same pixels in two splits; changed are files of a prepared set that are
+    not, or no longer, what its SHA256SUMS says. sha256 is over ids, pixels and labels, as in the
+    records of training. Raises InputError if no split is there.
     """
-    splits, seen, shared, changed = {}, {}, [], []
+    splits, seen, shared, changed, absent = {}, {}, [], [], []
     official = OFFICIAL.get(name) or {"train": None} | ({"val": None} if is_folder(name) else {})  # of COCO, training images only
     for split in official:
-        dataset = open_dataset(name, split, root)
         faults, pixels, whole = [], np.zeros(256, dtype=np.int64), hashlib.sha256()
+        try:
+            dataset = open_dataset(name, split, root, faults)
+        except InputError as e:
+            absent.append(e)
+            splits[split] = {"images": 0, "official": official[split], "faults": [str(e)],
+                             "pixels": {}, "void": 0, "sha256": whole.hexdigest()}
+            continue
         for i, key in enumerate(tqdm(dataset.ids, desc=f"{name}/{split}", file=sys.stderr, disable=not progress or None)):
             try:
                 image, mask = dataset[i]
             except InputError as e:
-                faults.append(str(e))
+                parts = (_fault(read, i) for read in (dataset.image, dataset.mask))
+                faults += dict.fromkeys(line for line in (*parts, str(e)) if line)
                 continue
             pixels += np.bincount(mask.ravel(), minlength=256)
             add_item(whole, key, image, mask)
@@ -43,10 +52,19 @@ def check(name: str, root=None, progress: bool = False) -> dict:
                          "pixels": dict(zip(classes, pixels.tolist())), "void": int(pixels[VOID]), "sha256": whole.hexdigest()}
         if isinstance(dataset, Prepared) and dataset.changed:
             changed.append(f"{dataset.folder / 'splits' / split}.txt or SHA256SUMS: not what was prepared")
+    if len(absent) == len(splits):
+        raise absent[0]
     if isinstance(dataset, Prepared):
         changed += _changed(dataset.folder)
     clean = not shared and not changed and all(not s["faults"] and s["official"] in (None, s["images"]) for s in splits.values())
     return {"data": name, "splits": splits, "shared": shared, "changed": changed, "clean": clean}
+
+
+def _fault(read: Callable, index: int) -> str | None:
+    try:
+        read(index)
+    except InputError as e:
+        return str(e)
 
 
 def _changed(folder: Path) -> list[str]:

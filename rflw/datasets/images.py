@@ -50,11 +50,17 @@ def read_mask(path: str | Path, num_classes: int, void: int = VOID, size: tuple[
         raise InputError(f"{path}: mask of {mask.shape[1]}x{mask.shape[0]}, its image is {size[1]}x{size[0]}")
     if void != VOID:
         mask[mask == void] = VOID
+    return check_labels(mask, num_classes, path, void)
+
+
+def check_labels(mask: np.ndarray, num_classes: int, path: str | Path,
+                 void: int = VOID) -> np.ndarray:
+    """The mask. Raises InputError for a label that is neither below `num_classes` nor 255."""
     wrong = (mask >= num_classes) & (mask != VOID)
     if wrong.any():
         y, x = np.argwhere(wrong)[0]
         raise InputError(f"{path}: label {mask[y, x]} at row {y}, column {x}: labels are 0..{num_classes - 1}, "
-                         f"{void} or {VOID} for void")
+                         f"{'' if void == VOID else f'{void} or '}{VOID} for void")
     return mask
 
 

@@ -10,16 +10,57 @@ from pathlib import Path
 
 import numpy as np
 
-from rflw.datasets.images import read_image, read_mask
-from rflw.datasets.labels import LABELS, Labels, labels_for
-from rflw.datasets.prepare import raw_items, read_manifest
+from rflw.datasets.images import check_labels, read_image, read_mask
+from rflw.datasets.labels import LABELS, VOID, Labels, labels_for
+from rflw.datasets.prepare import CROPPED, FRAME, raw_items, read_manifest
 from rflw.datasets.synthetic import Embedded
 from rflw.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2] / "data" / "datasets"
 
 
-class CamVid:
+class _Pairs:
+    """Images and masks in files. `image` and `mask` read one alone: a check finds faults of both."""
+
+    ids: list[str]
+    images: list[Path]
+    masks: list[Path]
+    labels: Labels
+    void = VOID  # in the files
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def image(self, index: int) -> np.ndarray:
+        return read_image(self.images[index])
+
+    def mask(self, index: int, size: tuple[int, int] | None = None) -> np.ndarray:
+        return read_mask(self.masks[index], len(self.labels.classes), void=self.void, size=size)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        image = self.image(index)
+        return image, self.mask(index, image.shape[:2])
+
+
+def _refuse(found: list[str], missing: list[str], faults: list[str] | None) -> None:
+    """Raises InputError for the first fault of a set. A check gets those `found` on its list instead;
+    it meets what is `missing` when it reads."""
+    if faults is not None:
+        faults += found
+    elif lines := found + missing:
+        more = f"; and {len(lines) - 1} more: `rflw data check` lists all" if lines[1:] else ""
+        raise InputError(lines[0] + more)
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, ValueError) as e:  # no text, or no name of a file
+        raise InputError(f"{path}: cannot be read ({getattr(e, 'strerror', None) or e})") from e
+    return [line.strip() for line in lines]
+
+
+class CamVid(_Pairs):
     """CamVid in SegNet's form: 480x360, 11 classes, label 11 void; 367 training and 101 validation frames.
 
     Folders `train`, `val` (and `test`) with frames, `trainannot`, `valannot` with masks of the same names. For choosing
@@ -27,8 +68,9 @@ class CamVid:
     """
 
     name, labels = "camvid", LABELS["camvid"]
+    void = len(labels.classes)
 
-    def __init__(self, root: Path, split: str = "train"):
+    def __init__(self, root: Path, split: str = "train", faults: list[str] | None = None):
         part = "train" if split in ("fit", "holdout") else split
         frames, masks = root / part, root / f"{part}annot"
         for folder in (frames, masks):
@@ -36,59 +78,99 @@ class CamVid:
                 raise InputError(f"camvid: no folder {folder}; --root or RFLW_DATA must name the folder that holds "
                                  f"camvid/{folder.name}")
         self.split = split
-        self.frames = sorted(frames.glob("*.png"))
+        self.images = sorted(frames.glob("*.png"))
         if part != split:
-            self.frames = [frame for sequence in self._sequences() for frame in (
+            self.images = [frame for sequence in self._sequences() for frame in (
                 sequence[: round(0.8 * len(sequence))] if split == "fit" else sequence[round(0.8 * len(sequence)):])]
-        self.masks = [masks / frame.name for frame in self.frames]
-        self.ids = [frame.stem for frame in self.frames]
-        if not self.frames:
+        self.masks = [masks / frame.name for frame in self.images]
+        self.ids = [frame.stem for frame in self.images]
+        if not self.images:
             raise InputError(f"camvid: no PNG files in {frames}")
-        missing = [mask for mask in self.masks if not mask.exists()]
-        if missing:
-            raise InputError(f"camvid: {missing[0]} is missing, the mask of {frames / missing[0].name}{_more(missing)}")
-        lone = [mask for mask in sorted(masks.glob("*.png")) if not (frames / mask.name).exists()]
-        if lone:
-            raise InputError(f"camvid: {frames / lone[0].name} is missing, the frame of {lone[0]}{_more(lone)}")
+        lone = [f"camvid: {frames / mask.name} is missing, the frame of {mask}"
+                for mask in sorted(masks.glob("*.png")) if not (frames / mask.name).exists()]
+        missing = [f"camvid: {mask} is missing, the mask of {frame}"
+                   for frame, mask in zip(self.images, self.masks) if not mask.exists()]
+        _refuse(lone, missing, faults)
 
     def _sequences(self) -> list[list[Path]]:
-        return [list(group) for _, group in groupby(self.frames, key=lambda frame: frame.name[:6])]
-
-    def __len__(self) -> int:
-        return len(self.frames)
-
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        image = read_image(self.frames[index])
-        classes = len(self.labels.classes)
-        return image, read_mask(self.masks[index], classes, void=classes, size=image.shape[:2])
+        return [list(group) for _, group in groupby(self.images, key=lambda frame: frame.name[:6])]
 
 
-def _more(paths: list[Path]) -> str:
-    return f"; so are those of {', '.join(path.stem for path in paths[1:])}" if paths[1:] else ""
+class NYU(_Pairs):
+    """NYUDv2 as the authors' scripts read it: `train.nyu` and `val.nyu` list an image and its mask a
+    line, by their paths from the folder on; 795 and 654 frames, 40 classes, void 255.
 
+    A frame or mask of 640x480 is cut to the paper's 625x468: rows 6 to 473 and columns 7 to 631, from
+    0. For choosing settings there are two splits more, of whole scenes: the numbers that name the
+    frames go scene by scene and no scene is in both official splits, so that training frames with
+    numbers in a row are whole scenes. "holdout" is every fifth such row, "fit" the rest.
+    """
 
-class _Pairs:
-    """Images by id, and a folder of index masks named after the ids."""
+    name, labels = "nyu", LABELS["nyu"]
+    SPLITS = ("train", "val", "fit", "holdout")
 
-    ids: list[str]
-    images: dict[str, Path]
-    masks: Path
-    labels: Labels
+    def __init__(self, root: Path, split: str = "train", faults: list[str] | None = None):
+        if split not in self.SPLITS:
+            raise InputError(f"nyu: no split {split!r}; choose from: {', '.join(self.SPLITS)}")
+        self.split = split
+        path = root / f"{'val' if split == 'val' else 'train'}.nyu"
+        pairs, found, missing = {}, [], []
+        for number, line in enumerate(_lines(path), start=1):
+            names = line.split()
+            key = Path(names[0]).stem if names else None
+            if len(names) not in (0, 2):
+                found.append(f"{path}, line {number}: not an image and its mask: {line}")
+            elif key in pairs:
+                found.append(f"{path}, line {number}: {key} is there twice")
+            elif names:
+                pairs[key] = [root / name for name in names]
+                missing += [f"{path}, line {number}: {file} is missing"
+                            for file in pairs[key] if not os.path.isfile(file)]
+        self.ids = [*pairs] if split in ("train", "val") else self._scenes(path, [*pairs])
+        self.images, self.masks = ([pairs[key][part] for key in self.ids] for part in (0, 1))
+        if not self.ids:
+            found.append(f"{path}: lists nothing for {split!r}")
+        _refuse(found, missing, faults)
 
-    def __len__(self) -> int:
-        return len(self.ids)
+    def _scenes(self, path: Path, ids: list[str]) -> list[str]:
+        odd = next((key for key in ids if not key.isdecimal()), None)
+        if odd is not None:
+            raise InputError(f"{path}: {odd} is no number: {self.split!r} needs frames named by "
+                             "their official numbers, which go scene by scene")
+        ids = sorted(ids, key=int)
+        rows = groupby(range(len(ids)), key=lambda i: int(ids[i]) - i)
+        return [ids[i] for row, (_, part) in enumerate(rows)
+                if (row % 5 == 4) == (self.split == "holdout") for i in part]
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        key = self.ids[index]
-        image = read_image(self.images[key])
-        return image, read_mask(self.masks / f"{key}.png", len(self.labels.classes), size=image.shape[:2])
+    def image(self, index: int) -> np.ndarray:
+        return self._cut(super().image(index), self.images[index])
+
+    def mask(self, index: int, size: tuple[int, int] | None = None) -> np.ndarray:
+        path, classes = self.masks[index], len(self.labels.classes)
+        mask = self._cut(read_mask(path, 256), path)
+        # every official mask has void; one without may count from 1 and lack the 40
+        sign = f"label {classes}" if (mask == classes).any() else "no void (255)"
+        if (mask == classes).any() or not (mask == VOID).any():
+            raise InputError(f"{path}: {sign}, as where classes are 1..{classes} and void is 0: "
+                             f"write 0..{classes - 1} for classes and 255 for void in all masks")
+        return check_labels(mask, classes, path)
+
+    @staticmethod
+    def _cut(pixels: np.ndarray, path: Path) -> np.ndarray:
+        if pixels.shape[:2] == FRAME:
+            return pixels[6:474, 7:632].copy()
+        if pixels.shape[:2] != CROPPED:
+            raise InputError(f"{path}: {pixels.shape[1]}x{pixels.shape[0]}, "
+                             "NYUDv2 has 640x480 or, cut, 625x468")
+        return pixels
 
 
 class Prepared(_Pairs):
     """A data set in the form that `rflw data prepare` makes: folders `images`, `masks` (index PNGs) and `splits`, and a
     manifest.json that is written last."""
 
-    def __init__(self, root: Path, name: str, split: str = "train"):
+    def __init__(self, root: Path, name: str, split: str = "train",
+                 faults: list[str] | None = None):
         self.folder, self.name, self.split, self.labels = root, name, split, LABELS[name]
         if not (root / "manifest.json").exists():
             raise InputError(f"{name}: no {root / 'manifest.json'}: make the folder with `rflw data prepare {name} --raw DIR "
@@ -99,7 +181,7 @@ class Prepared(_Pairs):
         try:
             self.ids = (root / "splits" / f"{split}.txt").read_text().split()
             sums = (root / "SHA256SUMS").read_text().splitlines(keepends=True)
-            self.images, self.masks = {path.stem: path for path in (root / "images").iterdir()}, root / "masks"
+            images = {path.stem: path for path in (root / "images").iterdir()}
         except (OSError, ValueError) as e:
             raise InputError(f"{name}: {getattr(e, 'filename', None) or root}: cannot be read "
                              f"({getattr(e, 'strerror', None) or e})") from e
@@ -107,9 +189,10 @@ class Prepared(_Pairs):
         lines = [line for line in sums if Path(line.rstrip().partition("  ")[2]).stem in here]
         self.digest = hashlib.sha256("".join(lines).encode()).hexdigest()
         self.changed = self.digest != manifest["sha256"][split] or len(here) != len(self.ids)
-        missing = next((i for i in self.ids if i not in self.images), None)
-        if missing is not None:
-            raise InputError(f"{name}: {root / 'images'} has no image {missing}, which {split}.txt lists")
+        self.images = [images.get(key, root / "images" / key) for key in self.ids]
+        self.masks = [root / "masks" / f"{key}.png" for key in self.ids]
+        _refuse([], [f"{name}: {root / 'images'} has no image {key}, which {split}.txt lists"
+                     for key in self.ids if key not in images], faults)
 
 
 class Raw:
@@ -127,12 +210,17 @@ class Raw:
     def __len__(self) -> int:
         return len(self.items)
 
+    def image(self, index: int) -> np.ndarray:
+        image = self.items[index].image
+        return read_image(image) if isinstance(image, Path) else image()
+
+    def mask(self, index: int) -> np.ndarray:
+        return self.items[index].mask()
+
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        item = self.items[index]
-        image = read_image(item.image) if isinstance(item.image, Path) else item.image()
-        mask = item.mask()
+        image, mask = self.image(index), self.mask(index)
         if mask.shape != image.shape[:2]:
-            raise InputError(f"{self.name} {item.id}: mask of {mask.shape[1]}x{mask.shape[0]}, its image is "
+            raise InputError(f"{self.name} {self.ids[index]}: mask of {mask.shape[1]}x{mask.shape[0]}, its image is "
                              f"{image.shape[1]}x{image.shape[0]}")
         return image, mask
 
@@ -142,51 +230,47 @@ class Own(_Pairs):
     of a line, from 0, or 255 for void. `splits/train.txt` and `splits/val.txt` may list names; without them every fifth image, in
     the order of names, is for validation."""
 
-    def __init__(self, root: Path, split: str = "train"):
+    def __init__(self, root: Path, split: str = "train", faults: list[str] | None = None):
         self.name, self.split = str(root), split
-        self.labels, self.masks = own_labels(root), root / "masks"
-        for folder in (root / "images", self.masks):
+        self.labels, masks = own_labels(root), root / "masks"
+        for folder in (root / "images", masks):
             if not folder.is_dir():
                 raise InputError(f"{root}: no folder {folder.name}; one's own data are images/, masks/ and classes.txt")
         files = sorted(path for path in (root / "images").iterdir() if path.is_file() and not path.name.startswith("."))
-        self.images = {}
+        images, found = {}, []
         for path in files:
-            if self.images.setdefault(path.stem, path) != path:
-                raise InputError(f"{root}: {self.images[path.stem].name} and {path.name} would have the same mask")
-        lone = next((mask for mask in sorted(self.masks.glob("*.png")) if mask.stem not in self.images), None)
-        if lone:
-            raise InputError(f"{lone}: has no image in {root / 'images'}")
-        self.ids = self._split(root / "splits", split)
+            if images.setdefault(path.stem, path) != path:
+                found.append(f"{root}: {images[path.stem].name} and {path.name} would have the same mask")
+        found += [f"{mask}: has no image in {root / 'images'}"
+                  for mask in sorted(masks.glob("*.png")) if mask.stem not in images]
+        self.ids = self._split(root / "splits", [*images], found)
+        self.images = [images[key] for key in self.ids]
+        self.masks = [masks / f"{key}.png" for key in self.ids]
         if not self.ids:
-            raise InputError(f"{root}: no images in split {split!r}")
-        missing = next((key for key in self.ids if not (self.masks / f"{key}.png").exists()), None)
-        if missing is not None:
-            raise InputError(f"{self.masks / f'{missing}.png'} is missing, the mask of {self.images[missing]}")
+            found.append(f"{root}: no images in split {split!r}")
+        _refuse(found, [f"{mask} is missing, the mask of {image}"
+                        for image, mask in zip(self.images, self.masks) if not mask.exists()], faults)
 
-    def _split(self, folder: Path, split: str) -> list[str]:
+    def _split(self, folder: Path, images: list[str], found: list[str]) -> list[str]:
+        """The images of the split, by name; what is wrong with its list goes to `found`."""
         if not folder.is_dir():
-            if split not in ("train", "val"):
-                raise InputError(f"{folder.parent}: no split {split!r}, only train, val")
-            return [key for i, key in enumerate(self.images) if (i % 5 == 4) == (split == "val")]
-        try:
-            lines = (folder / f"{split}.txt").read_text(encoding="utf-8-sig").splitlines()
-            ids = [line.strip() for line in lines if line.strip()]
-        except (OSError, UnicodeDecodeError) as e:
-            raise InputError(f"{folder / f'{split}.txt'}: cannot be read ({getattr(e, 'strerror', None) or e})") from e
-        wrong = next((key for key, count in Counter(ids).items() if key not in self.images or count > 1), None)
-        if wrong is not None:
-            why = "twice" if wrong in self.images else "no such image (names are listed without their ending)"
-            raise InputError(f"{folder / f'{split}.txt'}: {wrong}: {why}")
-        return ids
+            if self.split not in ("train", "val"):
+                raise InputError(f"{folder.parent}: no split {self.split!r}, only train, val")
+            return [key for i, key in enumerate(images) if (i % 5 == 4) == (self.split == "val")]
+        path, here = folder / f"{self.split}.txt", {*images}
+        ids = Counter(line for line in _lines(path) if line)
+        for key, count in ids.items():
+            if key not in here:
+                found.append(f"{path}: {key}: no such image (names are listed without their ending)")
+            elif count > 1:
+                found.append(f"{path}: {key}: twice")
+        return [key for key in ids if key in here]
 
 
 def own_labels(root: Path) -> Labels:
     """The classes of one's own data. Raises InputError if classes.txt is no list of 2 to 255 names."""
     path = root / "classes.txt"
-    try:
-        names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    except (OSError, ValueError) as e:  # no text, or no name of a file
-        raise InputError(f"{path}: cannot be read ({getattr(e, 'strerror', None) or e})") from e
+    names = [line for line in _lines(path) if line]
     if not 2 <= len(names) <= 255:
         raise InputError(f"{path}: {len(names)} names; 2 to 255 classes, a line each")
     twice = next((name for name in names if names.count(name) > 1), None)
@@ -195,21 +279,27 @@ def own_labels(root: Path) -> Labels:
     return labels_for(names)
 
 
-def open_dataset(name: str, split: str, root: str | Path | None = None):
+def open_dataset(name: str, split: str, root: str | Path | None = None,
+                 faults: list[str] | None = None):
     """A data set by name, or one's own by its folder. `root`: the folder that holds `<name>/`, prepared or as the official archives
-    unpack; else RFLW_DATA, else data/datasets.
+    unpack, of NYUDv2 also as the authors' scripts read it; else RFLW_DATA, else data/datasets.
 
-    Raises InputError for an unknown name or split, or when files are missing.
+    faults: a list that takes in what is wrong with the set's files and lists, so that the rest can be
+    read. Raises InputError for an unknown name or split and, without that list, when files are missing.
     """
     if is_folder(name):
-        return Own(Path(name), split)
+        return Own(Path(name), split, faults)
     labels_of(name)
     if name == "embedded":
         return Embedded(split)
     folder = Path(root or os.environ.get("RFLW_DATA") or ROOT) / name
     if name == "camvid":
-        return CamVid(folder, split)
-    return (Raw if folder.is_dir() and not (folder / "manifest.json").exists() else Prepared)(folder, name, split)
+        return CamVid(folder, split, faults)
+    if not folder.is_dir() or (folder / "manifest.json").exists():
+        return Prepared(folder, name, split, faults)
+    if name == "nyu" and any((folder / f"{part}.nyu").exists() for part in ("train", "val")):
+        return NYU(folder, split, faults)
+    return Raw(folder, name, split)
 
 
 def is_folder(name: str) -> bool:
