@@ -22,6 +22,18 @@ Root = Annotated[Path | None, typer.Option(help="Folder that holds the data sets
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 
 
+def _as_weights(folder: Path | None) -> Path | None:
+    if folder:
+        if not folder.is_dir():
+            raise InputError(f"--weights {folder}: no such folder")
+        os.environ["RFLW_WEIGHTS"] = str(folder.absolute())  # processes that this one starts look there, too
+    return folder
+
+
+Weights = Annotated[Path | None, typer.Option(
+    callback=_as_weights, help="Folder of encoders' files, ENCODER-imagenet.safetensors or .pth; else RFLW_WEIGHTS.")]
+
+
 def _as_folder(path: Path | None) -> Path | None:
     """Refuses a folder that cannot be written in before anything is measured for it."""
     from rflw import records
@@ -325,7 +337,7 @@ def train(recipe: Annotated[str, typer.Argument(help="A recipe's name; `rflw rec
           dry_run: Annotated[bool, typer.Option("--dry-run", help="Only check the recipe: one step on no data.")] = False,
           results: Annotated[Path | None, typer.Option(
               help="Folder for a copy of the record; default data/results, none for a changed recipe. One that is there stays.")] = None,
-          root: Root = None, device: Device = "auto", json: Json = False):
+          weights: Weights = None, root: Root = None, device: Device = "auto", json: Json = False):
     """Train by a recipe; leaves log.csv, last.pt, best.safetensors, model.safetensors and record.json in the run folder.
 
     Several devices: torchrun --nproc-per-node 8 -m rflw train RECIPE.
@@ -495,7 +507,7 @@ def campaign_status(tier: Tier = "cpu", runs: Runs = Path("runs"), results: Resu
 
 @campaign.command(name="run")
 def campaign_run(tier: Tier = "cpu", budget_minutes: Annotated[float, typer.Option(help="When to stop; runs go on next time.")] = 60,
-                 runs: Runs = Path("runs"), results: Results = None, root: Root = None,
+                 runs: Runs = Path("runs"), results: Results = None, weights: Weights = None, root: Root = None,
                  workers: Annotated[int, typer.Option(help="Processes that augment images; 0: the training process.")] = 0,
                  only: Annotated[str, typer.Option(help="What a run's name must hold, e.g. embedded-lw.")] = "",
                  retry: Annotated[bool, typer.Option("--retry", help="Run those that failed again, too.")] = False):

@@ -7,7 +7,6 @@ import math
 from pathlib import Path
 import sys
 import time
-import zipfile
 
 import numpy as np
 import torch
@@ -20,6 +19,7 @@ from rflw.datasets.images import read_image
 from rflw.errors import InputError, no_pipe
 from rflw.nn import checkpoints
 from rflw.nn.blocks import Window
+from rflw.nn.checkpoints import load_tensors
 from rflw.nn.refinenet import MIN_SIZE, RefineNet, build
 from rflw.records import write_whole
 
@@ -101,7 +101,7 @@ def _read_official(path: str | Path) -> tuple[str, int, dict, dict]:
     except InputError:
         raise
     except Exception as e:  # torch raises many types for files that are cut off, foreign or hold code
-        raise InputError(f"{path}: {_unreadable(path, e)}") from e
+        raise InputError(f"{path}: {checkpoints.unreadable(path, e)}") from e
     try:
         return checkpoints.recognise(checkpoints.unwrap(loaded))
     except InputError as e:
@@ -122,36 +122,10 @@ def weights_of(path: str | Path) -> tuple[str, dict, tuple[str, ...] | None]:
     return model.name, model.state_dict(), tuple(model.card["classes"])
 
 
-def load_tensors(path: str | Path, device):
-    """torch.load, of tensors and plain values only. Raises InputError for a zip file that would unpack to more than it is: PyTorch
-    compresses nothing; else what torch.load raises."""
-    no_pipe(path)
-    try:
-        with zipfile.ZipFile(path) as archive:
-            size = sum(member.file_size for member in archive.infolist())
-    except Exception:  # no zip file, or a broken one: torch.load says so; zipfile raises many types
-        size = 0
-    if size > Path(path).stat().st_size:
-        raise InputError(f"{path}: would unpack to {size / 1e9:.1f} GB, more than the file; PyTorch writes no such files")
-    return torch.load(path, map_location=device, weights_only=True)
-
-
 def _numbers() -> list:
     """What NumPy's numbers are unpickled with: the authors' script keeps its best score as one, beside the weights."""
     scalar, dtype = np.float64(0).__reduce__()[0], type(np.dtype("float64"))
     return [scalar, (scalar, "numpy.core.multiarray.scalar"), (scalar, "numpy._core.multiarray.scalar"), np.dtype, dtype]
-
-
-def _unreadable(path, error: Exception) -> str:
-    """Why torch could not read a checkpoint, in one line."""
-    text = str(error)
-    cut = checkpoints.first_cut(Path(path).read_bytes()) if Path(path).is_file() else None
-    if cut:
-        return f"{cut}: cut off, the file ends before this tensor does"
-    if "Unsupported" in text or "weights_only" in text or "Weights only" in text:
-        what = next((line for line in text.splitlines() if "GLOBAL" in line or "Unsupported" in line), "code")
-        return f"holds more than tensors, which is never executed: {what.strip()}"
-    return f"not a whole PyTorch checkpoint ({text.splitlines()[0] if text else type(error).__name__})"
 
 
 def save(model: RefineNet, path: str | Path, card: dict, dtype: torch.dtype = torch.float16) -> None:

@@ -246,6 +246,12 @@ def at(value, path: str):
     return value
 
 
+def _words(origin: dict) -> str:
+    """The origin of an encoder's weights as a cell of a table."""
+    return ", ".join(f"{words}{origin[key]}" for key, words in (("file", ""), ("sha256", "SHA-256 "), ("origin", ""))
+                     if origin[key]).replace("|", r"\|")
+
+
 def card(record: dict, file: Path, name: str, licence: str) -> str:
     """What a reader must know of a trained network that ships as `name`, as Markdown: from its training record and its file.
 
@@ -258,6 +264,7 @@ def card(record: dict, file: Path, name: str, licence: str) -> str:
             "file": f"{name}.safetensors, {file.stat().st_size / 1e6:.1f} MB, float16, "
                     f"SHA-256 {hashlib.sha256(file.read_bytes()).hexdigest()}",
             "data": "; ".join(f"{part} (SHA-256 {digest})" for part, digest in record["data"].items()),
+            **({"encoder began with": _words(record["weights"])} if record.get("weights") else {}),
             "recipe": f"{record['config']['name']} (settings {record['config_hash']})",
             "seed": record["seed"],
             "command": f"`{record['command']}`",

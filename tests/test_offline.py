@@ -77,6 +77,9 @@ def test_weights_that_would_be_downloaded_are_refused_in_one_line(no_network, mo
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(InputError) as caught:
         build("refinenet-lw-resnet50", 2, "imagenet")
+    monkeypatch.setenv("RFLW_WEIGHTS", str(tmp_path))
+    with pytest.raises(InputError, match="holds no resnet50-imagenet.safetensors or .*; torchvision has none here, and the download"):
+        build("refinenet-lw-resnet50", 2, "imagenet")
     assert "\n" not in str(caught.value) and "download" in no_network.read_text()
     no_network.write_text("")
 

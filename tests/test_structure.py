@@ -9,7 +9,7 @@ import yaml
 PACKAGE = Path(__file__).resolve().parents[1] / "rflw"
 ROWS = (
     {"errors", "config", "paper", "records", "datasets.labels"},
-    {"nn.blocks", "nn.pooling", "nn.encoders", "nn.nasnet", "nn.refinenet", "nn.checkpoints", "datasets.images", "datasets.matlab",
+    {"nn.blocks", "nn.pooling", "nn.encoders", "nn.nasnet", "nn.refinenet", "nn.checkpoints", "nn.pretrained", "datasets.images", "datasets.matlab",
      "datasets.readers", "datasets.streams", "datasets.transforms", "datasets.synthetic", "datasets.resident", "datasets.prepare",
      "datasets.check", "metrics", "analysis.complexity", "analysis.runtime", "analysis.shapes", "analysis.statistics",
      "analysis.layers", "analysis.reach", "analysis.receptive_field", "analysis.probes", "analysis.saturation", "analysis.timings"},
@@ -17,7 +17,8 @@ ROWS = (
     {"plots", "campaign", "claims"},
     {"cli", "__init__", "__main__"},
 )
-ARROWS = {("nn.encoders", "nn.nasnet"), ("nn.refinenet", "nn.blocks"), ("nn.refinenet", "nn.encoders"),
+ARROWS = {("nn.encoders", "nn.nasnet"), ("nn.encoders", "nn.pretrained"), ("nn.pretrained", "nn.checkpoints"),
+          ("nn.refinenet", "nn.blocks"), ("nn.refinenet", "nn.encoders"),
           ("nn.pooling", "nn.blocks"), ("datasets.readers", "datasets.images"), ("datasets.readers", "datasets.synthetic"),
           ("datasets.readers", "datasets.prepare"), ("datasets.prepare", "datasets.images"),
           ("datasets.prepare", "datasets.matlab"), ("datasets.streams", "datasets.images"),

