@@ -210,8 +210,8 @@ def voc_colour(index: int) -> list[int]:
 
 
 # {what: (kind, command)}. Kinds: "numbers" are compared within a tolerance, "rough" ones within ten
-# times that (intervals over two images); of "form" only keys and types count; "rows" may become more
-# and get more keys.
+# times that (intervals over two images); of "form" only keys and types count; "rows" may become
+# more and get more keys.
 ON_OWN = "embedded --data {tmp}/own --split val --device cpu --json"
 ANSWERS = {
     "complexity": ("numbers", "complexity refinenet-lw-mobilenet_v2 --size 65 97 --json"),
