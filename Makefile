@@ -25,7 +25,7 @@ cp -R _config.yml _toc.yml CHANGELOG.md book notebooks $(SOURCE)
 cp -R $(wildcard data/paper data/results) $(SOURCE)/data
 endef
 
-.PHONY: help env book html notebooks test browser lowest mutants coverage lock clean
+.PHONY: help env book html notebooks test browser lowest coverage lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -74,9 +74,6 @@ lowest: | $(BIN)/uv ## the unit tests with the lowest versions that pyproject.to
 	VIRTUAL_ENV=_build/lowest $(UV) pip install -r _build/lowest.txt
 	VIRTUAL_ENV=_build/lowest $(UV) pip install --no-deps --editable .
 	_build/lowest/bin/python -m tests.suite "lowest versions"
-
-mutants: $(READY) ## put small faults into the code and see whether the tests notice; half an hour
-	$(BIN)/python -m tests.mutants
 
 coverage: $(READY) ## the unit tests with the lines and branches that they reach
 	$(BIN)/python -m tests.suite coverage

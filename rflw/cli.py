@@ -2,6 +2,7 @@
 
 Bad input ends with one line on stderr and exit code 2.
 """
+from importlib.metadata import entry_points
 import json
 from math import isnan
 import os
@@ -15,7 +16,6 @@ from rflw.errors import InputError, enough_memory
 
 app = typer.Typer(help="Light-Weight RefineNet: count, train, evaluate, predict.", add_completion=False,
                   pretty_exceptions_enable=False, rich_markup_mode=None)
-
 Data = Annotated[str, typer.Argument(help="A data set, see `rflw data list`, or a folder of one's own.")]
 Json = Annotated[bool, typer.Option("--json", help="Print figures as JSON.")]
 Root = Annotated[Path | None, typer.Option(help="Folder that holds the data sets' folders; else RFLW_DATA, else data/datasets.")]
@@ -52,8 +52,6 @@ Record = Annotated[Path | None, typer.Option(callback=_as_folder, help="Also fil
 Classes = Annotated[int, typer.Option(help="Number of classes.")]
 Tile = Annotated[int | None, typer.Option(help="Pixels of the side of overlapping tiles that large images are seen in; 0: whole; default: "
                                           "2048, for images of more pixels than such a tile.")]
-
-
 # The base of Typer's usage errors; which package holds it depends on Typer's version.
 ClickException = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
@@ -109,21 +107,21 @@ def _fail(message: str, code: int = 2):
     raise SystemExit(code)
 
 
-def _print_json(value) -> None:
+def print_json(value) -> None:
     print(json.dumps(value, indent=1))
 
 
 FORMS = (".png", ".webp", ".jpg", ".svg", ".pdf")  # of pictures; grids of photos are smallest as .webp
 
 
-def _as_picture(path: Path | None) -> Path | None:
+def as_picture(path: Path | None) -> Path | None:
     """Refuses a picture's name before anything is measured for it."""
     if path and path.suffix not in FORMS:
         raise InputError(f"{path}: a picture's name ends in one of {', '.join(FORMS)}")
     return _as_file(path)
 
 
-def _draw(figure, path: Path, dpi: int = 120) -> None:
+def draw(figure, path: Path, dpi: int = 120) -> None:
     from rflw import records
     records.write_whole(path, lambda partial: figure.savefig(partial, format=path.suffix[1:], dpi=dpi))
 
@@ -137,7 +135,7 @@ def models(ablations: Annotated[bool, typer.Option(help="Also the ablated decode
     from rflw.nn.refinenet import list_models
     names = list_models(ablations)
     if json:
-        return _print_json(names)
+        return print_json(names)
     print("\n".join(names))
 
 
@@ -150,15 +148,15 @@ def complexity(name: Annotated[str | None, typer.Argument(help="A model, see `rf
 
     Example: rflw complexity refinenet-lw-resnet50 --classes 21 --size 512 512
     """
-    from rflw import claims, records
-    from rflw.analysis.complexity import count
-    from rflw.nn.refinenet import build
+    from rflw import records
+    from rflw.complexity import count
+    from rflw.nn.refinenet import PAPER, build
     if everything == (name is not None):
         raise InputError("complexity: the name of a model, or --all")
     rows, what = [], "--all" if everything else name
     with records.timed("complexity" if everything else f"complexity-{name.replace(':', '_')}",
                        f"rflw complexity {what} --classes {classes} --size {size[0]} {size[1]}", "complexity") as record:
-        for model in claims.networks() if everything else [name]:
+        for model in PAPER if everything else [name]:
             network = build(model, classes)
             taps = sum(map(len, network.encoder.channels))  # each has a convolution that reduces it
             rows.append({"model": model, "classes": classes, "size": list(size), **count(network, size), "taps": taps})
@@ -166,7 +164,7 @@ def complexity(name: Annotated[str | None, typer.Argument(help="A model, see `rf
     if results:
         records.write(record, results)
     if json:
-        return _print_json(rows if everything else rows[0])
+        return print_json(rows if everything else rows[0])
     for row in rows:
         print(f"{row['model']}, {classes} classes, {size[0]}x{size[1]}\nparameters {row['params'] / 1e6:10.3f} M")
         for kind, macs in row["macs"].items():
@@ -193,16 +191,15 @@ def predict(images: Annotated[list[Path], typer.Argument(help="Photos, folders o
     gc.disable()  # while modules load: a tenth of the start of a command that people wait for
     import time
 
-    from rflw import engine, tiles
-    from rflw.datasets import streams
-    from rflw.datasets.images import read_image
-    from rflw.datasets.labels import LABELS, labels_for
+    from rflw import engine, tiles, video
+    from rflw.data.images import read_image
+    from rflw.data.labels import LABELS, labels_for
     gc.enable()
     if batch < 1:
         raise InputError(f"--batch {batch}: 1 at least")
     tiles.side(tile, (1, 1))
-    folders = {path: streams.photos(path) for path in images if path.is_dir()}
-    videos = [path for path in images if path not in folders and streams.is_video(path)]
+    folders = {path: video.photos(path) for path in images if path.is_dir()}
+    videos = [path for path in images if path not in folders and video.is_video(path)]
     named = [path for path in images if path not in folders and path not in videos]
     if short_side and short_side < engine.MIN_SIZE:
         raise InputError(f"--short-side {short_side} pixels: {engine.MIN_SIZE} is the least, 0 keeps the photo's own")
@@ -218,7 +215,7 @@ def predict(images: Annotated[list[Path], typer.Argument(help="Photos, folders o
                 _only_ours(output / f"{path.stem}_{suffix}{ending}", inputs)
     for path in named if len(named) > 1 else ():
         read_image(path)
-    rates = {path: streams.frame_rate(path) for path in videos}
+    rates = {path: video.frame_rate(path) for path in videos}
     model = engine.load(checkpoint).to(engine.pick_device(device))
     labels = labels_for(model.card["classes"])
     if (known := LABELS.get(model.card["data"])) and known.classes == labels.classes:
@@ -236,7 +233,7 @@ def predict(images: Annotated[list[Path], typer.Argument(help="Photos, folders o
     def labelled(frames, video=None):
         """(key, image, mask) of each photo of a folder, or frame of a video, with the time of the network taken."""
         nonlocal network_s, count
-        for keys, stack in streams.in_batches(streams.read_ahead(frames), batch):
+        for keys, stack in video.in_batches(video.read_ahead(frames), batch):
             began = time.perf_counter()
             try:
                 masks = engine.class_maps(model, stack, side, precision, tile)
@@ -251,10 +248,10 @@ def predict(images: Annotated[list[Path], typer.Argument(help="Photos, folders o
     for path in named:
         _write_photo(path, read_image(path), engine.predict(model, path, side, precision, tile), labels, output)
     for found in folders.values():
-        for path, image, mask in labelled(streams.read_photos(found, skipped)):
+        for path, image, mask in labelled(video.read_photos(found, skipped)):
             _write_photo(path, image, mask, labels, output)
     for path in videos:
-        _write_video(path, labelled(streams.read_video(path, skipped), path), rates[path], labels, output)
+        _write_video(path, labelled(video.read_video(path, skipped), path), rates[path], labels, output)
     if many:
         for line in skipped[:10]:
             print(f"rflw: skipped: {line}", file=sys.stderr)
@@ -280,7 +277,7 @@ def _write_video(path: Path, frames, rate: float, labels, output: Path) -> None:
     import numpy as np
 
     from rflw import plots, records
-    from rflw.datasets.streams import VideoWriter
+    from rflw.video import VideoWriter
     targets = [output / f"{path.stem}_mask.mkv", output / f"{path.stem}_overlay.mp4"]
 
     def write(mask_file: str, overlay_file: str) -> None:
@@ -306,11 +303,11 @@ def _only_ours(target: Path, inputs: set[Path]) -> None:
         raise InputError(f"{target}: one of the photos would be overwritten; choose another folder with -o")
     try:
         if target.suffix == ".png":
-            from rflw.datasets.images import open_picture
+            from rflw.data.images import open_picture
             with open_picture(target) as picture:
                 ours = picture.info.get("Software") == "rflw"
         else:
-            from rflw.datasets.streams import comment
+            from rflw.video import comment
             ours = comment(target) == "rflw"
     except (OSError, InputError):
         ours = False
@@ -348,7 +345,7 @@ def train(recipe: Annotated[str, typer.Argument(help="A recipe's name; `rflw rec
 
     from rflw import engine, records, training
     from rflw.config import recipe as find
-    from rflw.datasets.readers import open_dataset
+    from rflw.data.readers import open_dataset
     plan = find(recipe)
     if plan.name == "own" and data is None:
         raise InputError("own: --data must name the folder with images/, masks/ and classes.txt")
@@ -363,7 +360,7 @@ def train(recipe: Annotated[str, typer.Argument(help="A recipe's name; `rflw rec
     if dry_run:
         facts = training.rehearse(plan)
         if json:
-            return _print_json(facts)
+            return print_json(facts)
         print(f"{plan.name}: {plan.model}, {facts['params'] / 1e6:.2f} M parameters, batch {plan.batch} of {plan.crop[0]}x{plan.crop[1]}")
         for stage in facts["stages"]:
             rates = ", ".join(f"{part} {stage[f'{part}_lr'][0]:.2g} to {stage[f'{part}_lr'][1]:.2g}" for part in ("encoder", "decoder"))
@@ -389,7 +386,7 @@ def train(recipe: Annotated[str, typer.Argument(help="A recipe's name; `rflw rec
         return
     keep(record)
     if json:
-        return _print_json(record)
+        return print_json(record)
     miou = record["metrics"]["miou"]
     score = "unknown (all labels are void)" if miou is None else f"{100 * miou:.1f} %"
     print(f"{record['name']}: mIoU {score} on {record['metrics']['images']} validation images, {record['wall_s'] / 60:.1f} min; "
@@ -408,7 +405,7 @@ def publish(run: Annotated[Path, typer.Argument(help="Folder of a finished run."
         print(path)
 
 
-def _there(folder: Path | None) -> Path | None:
+def there(folder: Path | None) -> Path | None:
     """A folder to read records from. Raises InputError where it is none: an empty answer would say that there are no records."""
     if folder and not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
@@ -423,18 +420,18 @@ def records_(names: Annotated[list[str] | None, typer.Argument(help="Two to comp
     Example: rflw records camvid-lw-efficientnet_lite0-s0 camvid-lw-rcu-efficientnet_lite0-s0
     """
     from rflw import records
-    folder = _there(folder) or records.FOLDER
+    folder = there(folder) or records.FOLDER
     found = [records.read(name, folder) for name in names] if names else records.read_all(folder)
     if len(found) == 2 and names:
         changes = records.differences(*found)
         if json:
-            return _print_json(changes)
+            return print_json(changes)
         for key, (a, b) in changes.items():
             gap = f"{b - a:+.4g}" if all(isinstance(v, int | float) and not isinstance(v, bool) for v in (a, b)) else ""
             print(f"{key:36} {a!s:>28} {b!s:>28}  {gap}")
         return
     if json:
-        return _print_json([{k: v for k, v in record.items() if k != "curve"} for record in found])
+        return print_json([{k: v for k, v in record.items() if k != "curve"} for record in found])
     print(f"{'name':44} {'status':8} {'mIoU %':>7} {'95 % of images':>15} {'minutes':>8} {'commit':8}  device")
     for record in found:
         measured = record["metrics"]
@@ -443,83 +440,6 @@ def records_(names: Annotated[list[str] | None, typer.Argument(help="Two to comp
         device = record["hardware"].get("gpu") or f"{record['hardware']['cores']} x {record['hardware']['cpu']}"
         print(f"{record['name']:44} {record['status']:8} {miou:>7} {interval:>15} {record['wall_s'] / 60:8.1f} "
               f"{(record['commit'] or 'none')[:7]}{'*' if record['dirty'] else ' '} {device}")
-
-
-@app.command(name="claims")
-def claims_(results: Annotated[Path | None, typer.Option(help="Folder of the records; default data/results.")] = None, json: Json = False):
-    """Every claim of the paper, what is on record for it, and the verdict that follows.
-
-    Example: rflw claims --json
-    """
-    from rflw import claims
-    judged = claims.verdicts(_there(results))
-    if json:
-        return _print_json([verdict.row() for verdict in judged])
-    for verdict in judged:
-        print(f"{verdict.claim.id:46} {verdict.claim.stated:>14}  {verdict.verdict:30} {verdict.says}")
-    print(", ".join(f"{number} {verdict}" for verdict, number in claims.tally(judged).items()))
-
-
-campaign = typer.Typer(help="The study's experiments: what they are, how far they are, running what is missing.")
-app.add_typer(campaign, name="campaign")
-Tier = Annotated[str, typer.Option(help="cpu: what CPUs can do in days; gpu: all.")]
-Runs = Annotated[Path, typer.Option("--runs", help="Folder of the run folders.")]
-Results = Annotated[Path | None, typer.Option(help="Folder of the records; default data/results.")]
-
-
-@campaign.command(name="list")
-def campaign_list(tier: Tier = "cpu", runs: Runs = Path("runs"), results: Results = None, json: Json = False):
-    """Every experiment, in order of worth: what it tests, its seeds, and what a run costs on such a device.
-
-    Example: rflw campaign list --tier gpu
-    """
-    from rflw import campaign, records
-    rows = {}
-    for run in campaign.runs(tier, results or records.FOLDER, runs):
-        row = rows.setdefault(run.experiment.recipe, {"recipe": run.experiment.recipe, "tests": run.experiment.why,
-                                                      "seeds": run.experiment.seeds, "minutes": []})
-        row["minutes"] += [] if run.minutes is None else [run.minutes]
-    rows = [row | {"minutes": sum(row["minutes"]) / len(row["minutes"]) if row["minutes"] else None} for row in rows.values()]
-    if json:
-        return _print_json(rows)
-    print(f"{'recipe':42} {'seeds':>5} {'minutes each':>12}  tests")
-    for row in rows:
-        print(f"{row['recipe']:42} {row['seeds']:5} {'?' if row['minutes'] is None else round(row['minutes']):>12}  {row['tests']}")
-
-
-@campaign.command(name="status")
-def campaign_status(tier: Tier = "cpu", runs: Runs = Path("runs"), results: Results = None, json: Json = False):
-    """Every run of a tier: done, failed, begun or missing, and the minutes that it took or will take.
-
-    Example: rflw campaign status
-    """
-    from rflw import campaign, records
-    listed = campaign.runs(tier, results or records.FOLDER, runs)
-    if json:
-        return _print_json([{"run": run.name, "status": run.status, "minutes": run.minutes} for run in listed])
-    for run in listed:
-        print(f"{run.name:46} {run.status:8} {'?' if run.minutes is None else round(run.minutes):>6} min")
-    left = [run.minutes for run in listed if run.status in ("begun", "missing")]
-    unknown = left.count(None)
-    print(f"{sum(run.status == 'done' for run in listed)} of {len(listed)} done, {sum(run.status == 'failed' for run in listed)} failed; "
-          f"about {sum(m for m in left if m) / 60:.1f} hours left{f' and {unknown} runs of unknown length' if unknown else ''}")
-
-
-@campaign.command(name="run")
-def campaign_run(tier: Tier = "cpu", budget_minutes: Annotated[float, typer.Option(help="When to stop; runs go on next time.")] = 60,
-                 runs: Runs = Path("runs"), results: Results = None, weights: Weights = None, root: Root = None,
-                 workers: Annotated[int, typer.Option(help="Processes that augment images; 0: the training process.")] = 0,
-                 only: Annotated[str, typer.Option(help="What a run's name must hold, e.g. embedded-lw.")] = "",
-                 retry: Annotated[bool, typer.Option("--retry", help="Run those that failed again, too.")] = False):
-    """Train what is missing, in order of worth. May be killed at any moment, and may run several times side by side.
-
-    Example: rflw campaign run --tier cpu --budget-minutes 120 --root ~/datasets
-    """
-    from rflw import campaign, records
-    if not 0 < budget_minutes < float("inf"):
-        raise InputError(f"--budget-minutes {budget_minutes:g}: above 0")
-    for run, end in campaign.run_missing(tier, budget_minutes, results or records.FOLDER, runs, root, workers, retry, only, progress=True):
-        print(f"{run.name}: {end}", flush=True)
 
 
 @app.command()
@@ -531,7 +451,7 @@ def recipes(json: Json = False):
     from rflw.config import RECIPES
     if json:
         from dataclasses import asdict
-        return _print_json([asdict(r) for r in RECIPES.values()])
+        return print_json([asdict(r) for r in RECIPES.values()])
     for r in RECIPES.values():
         print(f"{r.name:40} {r.model:42} {' + '.join(f'{s.data} {s.epochs} epochs' for s in r.stages)}")
 
@@ -540,41 +460,14 @@ data = typer.Typer(help="Data sets: from raw downloads to folders that training 
 app.add_typer(data, name="data")
 
 
-@data.command(name="prepare")
-def data_prepare(name: Annotated[str, typer.Argument(help="voc, sbd, coco, nyu, person, context or cityscapes.")],
-                 raw: Annotated[Path, typer.Option(help="Folder with the official files, unpacked or not.")],
-                 out: Annotated[Path | None, typer.Option(help="Data root to write NAME/ in; else RFLW_DATA, else data/datasets.")] = None,
-                 workers: Annotated[int | None, typer.Option(help="Processes; 0: this one; default: one a core.")] = None,
-                 json: Json = False):
-    """Turn the official raw files of a data set into images, index masks, split lists and a manifest. May be interrupted and
-    run again.
-
-    Example: rflw data prepare voc --raw ~/downloads --out ~/datasets
-    """
-    from rflw.datasets.prepare import prepare
-    from rflw.datasets.readers import ROOT
-    out = out or Path(os.environ.get("RFLW_DATA") or ROOT)
-    there = (out / name / "manifest.json").exists()
-    manifest = prepare(name, raw, out, os.cpu_count() if workers is None else workers, progress=True)
-    if there:
-        print(f"rflw: {out / name} is prepared already and stays; delete it to make it anew", file=sys.stderr)
-    if json:
-        return _print_json(manifest)
-    print(f"{out / name}: {', '.join(f'{count} {split}' for split, count in manifest['splits'].items())}")
-    for statement in manifest["statements"]:
-        print(statement)
-    for split, counts in manifest["unexpected"].items():
-        print(f"unexpected: {counts['found']} in {split}, officially {counts['official']}")
-
-
 @data.command(name="list")
 def data_list(root: Root = None, json: Json = False):
     """Every data set: classes, whether it is there, licence, where it comes from, and how large its official files are.
 
     Example: rflw data list
     """
-    from rflw.datasets.labels import LABELS
-    from rflw.datasets.readers import open_dataset
+    from rflw.data.labels import LABELS
+    from rflw.data.readers import open_dataset
     rows = []
     for name, labels in LABELS.items():
         try:
@@ -584,7 +477,7 @@ def data_list(root: Root = None, json: Json = False):
         rows.append({"data": name, "classes": len(labels.classes), "training_images": there, "licence": labels.licence,
                      "source": labels.source or None, "size": labels.size})
     if json:
-        return _print_json(rows)
+        return print_json(rows)
     for row in rows:
         there = "not here" if row["training_images"] is None else f"{row['training_images']} training images"
         print(f"{row['data']:11} {row['classes']:3} classes  {there:22} {row['size']:32} {row['source'] or ''}\n{'':12}{row['licence']}")
@@ -597,13 +490,13 @@ def data_check(name: Data, results: Record = None, root: Root = None, json: Json
     Example: rflw data check camvid --root ~/datasets
     """
     from rflw import records
-    from rflw.datasets.check import check
+    from rflw.data.check import check
     with records.timed(f"check-{Path(name).name}", f"rflw data check {name}", "check", {"data": name}) as record:
         result = check(name, root, progress=True)
     if results:
         records.write(record | {"metrics": result}, results)
     if json:
-        _print_json(result)
+        print_json(result)
     else:
         for split, found in result["splits"].items():
             official = "" if found["official"] is None else f" of {found['official']}"
@@ -623,7 +516,7 @@ def data_check(name: Data, results: Record = None, root: Root = None, json: Json
 
 @data.command(name="show")
 def data_show(name: Data,
-              output: Annotated[Path, typer.Option("-o", "--output", callback=_as_picture, help="Picture to write.")] = Path("grid.png"),
+              output: Annotated[Path, typer.Option("-o", "--output", callback=as_picture, help="Picture to write.")] = Path("grid.png"),
               split: Annotated[str, typer.Option(help="Which part of it.")] = "val",
               number: Annotated[int, typer.Option(help="How many images, evenly spread over the split.")] = 4, root: Root = None):
     """Draw images beside their masks.
@@ -631,14 +524,14 @@ def data_show(name: Data,
     Example: rflw data show embedded -o grid.png
     """
     from rflw import plots
-    from rflw.datasets.readers import open_dataset, spread
+    from rflw.data.readers import open_dataset, spread
     dataset = open_dataset(name, split, root)
     if not 1 <= number <= len(dataset):
         raise InputError(f"--number {number}: {name}/{split} has {len(dataset)} images")
     chosen = spread(number, len(dataset))
     notes = [dataset.ids[i] for i in chosen]
     picture = plots.prediction_grid([dataset[i] for i in chosen], dataset.labels, ("image", "labels"), notes, 6.0)
-    _draw(picture, output)
+    draw(picture, output)
     print(output)
 
 
@@ -647,10 +540,10 @@ On = Annotated[str | None, typer.Option(help="Data set; default: the checkpoint'
 Split = Annotated[str, typer.Option(help="Which part of it.")]
 
 
-def _opened(checkpoint: str, data: str | None, split: str, root: Path | None, device: str):
+def open_checkpoint(checkpoint: str, data: str | None, split: str, root: Path | None, device: str):
     """A trained network and a data set of its classes."""
     from rflw import engine
-    from rflw.datasets.readers import open_dataset
+    from rflw.data.readers import open_dataset
     model = engine.load(checkpoint).to(engine.pick_device(device))
     name = data or model.card["data"]
     dataset = open_dataset(name, split, root)
@@ -673,7 +566,7 @@ def evaluate(checkpoint: Checkpoint, data: On = None, split: Split = "val",
              save: Annotated[Path | None, typer.Option(
                  callback=_as_folder,
                  help="Folder for the predictions, in the form that the benchmark takes: VOC palette, Cityscapes labelIds.")] = None,
-             figure: Annotated[Path | None, typer.Option(callback=_as_picture,
+             figure: Annotated[Path | None, typer.Option(callback=as_picture,
                  help="Also draw five frames, from the worst to the best in equal steps, into this picture.")] = None,
              results: Record = None,
              root: Root = None, device: Device = "auto", json: Json = False):
@@ -685,12 +578,12 @@ def evaluate(checkpoint: Checkpoint, data: On = None, split: Split = "val",
     if not all(0 < scale <= 4 for scale in scales):
         raise InputError(f"--scales {' '.join(map(str, scales))}: above 0, at most 4")
     tiles.side(tile, (1, 1))
-    model, dataset = _opened(checkpoint, data, split, root, device)
+    model, dataset = open_checkpoint(checkpoint, data, split, root, device)
     name, labels = data or model.card["data"], dataset.labels
     plain = model
     if deployed:
         from rflw import deploy
-        model, precision = deploy.optimise(model, deployed, calibration=_some_images(name, root) if deployed == "int8" else None), "fp32"
+        model, precision = deploy.optimise(model, deployed, calibration=some_images(name, root) if deployed == "int8" else None), "fp32"
         for step, why in model.left_out.items():
             print(f"rflw: without {step}: {why}", file=sys.stderr)
 
@@ -742,9 +635,9 @@ def evaluate(checkpoint: Checkpoint, data: On = None, split: Split = "val",
         rows = [(*dataset[i], engine.predict(model, dataset[i][0])) for i in chosen]
         notes = [f"{100 * metrics.pixel_accuracy(matrices[i]):.1f} % of pixels" for i in chosen]
         picture = plots.prediction_grid(rows, labels, notes=notes)
-        _draw(picture, figure)
+        draw(picture, figure)
     if json:
-        return _print_json(result)
+        return print_json(result)
     for label, value in result["iou"].items():
         print(f"{label:24} {'absent' if value is None else f'{100 * value:6.2f}'}")
     if result["miou"] is None:
@@ -762,14 +655,14 @@ def _identity(checkpoint: str, dataset, options: dict) -> str:
     import hashlib
 
     from rflw import engine
-    from rflw.datasets.readers import manifest_hash
+    from rflw.data.readers import manifest_hash
     parts = [hashlib.sha256(engine.checkpoint_file(checkpoint).read_bytes()).hexdigest(), manifest_hash(dataset), options]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _some_images(name: str, root: Path | None, number: int = 32) -> list:
+def some_images(name: str, root: Path | None, number: int = 32) -> list:
     """Training images, evenly spread, to calibrate int8 with."""
-    from rflw.datasets.readers import open_dataset
+    from rflw.data.readers import open_dataset
     dataset = open_dataset(name, "train", root)
     return [dataset[round(i * (len(dataset) - 1) / max(number - 1, 1))][0] for i in range(min(number, len(dataset)))]
 
@@ -796,280 +689,14 @@ def export(checkpoint: Annotated[str, typer.Argument(help="A shipped checkpoint'
     logging.disable(logging.WARNING)  # what torch.onnx says of itself
     warnings.simplefilter("ignore")
     model = engine.load(checkpoint)
-    images = _some_images(calibrate or model.card["data"], root) if int8 else None
+    images = some_images(calibrate or model.card["data"], root) if int8 else None
     facts = deploy.export(model, output, form, whole, opset, images)
     if json:
-        return _print_json(facts)
+        return print_json(facts)
     within = "" if facts["error"] is None else f", logits within {facts['error']:.1e}"
     print(f"{facts['file']}: {facts['mb']:.1f} MB, {facts['input']} -> {facts['output']}; checked: {100 * facts['agreement']:.2f} % "
           f"of pixels agree with PyTorch{within}")
 
 
-# ---------------------------------------------------------------- what the blocks do
-
-
-def _studied(what: str, checkpoint: str, model, dataset, options: dict, results: Path | None, measure, figure: Path | None = None):
-    """Measure, with a record of kind `what` -> what `measure` gives, whose first is the record's metrics. Options at None are left out."""
-    from rflw import records, studies
-    given = [("data", dataset.name), ("split", dataset.split), *options.items(), ("figure", figure)]
-    words = "".join(f" --{key} {' '.join(map(str, one)) if isinstance(one, tuple) else one}" for key, value in given
-                    for one in (value if isinstance(value, list) else [value]) if one is not None)
-    layers = options.get("layer") or []
-    parts = [what, options.get("method"), studies.title(model), layers[0] if len(layers) == 1 else None]
-    name = "-".join(filter(None, parts))
-    config = {"checkpoint": studies.title(model), "model": model.name, "data": dataset.name, "split": dataset.split, **options}
-    with records.timed(name, f"rflw {what} {checkpoint}{words}", what, config) as record:
-        result = measure()
-    if results:
-        records.write(record | {"metrics": result[0]}, results)
-    return result
-
-
-@app.command()
-def erf(checkpoint: Checkpoint, method: Annotated[str, typer.Option(help="gradient, occlusion or activation.")] = "gradient",
-        layer: Annotated[list[str] | None, typer.Option(help="Layer by its name; may be repeated; default: those of the paper.")] = None,
-        data: On = None, split: Split = "val", images: Annotated[int, typer.Option(help="How many, evenly spread over the split.")] = 50,
-        size: Annotated[tuple[int, int] | None, typer.Option(help="Rows and columns that images are resized to.")] = None,
-        tile: Annotated[int, typer.Option(help="So many images side by side, each way: for fields larger than an image.")] = 1,
-        units: Annotated[int, typer.Option(help="Units of a layer with a gradient of their own; the other methods take all.")] = 16,
-        top: Annotated[int, typer.Option(help="Images that a unit is measured on: those that activate it most.")] = 10,
-        patch: Annotated[int, typer.Option(help="Pixels of the side of the patch that occludes.")] = 11,
-        stride: Annotated[int, typer.Option(help="Pixels between its places.")] = 3,
-        cut: Annotated[float | None, typer.Option(help="Share of its largest value at which a field ends; default: the method's.")] = None,
-        figure: Annotated[Path | None, typer.Option(
-            callback=_as_picture, help="Also draw fields and top activated images, into this picture.")] = None,
-        results: Record = None, root: Root = None, device: Device = "auto", json: Json = False):
-    """Measure receptive fields of the units of layers, and say what they could be in theory.
-
-    Example: rflw erf embedded --method occlusion --layer decoder.stages.0.crp --images 4
-    """
-    from rflw import plots, studies
-    from rflw.datasets.readers import in_memory
-    model, dataset = _opened(checkpoint, data, split, root, device)
-    dataset = in_memory(dataset)  # read again for the figure
-    known = {name: place for place, name in studies.PLACES.items()}
-    layers = studies.PLACES if not layer else {known.get(name, name): name for name in layer}
-    options = {"method": method, "layer": layer or None, "images": images, "size": size, "tile": tile, "cut": cut}
-    options |= {"units": units} if method == "gradient" else {"top": top}
-    options |= {"patch": patch, "stride": stride} if method == "occlusion" else {}
-    result, fields = _studied("erf", checkpoint, model, dataset, options, results, lambda: studies.erf(
-        model, dataset, method, layers, images, size, tile, units, top, patch, stride, cut, progress=True), figure)
-    if figure:
-        _draw(plots.field_grid(studies.shown(model, dataset, result, fields, images, size)), figure, 110)
-    if json:
-        return _print_json(result)
-    print(f"{'layer':44} {'theory':>12} {'side, pixels':>13} {'95 % of units':>16} {'units':>6} {'dead':>5}")
-    for place, row in result["layers"].items():
-        theory = "x".join("all" if n is None else str(n) for n in row["theoretical"])
-        side = row.get("side", {"mean": float("nan"), "low": None, "n": 0})
-        spread = "" if side["low"] is None else f"{side['low']:.1f} to {side['high']:.1f}"
-        print(f"{place:44} {theory:>12} {side['mean']:13.1f} {spread:>16} {side['n']:6} {row['dead']:5}")
-
-
-@app.command()
-def probe(checkpoint: Checkpoint, data: On = None, split: Split = "val",
-          images: Annotated[int | None, typer.Option(help="Training images, evenly spread; default: all.")] = None,
-          head: Annotated[list[str], typer.Option(help="conv, linear; both by --head conv --head linear.")] = ("conv", "linear"),
-          seeds: Annotated[int, typer.Option(help="How many times each head is trained.")] = 3,
-          results: Record = None, root: Root = None, device: Device = "auto", json: Json = False):
-    """Train segmentation and multi-label heads before RCU, after RCU and after CRP of a frozen network, as the paper's Table 4.
-
-    Example: rflw probe embedded --images 256 --head linear --seeds 1
-    """
-    from rflw import studies
-    from rflw.datasets.readers import open_dataset
-    model, dataset = _opened(checkpoint, data, split, root, device)
-    train = open_dataset(data or model.card["data"], "train", root)
-    result, = _studied("probe", checkpoint, model, dataset, {"images": images, "head": list(head), "seeds": seeds}, results, lambda: (
-        studies.probe(model, train, dataset, images, tuple(head), seeds, progress=True),))
-    if json:
-        return _print_json(result)
-    print(f"{'place':12} {'head':8} {'mIoU %':>8} {'accuracy %':>11} {'most frequent %':>16}")
-    for place, row in result["places"].items():
-        for name, own in row["heads"].items():
-            miou, accuracy = (100 * sum(own[key]) / seeds for key in ("miou", "accuracy"))
-            print(f"{place:12} {name:8} {miou:8.2f} {accuracy:11.2f} {100 * own['majority']:16.2f}")
-
-
-@app.command()
-def saturation(checkpoint: Checkpoint, data: On = None, split: Split = "val",
-               images: Annotated[int | None, typer.Option(help="How many, evenly spread; default: all.")] = None,
-               results: Record = None, root: Root = None, device: Device = "auto", json: Json = False):
-    """Norms of RCU branches and CRP stages against what they are added to, and mIoU without each.
-
-    Example: rflw saturation embedded --images 16
-    """
-    from rflw import studies
-    from rflw.datasets.readers import in_memory
-    model, dataset = _opened(checkpoint, data, split, root, device)
-    dataset = in_memory(dataset)  # read again for every block that is left out
-    result, = _studied("saturation", checkpoint, model, dataset, {"images": images}, results, lambda: (
-        studies.saturate(model, dataset, images, progress=True),))
-    if json:
-        return _print_json(result)
-    print(f"mIoU {100 * result['miou']:.2f} % on {result['images']} images")
-    print(f"{'left out':34} {'|t| / |x|':>10} {'untrained':>10} {'mIoU %':>8}")
-    for name, row in result["terms"].items():
-        ratios = ["" if row[key]["mean"] is None else f"{row[key]['mean']:.3f}" for key in ("ratio", "untrained_ratio")]
-        print(f"{name:34} {ratios[0]:>10} {ratios[1]:>10} {100 * row['miou_without']:8.2f}")
-    for name, row in result["groups"].items():
-        print(f"{name:34} {'':21} {100 * row['miou_without']:8.2f}")
-
-
-@app.command()
-def pictures(checkpoints: Annotated[list[str], typer.Argument(help="Shipped checkpoints' names, or .safetensors files.")],
-             output: Annotated[Path, typer.Option("-o", "--output", callback=_as_picture, help="Picture to write.")],
-             data: On = None, split: Split = "val",
-             rule: Annotated[str, typer.Option(help="worst: frames that the first gets most wrong; spread: from those to the best.")
-                                   ] = "worst",
-             number: Annotated[int, typer.Option(help="How many frames.")] = 5,
-             safe: Annotated[bool, typer.Option("--safe", help="Colours that colour-blind readers can tell apart.")] = False,
-             results: Record = None, root: Root = None, device: Device = "auto", json: Json = False):
-    """Draw frames, their truth and what networks make of them, side by side; with two networks, which of them is right.
-
-    Example: rflw pictures embedded -o worst.png --rule worst
-    """
-    from rflw import plots, records, studies
-    opened = {}
-    for checkpoint in checkpoints:
-        model, dataset = _opened(checkpoint, data, split, root, device)
-        data = data or model.card["data"]  # the first one's, for all
-        if studies.title(model) in opened:
-            raise InputError(f"{checkpoint}: {studies.title(model)} is among the networks already")
-        opened[studies.title(model)] = model
-    command = (f"rflw pictures {' '.join(checkpoints)} -o {output.name} --data {dataset.name} --split {split} --rule {rule} "
-               f"--number {number}{' --safe' * safe}")
-    with records.timed(output.stem, command, "pictures", {"checkpoints": list(opened), "data": dataset.name, "split": split}) as record:
-        result, rows = studies.pictures(opened, dataset, rule, number, progress=True)
-    labels, columns, more = plots.safe(dataset.labels) if safe else dataset.labels, ["image", "truth", *opened], None
-    if len(opened) == 2:
-        rows = [(*row, plots.difference(row[2], row[3], row[1])) for row in rows]
-        columns, more = [*columns, "difference"], plots.DIFFERENCE
-    notes = ["\n".join(f"{100 * share:.1f} %" for share in shares.values()) for shares in result["frames"].values()]
-    _draw(plots.prediction_grid(rows, labels, columns, notes, 2.2 * len(columns), more), output, 110)
-    if results:
-        records.write(record | {"metrics": result}, results)
-    print(output) if not json else _print_json(result)
-
-
-class _Bench(typer.core.TyperGroup):
-    """`rflw bench NETWORK` is `rflw bench network NETWORK`."""
-
-    def resolve_command(self, ctx, args):
-        return super().resolve_command(ctx, args if args[0] in self.commands else ["network", *args])
-
-
-bench = typer.Typer(help="Speed: modes take turns in one run, so that ratios hold on a busy machine.", cls=_Bench)
-app.add_typer(bench, name="bench")
-Rounds = Annotated[int, typer.Option(help="Rounds that count; the median is printed.")]
-
-
-@bench.command(name="network")
-def bench_network(names: Annotated[list[str], typer.Argument(
-                      help="Networks, see `rflw models`; checkpoints; torchvision:NAME; smp:DECODER-ENCODER.")],
-                  modes: Annotated[list[str], typer.Option(
-                      help="eager-fp32 is the plain graph; optimised-PRECISION has every step, onnx-PRECISION is the exported file; "
-                           "steps joined by +, e.g. channels-last+fold+merge-fp32. Default: eager-fp32, optimised-fp32, "
-                           "optimised-bf16.")] = (),
-                  size: Annotated[tuple[int, int], typer.Option(help="Rows and columns of the input.")] = (512, 512),
-                  batch: Annotated[int, typer.Option(help="Images at once.")] = 1,
-                  passes: Annotated[int, typer.Option(help="Passes of each that count.")] = 100, classes: Classes = 21,
-                  peers: Annotated[bool, typer.Option("--peers", help="Also other libraries' networks on the same encoders.")] = False,
-                  whole_way: Annotated[bool, typer.Option("--whole-way", help="Also from a JPEG to its class map.")] = False,
-                  calibrate: Annotated[str | None, typer.Option(help="Data set whose images calibrate int8.")] = None,
-                  label: Annotated[str | None, typer.Option(
-                      help="Name of the record, after bench-runtime-; default: size, batch, device.")] = None,
-                  results: Record = None, root: Root = None, device: Device = "auto", json: Json = False):
-    """Time forward passes as the paper does (random input, mean and standard deviation after warm-up), in several modes.
-
-    Example: rflw bench network refinenet-lw-resnet50 refinenet-resnet50 --size 468 625
-    """
-    import logging
-
-    from rflw import bench, records
-    logging.disable(logging.WARNING)  # what torch.onnx and torchao say of themselves
-    if peers:
-        encoders = [encoder for encoder in bench.PEERS if any(name.endswith(f"-{encoder}") for name in names)]
-        found = [peer for encoder in encoders for peer in bench.PEERS[encoder]]
-        if not found:
-            raise InputError(f"--peers: none are known of these networks; encoders that have some: {', '.join(bench.PEERS)}")
-        names = [*names, *found]
-    label = label or f"{size[0]}x{size[1]}-b{batch}-{device}"
-    command = (f"rflw bench network {' '.join(names)}{' --modes ' * bool(modes)}{' '.join(modes)} --size {size[0]} {size[1]} "
-               f"--batch {batch} --passes {passes} --device {device}{f' --classes {classes}' if classes != 21 else ''}"
-               f"{' --whole-way' * whole_way}"
-               f"{f' --calibrate {calibrate}' if calibrate else ''} --label {label}")
-    config = {"names": list(names), "modes": list(modes), "size": list(size), "batch": batch, "passes": passes, "classes": classes}
-    with records.timed(f"bench-runtime-{label}", command, config=config) as record:
-        images = _some_images(calibrate, root) if calibrate else None
-        measured = bench.network_speed(names, modes, size, batch, device, passes, classes, whole_way, images, progress=True)
-        record["metrics"] = measured
-    if measured["gpu"]:
-        record["hardware"]["gpu"] = measured["gpu"]
-    if results:
-        records.write(record, results)
-    if json:
-        return _print_json(measured["rows"])
-    wide = max(len(row["model"]) for row in measured["rows"])
-    print(f"{'network':{wide}} {'mode':34} {'ms, mean':>9} {'std':>7} {'median':>8} {'images/s':>9} {'times':>7} {'% of peak':>9} "
-          f"{'MB':>7} {'error':>8}")
-    for row in measured["rows"]:
-        latency, memory = row["latency_ms"], "" if row["working_mb"] is None else f"{row['working_mb']:.0f}"
-        share = "" if row["share_of_peak"] is None else f"{100 * row['share_of_peak']:.1f}"
-        print(f"{row['model']:{wide}} {row['mode']:34} {latency['mean']:9.2f} {latency['std']:7.2f} {latency['median']:8.2f} "
-              f"{row['images_per_s']:9.2f} {row['faster']['ratio']:6.2f}x {share:>9} {memory:>7} "
-              f"{row['error']:8.1e}")
-        for step, why in row["left_out"].items():
-            print(f"{'':{wide}} without {step}: {why}")
-        if whole_way:
-            parts = ", ".join(f"{part} {ms:.1f}" for part, ms in row["whole_way_ms"].items())
-            print(f"{'':{wide}} from a JPEG to its classes: {parts} ms")
-
-
-@bench.command(name="train")
-def bench_train(recipe: Annotated[str, typer.Argument(help="A recipe; its model, crop and batch are timed.")], rounds: Rounds = 3,
-                results: Record = None, root: Root = None, device: Device = "auto", json: Json = False):
-    """Time the training loop: plain fp32 in NCHW, the recipe's precision with channels last, that compiled, and that with the
-    images on the device.
-
-    Example: rflw bench train camvid-lw-efficientnet_lite0 --root ~/datasets
-    """
-    from rflw import bench
-    from rflw.config import recipe as find
-    plan = find(recipe)
-    _timed(f"bench-train-{plan.name}", f"rflw bench train {plan.name} --rounds {rounds}", plan, results, json,
-           lambda: bench.training_speed(plan, root, device, rounds=rounds))
-
-
-@bench.command(name="data")
-def bench_data(name: Data,
-               recipe: Annotated[str | None, typer.Option(help="Recipe whose crops are made; default: the first of the data set.")] = None,
-               workers: Annotated[int, typer.Option(help="Worker processes of the loader.")] = 2, rounds: Rounds = 3,
-               results: Record = None, root: Root = None, device: Device = "auto", json: Json = False):
-    """Time what training loads: decoding, augmenting, the whole loader without and with workers, and images on the device.
-
-    Example: rflw bench data camvid --root ~/datasets
-    """
-    from rflw import bench
-    from rflw.config import OWN, RECIPES
-    from rflw.config import recipe as find
-    plan = find(recipe) if recipe else next((plan for plan in RECIPES.values() if plan.data == name), OWN)
-    plan = plan.on(name)
-    _timed(f"bench-data-{Path(name).name}", f"rflw bench data {name} --recipe {plan.name} --workers {workers} --rounds {rounds}",
-           plan, results, json, lambda: bench.loading_speed(plan, root, device, workers, rounds=rounds))
-
-
-def _timed(name: str, command: str, plan, results: Path | None, as_json: bool, measure) -> None:
-    """Take rows of images a second, record them and print them."""
-    from dataclasses import asdict
-
-    from rflw import records
-    with records.timed(name, command, config=asdict(plan), config_hash=plan.hash()) as record:
-        rows = measure()
-        record["metrics"] = {"rows": rows}
-    if results:
-        records.write(record, results)
-    if as_json:
-        return _print_json(rows)
-    for row in rows:
-        print(f"{row['mode']:38} {row['images_per_s']:8.2f} images/s   {row['images_per_s'] / rows[0]['images_per_s']:.2f}x")
+for commands in entry_points(group="rflw.commands"):  # other packages' commands: the study's
+    commands.load()

@@ -18,13 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rflw.analysis.shapes import record
 from rflw.engine import computes_in_bf16, keep_freed_memory, normalise, upsample
 from rflw.errors import InputError
 from rflw.nn import pooling
 from rflw.nn.blocks import CRP, Window
 from rflw.nn.refinenet import MIN_SIZE, RefineNet
 from rflw.records import write_whole
+from rflw.trace import record
 
 SIZES = 8  # that are compiled; torch.compile makes no more by itself
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.float32}
@@ -194,7 +194,10 @@ def _quantise(net: nn.Module, batches: list[Tensor]) -> nn.Module:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            from torchao.quantization.pt2e import allow_exported_model_train_eval, move_exported_model_to_eval
+            from torchao.quantization.pt2e import (
+                allow_exported_model_train_eval,
+                move_exported_model_to_eval,
+            )
             from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
             from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
     except ImportError as e:
@@ -310,7 +313,12 @@ def _write_onnx(program, path: str, names: dict, opset: int | None, model: Refin
     onnx.save(written, path)
     if calibration is None:
         return
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization import (
+        CalibrationDataReader,
+        QuantFormat,
+        QuantType,
+        quantize_static,
+    )
 
     class Images(CalibrationDataReader):
         def __init__(self):

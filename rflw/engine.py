@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from rflw import metrics, records, tiles
-from rflw.datasets.images import read_image
+from rflw.data.images import read_image
 from rflw.errors import InputError, no_pipe
 from rflw.nn import checkpoints
 from rflw.nn.blocks import Window

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 import torch.nn.functional as F
 
-from rflw.datasets.labels import VOID
+from rflw.data.labels import VOID
 from rflw.errors import InputError
 
 LARGE_REACH = 16  # pixels around a boundary, from which on distances are computed another way

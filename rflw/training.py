@@ -24,9 +24,18 @@ from tqdm import tqdm
 
 from rflw import live, records
 from rflw.config import OWN, RECIPES, Recipe
-from rflw.datasets.labels import LABELS, VOID, Labels
-from rflw.datasets.readers import Resident, blocks, in_memory, labels_of, manifest_hash, of_one_size, open_dataset, spread
-from rflw.datasets.resident import ResidentSet
+from rflw.data.labels import LABELS, VOID, Labels
+from rflw.data.on_device import ResidentSet
+from rflw.data.readers import (
+    Resident,
+    blocks,
+    in_memory,
+    labels_of,
+    manifest_hash,
+    of_one_size,
+    open_dataset,
+    spread,
+)
 from rflw.engine import (
     SHIPPED,
     checkpoint_file,
@@ -172,7 +181,7 @@ def make_loader(dataset, recipe: Recipe, model: RefineNet, keys: Iterable[list],
     if isinstance(dataset, ResidentSet):
         return (dataset.batch(batch, recipe.crop, recipe.scale, recipe.min_side, recipe.flip, model.mean, model.std) for batch in keys)
 
-    from rflw.datasets.transforms import Augmented, training_transform
+    from rflw.data.transforms import Augmented, training_transform
     transform = training_transform(recipe.crop, recipe.scale, recipe.min_side, recipe.flip, recipe.jitter,
                                    model.mean, model.std)
     return DataLoader(Augmented(dataset, transform), batch_sampler=keys, num_workers=workers, pin_memory=pin)
@@ -302,7 +311,7 @@ def fit(recipe: Recipe, out: str | Path, seed: int = 0, root=None, device: str =
 
     accumulate: parts that a batch is cut into, to save memory. compiled: have torch.compile speed the network up, on CPUs the
     decoder's pools only, which gain most (`rflw.nn.pooling`); None: on CPUs, if the run is long enough and a C++ compiler is there.
-    resident: hold the images on the device and augment them there (`rflw.datasets.resident`); None: on CUDA, where the recipe
+    resident: hold the images on the device and augment them there (`rflw.data.on_device`); None: on CUDA, where the recipe
     allows it.
     save_every: seconds between writes of `last.pt`, which is also written after each epoch and at a stop. until: when on
     time.monotonic()'s clock to stop; raises TimeoutError then. SIGTERM and Ctrl-C stop after the step: KeyboardInterrupt.
@@ -468,7 +477,7 @@ def fit(recipe: Recipe, out: str | Path, seed: int = 0, root=None, device: str =
 
 
 def can_be_held(recipe: Recipe, sets) -> bool:
-    """Whether the data sets can be held and augmented on the device, see `rflw.datasets.resident`."""
+    """Whether the data sets can be held and augmented on the device, see `rflw.data.on_device`."""
     return not recipe.jitter and all(isinstance(data, Resident) and of_one_size(data) for data in sets)
 
 

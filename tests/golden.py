@@ -19,9 +19,9 @@ import numpy as np
 import torch
 
 from rflw import build, list_models, training
-from rflw.analysis.complexity import count
+from rflw.complexity import count
 from rflw.config import OWN, RECIPES, recipe
-from rflw.datasets.synthetic import Embedded
+from rflw.data.synthetic import Embedded
 
 FILE = Path(__file__).parent / "data" / "golden.json"
 SIZE, CLASSES, LOGITS = (65, 97), 5, 8  # rows and columns of the image; odd ones, so that rounding shows

@@ -16,8 +16,8 @@ import numpy as np
 from PIL import Image
 
 from rflw import engine, records, tiles
-from rflw.datasets.labels import LABELS
-from rflw.datasets.synthetic import scene
+from rflw.data.labels import LABELS
+from rflw.data.synthetic import scene
 
 ROOT = Path(__file__).resolve().parents[1]
 CHECKPOINT = "embedded"

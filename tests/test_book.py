@@ -11,8 +11,9 @@ import sys
 from PIL import Image
 import pytest
 
-from rflw import paper, records
+from rflw import records
 from rflw.config import RECIPES
+from rflw_study import paper
 
 pytest.importorskip("myst_nb")
 ROOT = Path(__file__).resolve().parents[1]
@@ -148,7 +149,7 @@ def test_glued_numbers_name_their_cell_and_record(book):
 
 
 def test_the_ledger_has_all_claims_and_leads_to_records(book):
-    from rflw import claims
+    from rflw_study import claims
     pages, warnings = book.build("```{claim-counts}\n```")
     judged = claims.verdicts(book.results, book.claims)
     assert not warnings
@@ -206,7 +207,7 @@ def test_pages_follow_the_records(book):
     text = "```{verdict}\n:name: fig-v\n\nA caption.\n```\n\n" + "\n\n".join(
         f"```{{{name}}}\n```" for name in ("answers", "compute", "effects", "rerun-times"))
     pages, warnings = book.build(text)
-    from rflw import claims
+    from rflw_study import claims
     judged = [v for v in claims.verdicts(book.results, book.claims) if v.claim.test]
     assert not warnings
     squares = re.findall(r'<a class="square" data-verdict="([^"]+)" href="claims.html#claim-([^"]+)"', pages["page"])

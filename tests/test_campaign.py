@@ -5,8 +5,9 @@ import pytest
 from test_training import Few, assert_equal, tiny
 
 import rflw
-from rflw import InputError, campaign, records, training
-from rflw.campaign import Experiment
+from rflw import InputError, records, training
+from rflw_study import campaign
+from rflw_study.campaign import Experiment
 
 
 @pytest.fixture
@@ -112,7 +113,7 @@ def test_costs_come_from_records_of_the_same_kind_of_device(plan, tmp_path):
 
 
 def test_work_is_counted_as_elsewhere():
-    from rflw.analysis.complexity import count
+    from rflw.complexity import count
     recipe = replace(tiny(3), crop=(64, 96))
     with_two_classes = count(rflw.build(recipe.model, 2), (64, 96))["macs"]["conv"]
     assert campaign.work(recipe) == 3 * with_two_classes

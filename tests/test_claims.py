@@ -5,9 +5,10 @@ import math
 
 import pytest
 
-from rflw import InputError, claims, paper, records
-from rflw.analysis.statistics import Interval
+from rflw import InputError, records
 from rflw.config import OWN, RECIPES
+from rflw_study import claims, paper
+from rflw_study.statistics import Interval
 
 COMPLEXITY = records.read("complexity")
 
@@ -300,7 +301,7 @@ def test_counts_on_record_are_those_of_the_code():
     import torch
 
     from rflw import build
-    from rflw.analysis.complexity import count, kernels
+    from rflw.complexity import count, kernels
     rows = {row["model"]: row for row in COMPLEXITY["metrics"]["rows"]}
     assert set(rows) == set(claims.networks())
     for name in ("refinenet-resnet101", "refinenet-lw-rcu-resnet101", "refinenet-lw-mobilenet_v2"):

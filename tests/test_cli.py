@@ -13,10 +13,10 @@ from PIL import Image
 import pytest
 import torch
 
-from rflw import InputError, build, cli, engine, training
-from rflw.datasets import readers, streams
-from rflw.datasets.labels import LABELS
-from rflw.datasets.synthetic import scene
+from rflw import InputError, build, cli, engine, training, video
+from rflw.data import readers
+from rflw.data.labels import LABELS
+from rflw.data.synthetic import scene
 from rflw.metrics import confusion_matrix, mean_iou
 
 PHOTO = np.random.RandomState(0).randint(0, 256, (50, 71, 3)).astype(np.uint8)
@@ -188,7 +188,7 @@ def test_a_missing_data_root_is_named(rflw, tmp_path, monkeypatch):
 
 
 def test_eval(rflw, checkpoint, monkeypatch):
-    monkeypatch.setattr("rflw.datasets.readers.open_dataset", lambda name, split, root: Scenes(split))
+    monkeypatch.setattr("rflw.data.readers.open_dataset", lambda name, split, root: Scenes(split))
     code, out, _ = rflw("eval", checkpoint, "--json", "--precision", "fp32")
     result = json.loads(out)
     assert code == 0 and list(result)[:6] == ["data", "split", "images", "miou", "pixel_accuracy", "iou"]
@@ -198,7 +198,7 @@ def test_eval(rflw, checkpoint, monkeypatch):
 
 
 def test_eval_on_other_classes_is_refused(rflw, checkpoint, monkeypatch):
-    monkeypatch.setattr("rflw.datasets.readers.open_dataset", lambda name, split, root: Scenes(split, LABELS[name]))
+    monkeypatch.setattr("rflw.data.readers.open_dataset", lambda name, split, root: Scenes(split, LABELS[name]))
     refused(rflw("eval", checkpoint, "--data", "camvid"), "6 classes", "11")
     refused(rflw("eval", checkpoint, "--scales", 1, 0), "--scales 1.0 0.0")
     refused(rflw("eval", checkpoint, "--scales", "nan"), "--scales nan")
@@ -206,7 +206,7 @@ def test_eval_on_other_classes_is_refused(rflw, checkpoint, monkeypatch):
 
 
 def test_eval_at_several_scales_saves_what_it_scores(rflw, checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr("rflw.datasets.readers.open_dataset", lambda name, split, root: Scenes(split))
+    monkeypatch.setattr("rflw.data.readers.open_dataset", lambda name, split, root: Scenes(split))
     code, out, _ = rflw("eval", checkpoint, "--scales", 0.5, 1, "--flip", "--precision", "fp32", "--json",
                         "--save", tmp_path / "saved", "--results", tmp_path)
     result = json.loads(out)
@@ -220,7 +220,7 @@ def test_eval_at_several_scales_saves_what_it_scores(rflw, checkpoint, tmp_path,
 
 
 def test_eval_goes_on_where_it_was_interrupted(rflw, checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr("rflw.datasets.readers.open_dataset", lambda name, split, root: Scenes(split))
+    monkeypatch.setattr("rflw.data.readers.open_dataset", lambda name, split, root: Scenes(split))
     words, keep = ("eval", checkpoint, "--precision", "fp32", "--json"), ("--keep", tmp_path / "kept")
     expected = rflw(*words)[1]
     real, calls = engine.metrics.confusion_matrix, []
@@ -239,7 +239,7 @@ def test_eval_goes_on_where_it_was_interrupted(rflw, checkpoint, tmp_path, monke
 
 
 def test_an_evaluation_that_goes_on_saves_all_predictions(rflw, checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr("rflw.datasets.readers.open_dataset", lambda name, split, root: Scenes(split))
+    monkeypatch.setattr("rflw.data.readers.open_dataset", lambda name, split, root: Scenes(split))
     words, saved = ("eval", checkpoint, "--keep", tmp_path / "kept", "--json"), tmp_path / "saved"
     code, expected, _ = rflw(*words, "--save", saved)
     whole = {path.name: path.read_bytes() for path in saved.iterdir()}
@@ -267,7 +267,7 @@ def test_what_cannot_be_written_is_refused_before_anything_is_measured(rflw, che
 
 
 def test_large_images_in_tiles(rflw, checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr("rflw.datasets.readers.open_dataset", lambda name, split, root: Scenes(split))
+    monkeypatch.setattr("rflw.data.readers.open_dataset", lambda name, split, root: Scenes(split))
     seen, real = [], engine.tiles.side
     monkeypatch.setattr(engine.tiles, "side", lambda tile, size: seen.append((tile, size)) or real(tile, size))
     Image.fromarray(PHOTO).save(tmp_path / "x.png")
@@ -282,7 +282,7 @@ def test_large_images_in_tiles(rflw, checkpoint, tmp_path, monkeypatch):
 
 
 def test_erf_measures_records_and_draws(rflw, checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr("rflw.datasets.readers.open_dataset", lambda name, split, root: Scenes(split))
+    monkeypatch.setattr("rflw.data.readers.open_dataset", lambda name, split, root: Scenes(split))
     words = ("erf", checkpoint, "--method", "activation", "--layer", "decoder.stages.0.crp", "--images", 2)
     code, out, _ = rflw(*words, "--json", "--results", tmp_path, "--figure", tmp_path / "fields.webp")
     result = json.loads(out)
@@ -308,7 +308,7 @@ def test_erf_measures_records_and_draws(rflw, checkpoint, tmp_path, monkeypatch)
 
 
 def test_probe_saturation_and_pictures_record(rflw, checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr("rflw.datasets.readers.open_dataset", lambda name, split, root: Scenes(split))
+    monkeypatch.setattr("rflw.data.readers.open_dataset", lambda name, split, root: Scenes(split))
     code, out, _ = rflw("probe", checkpoint, "--images", 4, "--head", "linear", "--seeds", 1, "--results", tmp_path)
     record = engine.records.read("probe-refinenet-lw-mobilenet_v2", tmp_path)
     assert code == 0 and "after CRP" in out and list(record["metrics"]["places"]["after CRP"]["heads"]) == ["linear"]
@@ -329,7 +329,7 @@ def test_probe_saturation_and_pictures_record(rflw, checkpoint, tmp_path, monkey
         f"rflw pictures {checkpoint} {other} -o worst.png --data embedded --split val --rule worst --number 1 --safe")
     refused(rflw("pictures", checkpoint, "-o", tmp_path / "x.png", "--rule", "best"), "best", "worst or spread")
     refused(rflw("pictures", checkpoint, other, checkpoint, "-o", tmp_path / "x.png"), "among the networks already")
-    monkeypatch.setattr("rflw.studies.pictures", None)  # nothing is measured for a picture that cannot be written
+    monkeypatch.setattr("rflw_study.studies.pictures", None)  # nothing is measured for a picture that cannot be written
     refused(rflw("pictures", checkpoint, "-o", tmp_path / "x.txt"), "x.txt", ".webp")
 
 
@@ -381,7 +381,7 @@ def test_ctrl_c_says_how_to_go_on(rflw, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "train_step", interrupted)
     code, out, err = rflw("train", "embedded-lw-efficientnet_lite0", "--out", tmp_path / "run")
     assert (code, out, err) == (130, "", f"rflw: interrupted; --resume goes on with {tmp_path / 'run'}\n")
-    monkeypatch.setattr("rflw.campaign.run_missing", interrupted)
+    monkeypatch.setattr("rflw_study.campaign.run_missing", interrupted)
     code, out, err = rflw("campaign", "run")
     assert (code, out, err) == (130, "", "rflw: interrupted\n")
 
@@ -397,7 +397,7 @@ def test_train_refuses_folders_that_it_cannot_use(rflw, tmp_path, monkeypatch):
 
 
 def test_too_little_memory_is_one_line(rflw, checkpoint, monkeypatch):
-    monkeypatch.setattr("rflw.datasets.readers.open_dataset", lambda name, split, root: Scenes(split))
+    monkeypatch.setattr("rflw.data.readers.open_dataset", lambda name, split, root: Scenes(split))
     monkeypatch.setattr(engine, "evaluate", lambda *args, **options: torch.empty(2**60))
     refused(rflw("eval", checkpoint), "too little memory", "--tile")
 
@@ -419,7 +419,7 @@ def test_a_shorter_side_beyond_all_memory(rflw, checkpoint, tmp_path):
 
 def test_eval_of_void_alone(rflw, checkpoint, monkeypatch, tmp_path):
     monkeypatch.setattr(Scenes, "__getitem__", lambda self, index: (scene("val", index)[0], np.full((96, 128), 255, np.uint8)))
-    monkeypatch.setattr("rflw.datasets.readers.open_dataset", lambda name, split, root: Scenes(split))
+    monkeypatch.setattr("rflw.data.readers.open_dataset", lambda name, split, root: Scenes(split))
     assert json.loads(rflw("eval", checkpoint, "--json")[1])["miou"] is None
     refused(rflw("eval", checkpoint, "--figure", tmp_path / "x.png"), "void")
 
@@ -601,7 +601,7 @@ def test_few_photos_and_void_alone_train(rflw, own, checkpoint, tmp_path):
 
 
 def test_bench_prints_all_modes(rflw, monkeypatch, tmp_path):
-    monkeypatch.setattr("rflw.bench.open_dataset", lambda name, split, root: Scenes(split))
+    monkeypatch.setattr("rflw_study.bench.open_dataset", lambda name, split, root: Scenes(split))
     rows = json.loads(rflw("bench", "train", "embedded-lw-efficientnet_lite0", "--rounds", 1, "--results", tmp_path, "--json")[1])
     assert engine.records.read("bench-train-embedded-lw-efficientnet_lite0", tmp_path)["metrics"]["rows"] == rows
     assert [row["mode"].partition("-")[2].partition("-")[2] for row in rows] == [
@@ -662,11 +662,11 @@ def test_predict_takes_a_folder_skips_what_is_broken_and_counts(rflw, checkpoint
 def film(tmp_path):
     """Six frames, the third of them broken."""
     frames = [np.random.RandomState(i).randint(0, 256, (48, 64), dtype=np.uint8) for i in range(6)]
-    writer = streams.VideoWriter(str(tmp_path / "whole.mkv"), 10, (48, 64), lossless=True)
+    writer = video.VideoWriter(str(tmp_path / "whole.mkv"), 10, (48, 64), lossless=True)
     for frame in frames:
         writer.write(frame)
     writer.close()
-    with streams._av().open(tmp_path / "whole.mkv") as file:
+    with video._av().open(tmp_path / "whole.mkv") as file:
         third = [bytes(packet) for packet in file.demux(file.streams.video[0])][2]
     (tmp_path / "film.mkv").write_bytes((tmp_path / "whole.mkv").read_bytes().replace(third, b"U" * len(third)))
     return tmp_path / "film.mkv", frames
@@ -681,17 +681,17 @@ def test_predict_takes_a_video_skips_a_broken_frame_and_counts(rflw, checkpoint,
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["film_mask.mkv", "film_overlay.mp4"]
     import rflw as package
     model = package.load(checkpoint)
-    masks = [mask[..., 0] for _, mask in streams.read_video(tmp_path / "out" / "film_mask.mkv", [])]
+    masks = [mask[..., 0] for _, mask in video.read_video(tmp_path / "out" / "film_mask.mkv", [])]
     for mask, frame in zip(masks, (frame for i, frame in enumerate(frames) if i != 2), strict=True):
         assert np.array_equal(mask, package.predict(model, frame[..., None].repeat(3, 2)))
-    assert sum(1 for _ in streams.read_video(tmp_path / "out" / "film_overlay.mp4", [])) == 5
+    assert sum(1 for _ in video.read_video(tmp_path / "out" / "film_overlay.mp4", [])) == 5
     assert rflw(*words)[0] == 0  # its own files are replaced
 
 
 def test_predict_leaves_nothing_of_a_video_that_it_cannot_use(rflw, checkpoint, tmp_path, monkeypatch):
     out = tmp_path / "out"
     (tmp_path / "text.mp4").write_text("hello")
-    writer = streams.VideoWriter(str(tmp_path / "tiny.mkv"), 10, (20, 64), lossless=True)
+    writer = video.VideoWriter(str(tmp_path / "tiny.mkv"), 10, (20, 64), lossless=True)
     for _ in range(2):
         writer.write(np.zeros((20, 64), np.uint8))
     writer.close()
@@ -734,7 +734,7 @@ def test_export_writes_what_runs_at_odd_sizes(rflw, checkpoint, tmp_path, monkey
 
 
 def test_eval_of_a_deployed_network(rflw, checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr("rflw.datasets.readers.open_dataset", lambda name, split, root: Scenes(split))
+    monkeypatch.setattr("rflw.data.readers.open_dataset", lambda name, split, root: Scenes(split))
     monkeypatch.setattr("rflw.nn.pooling.can_compile", lambda: False)
     plain = json.loads(rflw("eval", checkpoint, "--precision", "fp32", "--json")[1])
     words = ("eval", checkpoint, "--deployed", "fp32")
@@ -754,7 +754,7 @@ def test_a_deployed_network_that_differs_is_seen(rflw, checkpoint, monkeypatch):
     def spoil(model):
         model.decoder.classifier.weight.data[0] += 10
         return 0
-    monkeypatch.setattr("rflw.datasets.readers.open_dataset", lambda name, split, root: Scenes(split))
+    monkeypatch.setattr("rflw.data.readers.open_dataset", lambda name, split, root: Scenes(split))
     monkeypatch.setattr("rflw.nn.pooling.can_compile", lambda: False)
     monkeypatch.setattr("rflw.deploy.merge_linear", spoil)
     assert json.loads(rflw("eval", checkpoint, "--deployed", "fp32", "--json")[1])["agreement"] < 0.9
@@ -768,7 +768,7 @@ def test_devices_that_lack_something(rflw, checkpoint, tmp_path, monkeypatch):
     assert code == 0 and out.count("without compile: needs a C++ compiler") == 1
     code, out, err = rflw("predict", tmp_path / "x.png", "--checkpoint", checkpoint, "--compile", "-o", tmp_path / "out")
     assert code == 0 and err == "rflw: without compile: needs a C++ compiler\n" and len(out.split()) == 2
-    for module in ("rflw.engine", "rflw.deploy", "rflw.bench"):
+    for module in ("rflw.engine", "rflw.deploy", "rflw_study.bench"):
         monkeypatch.setattr(f"{module}.computes_in_bf16", lambda device: False)
     refused(rflw(*words, "optimised-bf16"), "bf16", "does not compute in it")
     refused(rflw("eval", checkpoint, "--deployed", "bf16"), "bf16", "does not compute in it")

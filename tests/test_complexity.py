@@ -4,8 +4,8 @@ import torch
 from torch import nn
 
 from rflw import InputError, build
-from rflw.analysis.complexity import by_module, count
-from rflw.paper import value
+from rflw.complexity import by_module, count
+from rflw_study.paper import value
 
 
 def macs(module, size=(12, 20)) -> dict:

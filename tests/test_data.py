@@ -10,13 +10,13 @@ from torchvision import tv_tensors
 from torchvision.datasets import Cityscapes, SBDataset, VOCSegmentation
 
 from rflw import InputError
-from rflw.datasets import readers
-from rflw.datasets.check import OFFICIAL, check
-from rflw.datasets.images import read_image, read_mask
-from rflw.datasets.labels import LABELS, labels_for, voc_colours
-from rflw.datasets.readers import CamVid, Resident, in_memory, manifest_hash, open_dataset
-from rflw.datasets.synthetic import BEACON, BLUE, BLUE_TWIN, FAR, RED, RED_TWIN, Embedded, scene
-from rflw.datasets.transforms import Augmented, RandomScale, training_transform
+from rflw.data import readers
+from rflw.data.check import OFFICIAL, check
+from rflw.data.images import read_image, read_mask
+from rflw.data.labels import LABELS, labels_for, voc_colours
+from rflw.data.readers import CamVid, Resident, in_memory, manifest_hash, open_dataset
+from rflw.data.synthetic import BEACON, BLUE, BLUE_TWIN, FAR, RED, RED_TWIN, Embedded, scene
+from rflw.data.transforms import Augmented, RandomScale, training_transform
 
 RGB = np.random.RandomState(0).randint(0, 256, (6, 8, 3)).astype(np.uint8)
 

@@ -11,7 +11,7 @@ from torch import nn
 
 import rflw
 from rflw import InputError, build, deploy, engine
-from rflw.datasets.synthetic import scene
+from rflw.data.synthetic import scene
 from rflw.nn import pooling
 from rflw.nn.blocks import CRP
 

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 
 import rflw
 from rflw import InputError, build, engine
-from rflw.datasets.labels import LABELS
-from rflw.datasets.synthetic import scene
+from rflw.data.labels import LABELS
+from rflw.data.synthetic import scene
 from rflw.metrics import confusion_matrix
 
 CARD = {"classes": LABELS["embedded"].classes, "data": "embedded"}

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rflw import list_models
-from rflw.analysis.complexity import count
+from rflw.complexity import count
 
 GOLDEN = json.loads(FILE.read_text())
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="compares a CUDA device with the CPU, and there is none")

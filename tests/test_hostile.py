@@ -24,11 +24,12 @@ from test_checkpoints import Bomb
 import torch
 import yaml
 
-from rflw import InputError, build, claims, engine, paper, records, studies, training
+from rflw import InputError, build, engine, records, training, video
 from rflw.config import RECIPES, Recipe
-from rflw.datasets import check, matlab, prepare, streams
-from rflw.datasets.images import read_image, read_mask
-from rflw.datasets.readers import open_dataset, read_manifest
+from rflw.data import check
+from rflw.data.images import read_image, read_mask
+from rflw.data.readers import open_dataset, read_manifest
+from rflw_study import claims, matlab, paper, prepare, studies
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -554,10 +555,10 @@ def test_pipes_are_not_waited_for(tmp_path):
     sitting.file = pipe
     for read in (read_image, lambda path: read_mask(path, 6), engine.load, lambda path: engine.load_tensors(path, "cpu"),
                  lambda path: prepare.sum_line(tmp_path, path.relative_to(tmp_path)), lambda path: sitting._read(),
-                 streams.frame_rate):
+                 video.frame_rate):
         refused("x.mp4: not a file but a pipe", read, pipe)
     skipped = []
-    assert list(streams.read_photos([pipe], skipped)) == [] and len(skipped) == 1 and "a pipe" in skipped[0]
+    assert list(video.read_photos([pipe], skipped)) == [] and len(skipped) == 1 and "a pipe" in skipped[0]
     refused("a folder, not a checkpoint", engine.load, tmp_path)
     refused("cannot be written .it is a folder", records.write_whole, tmp_path, lambda partial: None)
     refused("cannot be written .File name too long", records.write_whole, tmp_path / ("a" * 300), lambda partial: None)

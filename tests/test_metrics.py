@@ -11,7 +11,15 @@ from sklearn import metrics as sklearn
 import torch
 
 from rflw import InputError, metrics
-from rflw.metrics import bootstrap_interval, boundary_f, confusion_matrix, frequency_weighted_iou, iou, mean_iou, pixel_accuracy
+from rflw.metrics import (
+    bootstrap_interval,
+    boundary_f,
+    confusion_matrix,
+    frequency_weighted_iou,
+    iou,
+    mean_iou,
+    pixel_accuracy,
+)
 
 # 4 classes; class 3 is neither in the labels nor predicted, class 2 only in the labels; 255 is void
 TARGET = torch.tensor([[0, 0, 0, 1], [1, 1, 2, 255], [0, 255, 2, 1]])
@@ -112,7 +120,11 @@ def test_random_cases_against_scikit_learn(case):
 @settings(max_examples=30, deadline=None)
 @given(cases())
 def test_random_cases_against_torchmetrics(case):
-    from torchmetrics.functional.classification import multiclass_accuracy, multiclass_confusion_matrix, multiclass_jaccard_index
+    from torchmetrics.functional.classification import (
+        multiclass_accuracy,
+        multiclass_confusion_matrix,
+        multiclass_jaccard_index,
+    )
     prediction, target, classes = case
     options = {"num_classes": classes, "ignore_index": 255}
     matrix = confusion_matrix(prediction, target, classes)

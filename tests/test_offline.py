@@ -13,7 +13,7 @@ from PIL import Image
 import pytest
 
 from rflw import InputError, build, records
-from rflw.datasets.synthetic import scene
+from rflw.data.synthetic import scene
 from rflw.nn import pooling
 
 ELSEWHERE = "192.0.2.1"  # of no one: RFC 5737

@@ -9,8 +9,8 @@ import sys
 import pandas
 import pytest
 
-from rflw import paper
 from rflw.errors import InputError
+from rflw_study import paper
 
 NAN = float("nan")
 
@@ -346,7 +346,7 @@ def test_import_needs_the_standard_library_only():
     """`rflw` itself is replaced by a bare package, for it may import more."""
     code = (
         "import sys, types; sys.modules['rflw'] = bare = types.ModuleType('rflw'); bare.__path__ = [sys.argv[1]]\n"
-        "import rflw.paper; rflw.paper.cells(); print([m for m in ('torch', 'numpy', 'pandas') if m in sys.modules])"
+        "import rflw_study.paper; rflw_study.paper.cells(); print([m for m in ('torch', 'numpy', 'pandas') if m in sys.modules])"
     )
     run = subprocess.run(
         [sys.executable, "-c", code, str(Path(paper.__file__).parent)], capture_output=True, text=True, check=True

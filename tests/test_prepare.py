@@ -21,12 +21,12 @@ from scipy.sparse import csc_matrix
 
 from rflw import InputError
 from rflw.config import recipe
-from rflw.datasets import prepare as module
-from rflw.datasets.check import check
-from rflw.datasets.labels import LABELS, VOC_CLASSES, voc_colours
-from rflw.datasets.prepare import CONTEXT_IDS, COUNTS, decode_colours, prepare, remap
-from rflw.datasets.readers import open_dataset
+from rflw.data.check import check
+from rflw.data.labels import LABELS, VOC_CLASSES, voc_colours
+from rflw.data.readers import open_dataset
 from rflw.training import fit
+from rflw_study import prepare as module
+from rflw_study.prepare import CONTEXT_IDS, COUNTS, decode_colours, prepare, remap
 
 MASK = np.array([[0, 1, 1, 20], [0, 15, 15, 255], [7, 7, 0, 255]], np.uint8)  # 4 wide, 3 high
 H, W = MASK.shape
@@ -621,7 +621,7 @@ class TestEverySet:
             assert dataset.ids == ids(out, name, split) and all(image.shape[:2] == mask.shape for image, mask in dataset)
             assert [*part["pixels"].values()] == [sum(int((mask == c).sum()) for mask in masks) for c in range(manifest["classes"])]
         assert found["clean"] == (name == "coco")  # which alone has no official number
-        monkeypatch.setattr("rflw.datasets.check.OFFICIAL", {name: manifest["splits"]})
+        monkeypatch.setattr("rflw.data.check.OFFICIAL", {name: manifest["splits"]})
         again = check(name, out)
         assert again["clean"] == (not again["shared"])
 

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from rflw import InputError
-from rflw.analysis import probes, saturation
-from rflw.analysis.probes import HEADS, Features, Head, average_precision
-from rflw.analysis.saturation import Term
 from rflw.nn.blocks import CRP, RCU
+from rflw_study import probes, saturation
+from rflw_study.probes import HEADS, Features, Head, average_precision
+from rflw_study.saturation import Term
 
 torch.set_num_threads(1)
 CLASSES = ("ground", "a", "b")

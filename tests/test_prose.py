@@ -7,7 +7,8 @@ import re
 
 import pytest
 
-from rflw import InputError, claims, paper, records
+from rflw import InputError, records
+from rflw_study import claims, paper
 
 ROOT = Path(__file__).resolve().parents[1]
 ALLOWED = Path(__file__).with_name("prose_allowed.txt")

@@ -7,9 +7,9 @@ from torch import nn
 import torch.nn.functional as F
 
 from rflw import InputError, build
-from rflw.analysis import receptive_field as rf
-from rflw.analysis.layers import feature_map, feature_maps, stacked
-from rflw.analysis.reach import Partial, Span
+from rflw_study import receptive_field as rf
+from rflw_study.layers import feature_map, feature_maps, stacked
+from rflw_study.reach import Partial, Span
 
 torch.set_num_threads(1)
 

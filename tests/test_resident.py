@@ -7,8 +7,8 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as V
 
 from rflw import InputError
-from rflw.datasets.resident import ResidentSet, draw
-from rflw.datasets.transforms import Augmented, training_transform
+from rflw.data.on_device import ResidentSet, draw
+from rflw.data.transforms import Augmented, training_transform
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 HEIGHT, WIDTH = 60, 90

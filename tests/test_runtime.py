@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from rflw import InputError, bench
-from rflw.analysis import runtime
-from rflw.analysis.complexity import count
+from rflw import InputError
+from rflw.complexity import count
 from rflw.nn.refinenet import build
+from rflw_study import bench, runtime
 
 CPU = torch.device("cpu")
 

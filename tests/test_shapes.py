@@ -5,7 +5,7 @@ from torch import nn
 import torch.nn.functional as F
 
 from rflw import InputError, build
-from rflw.analysis.shapes import Step, collapse, cut, record
+from rflw.trace import Step, collapse, cut, record
 
 
 class Residual(nn.Module):

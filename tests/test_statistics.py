@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from rflw.analysis.statistics import mean_interval, mean_ratio, paired_difference
+from rflw_study.statistics import mean_interval, mean_ratio, paired_difference
 
 
 def test_against_a_t_interval():

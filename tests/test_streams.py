@@ -7,12 +7,11 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from rflw import InputError
-from rflw.datasets import streams
+from rflw import InputError, video
 
 
 def clip(path, frames, lossless=True, rate=12.5):
-    writer = streams.VideoWriter(str(path), rate, frames[0].shape[:2], lossless)
+    writer = video.VideoWriter(str(path), rate, frames[0].shape[:2], lossless)
     for frame in frames:
         writer.write(frame)
     writer.close()
@@ -26,18 +25,18 @@ def masks():
 def test_masks_come_back_from_a_video_as_they_were(tmp_path, masks):
     clip(tmp_path / "x.mkv", masks)
     skipped = []
-    found = list(streams.read_video(tmp_path / "x.mkv", skipped))
+    found = list(video.read_video(tmp_path / "x.mkv", skipped))
     assert [number for number, _ in found] == list(range(6)) and skipped == []
     assert all((image == mask[..., None]).all() for (_, image), mask in zip(found, masks, strict=True))
-    assert streams.frame_rate(tmp_path / "x.mkv") == pytest.approx(12.5, abs=0.01)
-    assert streams.comment(tmp_path / "x.mkv") == "rflw"
+    assert video.frame_rate(tmp_path / "x.mkv") == pytest.approx(12.5, abs=0.01)
+    assert video.comment(tmp_path / "x.mkv") == "rflw"
 
 
 def test_pictures_come_back_nearly(tmp_path):
     y, x = np.mgrid[:41, :53]
     picture = np.stack([4 * x, 5 * y, 2 * (x + y)], -1).astype(np.uint8)
     clip(tmp_path / "x.mp4", [picture] * 3, lossless=False)
-    found = [image for _, image in streams.read_video(tmp_path / "x.mp4", [])]
+    found = [image for _, image in video.read_video(tmp_path / "x.mp4", [])]
     assert len(found) == 3 and found[0].shape == (40, 52, 3)  # H.264 has even sizes
     assert np.abs(found[0].astype(int) - picture[:40, :52]).mean() < 6
 
@@ -51,7 +50,7 @@ def test_broken_frames_are_skipped_and_counted(tmp_path, masks):
     assert data.count(third) == 1
     (tmp_path / "broken.mkv").write_bytes(data.replace(third, b"U" * len(third)))
     skipped = []
-    found = list(streams.read_video(tmp_path / "broken.mkv", skipped))
+    found = list(video.read_video(tmp_path / "broken.mkv", skipped))
     assert len(skipped) == 1 and "broken.mkv: frame 2" in skipped[0]
     assert [number for number, _ in found] == [0, 1, 3, 4, 5]
     assert all((image == masks[number][..., None]).all() for number, image in found)
@@ -61,10 +60,10 @@ def test_what_is_no_video_is_refused(tmp_path, monkeypatch):
     (tmp_path / "text.mp4").write_text("hello")
     for path in (tmp_path / "text.mp4", tmp_path / "none.mp4"):
         with pytest.raises(InputError, match=path.name):
-            next(streams.read_video(path, []))
+            next(video.read_video(path, []))
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(InputError, match=r"rflw\[video\]"):
-        streams.frame_rate(tmp_path / "text.mp4")
+        video.frame_rate(tmp_path / "text.mp4")
 
 
 def test_photos_of_a_folder(tmp_path):
@@ -72,23 +71,23 @@ def test_photos_of_a_folder(tmp_path):
         Image.new("RGB", (40, 40)).save(tmp_path / name)
     (tmp_path / "notes.txt").write_text("x")
     (tmp_path / "c.png").write_text("no picture")
-    found = streams.photos(tmp_path)
+    found = video.photos(tmp_path)
     assert [path.name for path in found] == ["a.JPG", "b.png", "c.png"]
     skipped = []
-    assert [path.name for path, _ in streams.read_photos(found, skipped)] == ["a.JPG", "b.png"]
+    assert [path.name for path, _ in video.read_photos(found, skipped)] == ["a.JPG", "b.png"]
     assert len(skipped) == 1 and "c.png" in skipped[0]
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="no photos"):
-        streams.photos(tmp_path / "empty")
+        video.photos(tmp_path / "empty")
 
 
 def test_reading_ahead_keeps_the_order_and_what_is_raised():
-    assert list(streams.read_ahead(range(20), depth=2)) == list(range(20))
+    assert list(video.read_ahead(range(20), depth=2)) == list(range(20))
 
     def broken():
         yield 1
         raise InputError("no more")
-    items = streams.read_ahead(broken())
+    items = video.read_ahead(broken())
     assert next(items) == 1
     with pytest.raises(InputError, match="no more"):
         next(items)
@@ -97,7 +96,7 @@ def test_reading_ahead_keeps_the_order_and_what_is_raised():
 def test_reading_ahead_goes_no_further_than_it_should_and_ends():
     taken = []
     before = threading.active_count()
-    items = streams.read_ahead((taken.append(i) or i for i in range(100)), depth=3)
+    items = video.read_ahead((taken.append(i) or i for i in range(100)), depth=3)
     assert next(items) == 0
     time.sleep(0.3)
     assert len(taken) <= 6  # one given, three ready, one in hand
@@ -108,6 +107,6 @@ def test_reading_ahead_goes_no_further_than_it_should_and_ends():
 
 def test_batches_hold_consecutive_images_of_one_shape():
     small, large = np.zeros((4, 5, 3), np.uint8), np.zeros((6, 5, 3), np.uint8)
-    found = list(streams.in_batches(enumerate([small, small, small, large, small]), 2))
+    found = list(video.in_batches(enumerate([small, small, small, large, small]), 2))
     assert [(keys, stack.shape) for keys, stack in found] == [([0, 1], (2, 4, 5, 3)), ([2], (1, 4, 5, 3)), ([3], (1, 6, 5, 3)),
                                                                ([4], (1, 4, 5, 3))]

@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 import torch
 
-from rflw import InputError, build, engine, studies
-from rflw.datasets.labels import LABELS
-from rflw.datasets.synthetic import Embedded
+from rflw import InputError, build, engine
+from rflw.data.labels import LABELS
+from rflw.data.synthetic import Embedded
 from rflw.engine import evaluate, summary
 from rflw.nn.blocks import CRP, RCU, BottleneckRCU
+from rflw_study import studies
 
 torch.set_num_threads(1)
 

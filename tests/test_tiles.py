@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from rflw import InputError, build, engine, tiles
-from rflw.datasets.synthetic import scene
+from rflw.data.synthetic import scene
 from rflw.nn.blocks import Window, resize
 
 CPU = torch.device("cpu")

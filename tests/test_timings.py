@@ -4,7 +4,7 @@ from math import isnan
 import numpy as np
 import pytest
 
-from rflw.analysis import timings
+from rflw_study import timings
 
 
 def row(model, mode, mean, steps=(), size=(512, 512), batch=1, device="cpu", std=0.0):

@@ -22,9 +22,9 @@ import torch.nn.functional as F
 import rflw
 from rflw import InputError, build, engine, training
 from rflw.config import RECIPES, Recipe, Stage
-from rflw.datasets.labels import LABELS
-from rflw.datasets.readers import Resident
-from rflw.datasets.synthetic import Embedded
+from rflw.data.labels import LABELS
+from rflw.data.readers import Resident
+from rflw.data.synthetic import Embedded
 from rflw.nn.checkpoints import MOBILE, to_theirs
 from rflw.training import begin_with
 

@@ -75,7 +75,7 @@ class Verdict(Drawn):
     """The one picture: a square for each claim, coloured and marked by its verdict, in rows by what it is about."""
 
     def run(self) -> list[nodes.Node]:
-        from rflw.claims import VERDICTS
+        from rflw_study.claims import VERDICTS
         uri = self.env.app.builder.get_relative_uri(self.env.docname, CLAIMS_PAGE)
         lines = ['<div class="verdicts">']
         for topic, found in self.checked(by_topic).items():
@@ -94,7 +94,7 @@ class Answers(Table):
     """Each question that a reader brings, with what became of the claims about it."""
 
     def run(self) -> list[nodes.Node]:
-        from rflw.claims import VERDICTS
+        from rflw_study.claims import VERDICTS
         rows = []
         for topic, found in self.checked(by_topic).items():
             question, pages = QUESTIONS[topic]
@@ -156,8 +156,8 @@ class Effects(Table):
     """What the settings that the paper leaves open change, where two runs on record differ in nothing but what a row names."""
 
     def run(self) -> list[nodes.Node]:
-        from rflw.analysis.statistics import paired_difference
-        from rflw.claims import scores
+        from rflw_study.claims import scores
+        from rflw_study.statistics import paired_difference
         found, rows = self.checked(kept), []
 
         def row(what, low, value, n, names, data):

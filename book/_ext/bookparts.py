@@ -132,7 +132,7 @@ TOPICS = {"count": "size", "time": "speed", "score": "scores", "pairs": "decoder
 @cache
 def judged(source: str) -> list:
     """The verdicts by the claims and records of a book's source folder."""
-    from rflw import claims
+    from rflw_study import claims
     return claims.verdicts(Path(source) / "data/results", Path(source) / "data/paper/claims.yaml")
 
 
@@ -264,7 +264,7 @@ class Num(SphinxRole):
     def counted(self, source: str, verdicts: list, path: str):
         """How many claims have a verdict (or are quoted, or own), and what that follows from."""
         from rflw import records
-        from rflw.claims import tally
+        from rflw_study.claims import tally
         counts = tally(verdicts)
         counts["own"] = sum(counts.values()) - counts["quoted"]
         value = records.at(counts, path)
@@ -368,7 +368,7 @@ class Claims(Table):
     """The ledger: a row a claim, with its quote, tolerance, test and evidence."""
 
     def run(self) -> list[nodes.Node]:
-        from rflw.claims import UNITS, shown
+        from rflw_study.claims import UNITS, shown
         rows = []
         for v in self.checked(judged):
             c, ours = v.claim, shown(v.ours, v.claim) if v.ours else "none"
@@ -391,7 +391,7 @@ class ClaimCounts(Table):
     """How many of the paper's own claims have which verdict, by what they are about."""
 
     def run(self) -> list[nodes.Node]:
-        from rflw.claims import VERDICTS
+        from rflw_study.claims import VERDICTS
         own = [v for v in self.checked(judged) if v.claim.test]
         topics = {topic: [v.verdict for v in own if TOPICS[v.claim.kind] == topic] for topic in dict.fromkeys(TOPICS.values())}
         topics["all"] = [v.verdict for v in own]

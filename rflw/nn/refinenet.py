@@ -147,6 +147,12 @@ def init_decoder(decoder: Decoder, how: str) -> None:
                 nn.init.zeros_(module.bias)
 
 
+# Every network whose parameters or operations the paper gives.
+PAPER = tuple(sorted((
+    *(f"refinenet-resnet{depth}" for depth in (50, 101, 152)), *(f"refinenet-lw-resnet{depth}" for depth in (50, 101, 152)),
+    "refinenet-lw-rcu-resnet101", "refinenet-lw-mobilenet_v2", "refinenet-lw-nasnet_mobile")))
+
+
 def list_models(ablations: bool = False) -> list[str]:
     """Names for `build`, sorted: the paper's forms on every named encoder; timm:<name> goes with each form, too."""
     forms = FORMS | ABLATIONS if ablations else FORMS

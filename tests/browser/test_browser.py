@@ -153,7 +153,7 @@ def test_slider_moves(reader, width):
 
 
 def test_explorer_counts_as_the_package_does(reader):
-    from rflw.analysis.complexity import count
+    from rflw.complexity import count
     from rflw.nn.refinenet import build
     tab = reader("book/explore.html")
     for name, value in (("width", 480), ("height", 352), ("classes", 11)):

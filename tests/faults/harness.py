@@ -23,12 +23,13 @@ import numpy as np
 from PIL import Image
 import torch
 
-from rflw import campaign, cli, config, engine, records, training
-from rflw.campaign import Experiment
+from rflw import cli, config, engine, records, training
 from rflw.config import Recipe, Stage
-from rflw.datasets import prepare, synthetic
+from rflw.data import synthetic
 from rflw.errors import InputError
 from rflw.nn.refinenet import build
+from rflw_study import campaign, prepare
+from rflw_study.campaign import Experiment
 
 REFUSED = 2  # exit code of a scenario that ended with InputError
 POINTS = ("step", "checkpoint", "validation", "any", "record")  # when a training is killed
@@ -341,7 +342,7 @@ def worker_dies(work: Path) -> dict:
     completes(lambda: train(work / "whole"), log)
 
     def deadly():
-        from rflw.datasets import transforms
+        from rflw.data import transforms
         real, home = transforms.Augmented.__getitem__, os.getpid()
 
         def item(self, key):

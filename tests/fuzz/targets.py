@@ -17,11 +17,12 @@ import torch
 from torch import nn
 import yaml
 
-from rflw import build, campaign, claims, engine, paper, records, studies, training
+from rflw import build, engine, records, training
 from rflw.config import RECIPES, Recipe
-from rflw.datasets import prepare, readers
-from rflw.datasets.images import read_image, read_mask
+from rflw.data import readers
+from rflw.data.images import read_image, read_mask
 from rflw.errors import InputError
+from rflw_study import campaign, claims, paper, prepare, studies
 
 from .spoil import changed, damaged, json_files, lines_files, mat_files
 

@@ -7,9 +7,8 @@ import sys
 import numpy as np
 from tqdm import tqdm
 
-from rflw.datasets.labels import VOID
-from rflw.datasets.prepare import COUNTS, sum_line
-from rflw.datasets.readers import Prepared, add_item, is_folder, open_dataset
+from rflw.data.labels import COUNTS, VOID
+from rflw.data.readers import Prepared, add_item, is_folder, open_dataset, sum_line
 from rflw.errors import InputError
 
 OFFICIAL = COUNTS | {"camvid": {"train": 367, "val": 101}, "embedded": {"train": 2048, "val": 128}}

@@ -10,7 +10,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
-from rflw.datasets.labels import VOID
+from rflw.data.labels import VOID
 
 
 class RandomScale(v2.Transform):

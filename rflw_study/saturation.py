@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from rflw.analysis.layers import evaluating, find
+from rflw_study.layers import evaluating, find
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Receptive fields of the units of a layer, on any module: in theory, by gradient, by occlusion, and by top activations.
 
-A unit is a channel of a map (B, C, H, W) of a layer (`rflw.analysis.layers`); at each position it looks at another part of the
+A unit is a channel of a map (B, C, H, W) of a layer (`rflw_study.layers`); at each position it looks at another part of the
 image. Images are tensors as the network takes them, all of one size. A size is the square root of an area, in pixels of the image.
 """
 from collections.abc import Sequence
@@ -13,9 +13,9 @@ from torch import Tensor, nn
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from rflw.analysis.layers import evaluating, feature_map, feature_maps, stacked
-from rflw.analysis.reach import Partial, Span
 from rflw.errors import InputError
+from rflw_study.layers import evaluating, feature_map, feature_maps, stacked
+from rflw_study.reach import Partial, Span
 
 # Where the paper looks: Figure 3 (its "levels 4 and 3" are our stages 0 and 1), and Figure 8. Sums are taken before their ReLU, whose
 # gradient vanishes where they are negative.
@@ -166,7 +166,7 @@ def occlusions(model: nn.Module, layers: Sequence[str], images, units: Sequence[
     All units of all layers share the passes of an image. Random pixels are drawn evenly between the least and the largest value of
     each colour in `images`; what a shifted map does not cover counts as not measured. The size is that of the area above `cut` times
     the largest discrepancy. Zhou et al. give neither `top` nor `cut`: ours are choices.
-    partial: compute only what a patch can reach (`rflw.analysis.reach`); values differ from whole passes by rounding alone.
+    partial: compute only what a patch can reach (`rflw_study.reach`); values differ from whole passes by rounding alone.
     by_image: mean size, over the units that chose the image, of its own map.
     """
     images = stacked(images)

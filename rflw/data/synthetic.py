@@ -10,7 +10,7 @@ processor changes a pixel.
 """
 import numpy as np
 
-from rflw.datasets.labels import LABELS, VOID
+from rflw.data.labels import LABELS, VOID
 from rflw.errors import InputError
 
 HEIGHT, WIDTH = 96, 128

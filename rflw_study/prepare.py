@@ -26,17 +26,12 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from rflw.datasets import matlab
-from rflw.datasets.images import open_picture, read_image, read_mask
-from rflw.datasets.labels import LABELS, VOC_CLASSES, VOID
-from rflw.errors import InputError, no_pipe
+from rflw.data.images import open_picture, read_image, read_mask
+from rflw.data.labels import COUNTS, LABELS, VOC_CLASSES, VOID
+from rflw.data.readers import CROPPED, FRAME, read_json, read_manifest, sum_line
+from rflw.errors import InputError
 from rflw.records import make_folder, write_whole
-
-COUNTS = {  # images of each split, as the benchmarks state them
-    "voc": {"train": 1464, "val": 1449}, "sbd": {"train": 10582, "val": 1449}, "nyu": {"train": 795, "val": 654},
-    "person": {"train": 1716, "val": 1817}, "context": {"train": 4998, "val": 5105}, "cityscapes": {"train": 2975, "val": 500},
-    "coco": {},
-}
+from rflw_study import matlab
 
 
 @dataclass(frozen=True)
@@ -99,15 +94,6 @@ def prepare(name: str, raw: Path, out: Path, workers: int = 0, progress: bool = 
     return manifest
 
 
-def raw_items(name: str, raw: Path) -> dict[str, list[Item]]:
-    """What `prepare` would convert, by split, straight from the folders under `raw`. Raises InputError as `prepare` does, where
-    archives are not unpacked, and where all masks would have to be looked at first."""
-    plan = _plan(name, RawFiles(Path(raw)))
-    if plan.labelled:
-        raise InputError(f"{name}: images with too few labelled pixels must be sorted out first: `rflw data prepare {name} --raw {raw}`")
-    return plan.splits
-
-
 def _plan(name: str, files: "RawFiles") -> Plan:
     plan = PLANS[name](files)
     _check_ids(name, [item.id for items in plan.splits.values() for item in items])
@@ -123,22 +109,11 @@ def _start_over_unless(marker: Path, used: list[dict]) -> None:
     foreign = next((part for part in parts if part.exists()), None)
     if foreign and not marker.exists():
         raise InputError(f"{foreign}: is there already, and not from rflw data prepare; choose another folder with --out")
-    if not marker.exists() or _json(marker) != used:
+    if not marker.exists() or read_json(marker) != used:
         for part in parts:
             shutil.rmtree(part, ignore_errors=True)
         make_folder(marker.parent)
         _write_text(marker, json.dumps(used))
-
-
-def read_manifest(folder: Path) -> dict:
-    """The manifest of a prepared folder. Raises InputError for what is none."""
-    manifest = _json(folder / "manifest.json")
-    fits = isinstance(manifest, dict) and all(isinstance(manifest.get(key), kind) for key, kind in (
-        ("splits", dict), ("sha256", dict), ("statements", list), ("unexpected", dict))) and all(
-        isinstance(counts, dict) and {"official", "found"} <= counts.keys() for counts in manifest["unexpected"].values())
-    if not fits:
-        raise InputError(f"{folder / 'manifest.json'}: not a manifest of a prepared data set")
-    return manifest
 
 
 def _converted(items: list[Item], folder: Path, name: str, labelled: int, workers: int, bar: str | None) -> Iterator[str | None]:
@@ -186,13 +161,6 @@ def _whole(item: Item, image: Path, mask: Path, name: str) -> bool:
         return True
     except (OSError, InputError):
         return False
-
-
-def sum_line(folder: Path, path: Path) -> str:
-    """A file's line in SHA256SUMS, `path` being from `folder` on."""
-    no_pipe(folder / path)
-    with open(folder / path, "rb") as file:
-        return f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {path.as_posix()}\n"
 
 
 def _take_over(source: Path, target: Path) -> None:
@@ -402,13 +370,6 @@ def _untar(archive: Path, target: Path, show: Callable) -> None:
 
 
 # Reading
-
-
-def _json(path: Path):
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as e:
-        raise InputError(f"{path}: cannot be read as JSON ({_reason(e)})") from e
 
 
 def _mat(path: Path, *keys: str):
@@ -623,7 +584,7 @@ def _context_coloured(path: Path) -> np.ndarray:
 
 def _detail_splits(path: Path, folder: Path) -> dict[str, list[Item]]:
     """From trainval_merged.json: images with a phase, and a region of run lengths or polygons for each annotation."""
-    paint, table, content = _paint_with_coco(), _context_table(), _json(path)
+    paint, table, content = _paint_with_coco(), _context_table(), read_json(path)
     splits, layers = {"train": [], "val": []}, defaultdict(list)
     try:
         for region in content["annos_segmentation"]:
@@ -654,7 +615,7 @@ def _coco(files: RawFiles) -> Plan:
              for year in (2017, 2014)]
     path = next(filter(None, map(files.look, years)), None) or files.find(years[0])
     part = path.stem.removeprefix("instances_")
-    folder, content = files.find(Source(part, years[0].page, (f"{part}.zip",))), _json(path)
+    folder, content = files.find(Source(part, years[0].page, (f"{part}.zip",))), read_json(path)
     try:
         numbers = {entry["name"]: entry["id"] for entry in content["categories"]}
         class_of = {numbers[name]: VOC_CLASSES.index(ours) for name, ours in COCO_CLASSES.items()}
@@ -765,7 +726,6 @@ def _cityscapes_mask(path: Path) -> np.ndarray:
     return remap(read_mask(path, 256), table, path)
 
 
-FRAME, CROPPED = (480, 640), (468, 625)  # height, width
 
 
 def _nyu(files: RawFiles) -> Plan:

@@ -12,14 +12,22 @@ import torch
 from torch import Tensor, nn
 
 from rflw import deploy
-from rflw.analysis import runtime
-from rflw.analysis.complexity import count
+from rflw.complexity import count
 from rflw.config import Recipe
-from rflw.datasets.images import read_image
-from rflw.datasets.readers import labels_of, open_dataset
-from rflw.datasets.resident import ResidentSet
-from rflw.datasets.transforms import Augmented, training_transform
-from rflw.engine import checkpoint_file, computes_in_bf16, keep_freed_memory, load, normalise, pick_device, pick_precision, upsample
+from rflw.data.images import read_image
+from rflw.data.on_device import ResidentSet
+from rflw.data.readers import labels_of, open_dataset
+from rflw.data.transforms import Augmented, training_transform
+from rflw.engine import (
+    checkpoint_file,
+    computes_in_bf16,
+    keep_freed_memory,
+    load,
+    normalise,
+    pick_device,
+    pick_precision,
+    upsample,
+)
 from rflw.errors import InputError, enough_memory
 from rflw.nn.encoders import IMAGENET_MEAN, IMAGENET_STD
 from rflw.nn.refinenet import RefineNet, build
@@ -32,6 +40,7 @@ from rflw.training import (
     train_step,
     training_mode,
 )
+from rflw_study import runtime
 
 # ---------------------------------------------------------------- networks
 

@@ -5,7 +5,7 @@ import warnings
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from rflw.datasets.labels import VOID
+from rflw.data.labels import VOID
 from rflw.errors import InputError, no_pipe
 
 # Whatever else Pillow reads is no photo, may start a program (EPS: Ghostscript) or another parser of its own.

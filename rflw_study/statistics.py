@@ -4,7 +4,9 @@ from dataclasses import dataclass
 import math
 
 import numpy as np
-from scipy.special import stdtrit  # a fifth of the import of scipy.stats, which `rflw claims` would wait for
+from scipy.special import (
+    stdtrit,  # a fifth of the import of scipy.stats, which `rflw claims` would wait for
+)
 
 
 @dataclass(frozen=True)

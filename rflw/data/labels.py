@@ -86,6 +86,13 @@ LABELS = {
 }
 
 
+COUNTS = {  # images of each split, as the benchmarks state them
+    "voc": {"train": 1464, "val": 1449}, "sbd": {"train": 10582, "val": 1449}, "nyu": {"train": 795, "val": 654},
+    "person": {"train": 1716, "val": 1817}, "context": {"train": 4998, "val": 5105}, "cityscapes": {"train": 2975, "val": 500},
+    "coco": {},
+}
+
+
 def labels_for(classes) -> Labels:
     """Classes of which only the names are known, in VOC's colours."""
     names = tuple(classes)

@@ -19,11 +19,12 @@ from pathlib import Path
 
 import yaml
 
-from rflw import paper, records
-from rflw.analysis.statistics import Interval, mean_interval, paired_difference
-from rflw.analysis.timings import timings
+from rflw import records
 from rflw.config import OWN, RECIPES, Recipe
 from rflw.errors import InputError
+from rflw_study import paper
+from rflw_study.statistics import Interval, mean_interval, paired_difference
+from rflw_study.timings import timings
 
 FILE = paper.FOLDER / "claims.yaml"
 REPRODUCED, PARTLY, NOT_REPRODUCED, NOT_TESTED = "reproduced", "partly", "not reproduced", "not tested"
@@ -31,7 +32,7 @@ SUPPORTED, CONTRADICTED, UNDECIDED = (f"{word} on substitute data" for word in (
 VERDICTS = (REPRODUCED, PARTLY, NOT_REPRODUCED, SUPPORTED, CONTRADICTED, UNDECIDED, NOT_TESTED)
 PAPER_DATA = {"voc": "PASCAL VOC 2012", "nyu": "NYUDv2", "person": "PASCAL Person-Part", "context": "PASCAL Context",
               "cityscapes": "Cityscapes"}
-# Multiply-adds for each unit of `rflw.analysis.complexity`: the paper does not say what it counts. The first rule is the simplest
+# Multiply-adds for each unit of `rflw.complexity`: the paper does not say what it counts. The first rule is the simplest
 # of those that meet most of its numbers; a number that only another one meets is met partly (see the chapter on counting).
 KINDS = ("conv", "pool", "norm", "activation", "resize")
 COUNTING = (1, 1, 0, 0, 0)

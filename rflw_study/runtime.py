@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from rflw.analysis.shapes import record
+from rflw.trace import record
 
 # ---------------------------------------------------------------- time
 

@@ -7,7 +7,7 @@ import threading
 
 import numpy as np
 
-from rflw.datasets.images import read_image
+from rflw.data.images import read_image
 from rflw.errors import InputError, no_pipe
 
 VIDEOS = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".ts")

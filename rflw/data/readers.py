@@ -5,17 +5,18 @@ An image is (H, W, 3) uint8 RGB, a mask (H, W) uint8 with classes 0..K-1 and 255
 from collections import Counter
 import hashlib
 from itertools import groupby
+import json
 import os
 from pathlib import Path
 
 import numpy as np
 
-from rflw.datasets.images import check_labels, read_image, read_mask
-from rflw.datasets.labels import LABELS, VOID, Labels, labels_for
-from rflw.datasets.prepare import CROPPED, FRAME, raw_items, read_manifest
-from rflw.datasets.synthetic import Embedded
-from rflw.errors import InputError
+from rflw.data.images import check_labels, read_image, read_mask
+from rflw.data.labels import LABELS, VOID, Labels, labels_for
+from rflw.data.synthetic import Embedded
+from rflw.errors import InputError, no_pipe
 
+FRAME, CROPPED = (480, 640), (468, 625)  # height, width of NYUDv2's frames, and of what the paper keeps of them
 ROOT = Path(__file__).resolve().parents[2] / "data" / "datasets"
 
 
@@ -165,6 +166,31 @@ class NYU(_Pairs):
         return pixels
 
 
+def read_json(path: Path):
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as e:
+        raise InputError(f"{path}: cannot be read as JSON ({next(iter(str(e).splitlines()), '') or type(e).__name__})") from e
+
+
+def read_manifest(folder: Path) -> dict:
+    """The manifest of a prepared folder. Raises InputError for what is none."""
+    manifest = read_json(folder / "manifest.json")
+    fits = isinstance(manifest, dict) and all(isinstance(manifest.get(key), kind) for key, kind in (
+        ("splits", dict), ("sha256", dict), ("statements", list), ("unexpected", dict))) and all(
+        isinstance(counts, dict) and {"official", "found"} <= counts.keys() for counts in manifest["unexpected"].values())
+    if not fits:
+        raise InputError(f"{folder / 'manifest.json'}: not a manifest of a prepared data set")
+    return manifest
+
+
+def sum_line(folder: Path, path: Path) -> str:
+    """A file's line in SHA256SUMS, `path` being from `folder` on."""
+    no_pipe(folder / path)
+    with open(folder / path, "rb") as file:
+        return f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {path.as_posix()}\n"
+
+
 class Prepared(_Pairs):
     """A data set in the form that `rflw data prepare` makes: folders `images`, `masks` (index PNGs) and `splits`, and a
     manifest.json that is written last."""
@@ -193,36 +219,6 @@ class Prepared(_Pairs):
         self.masks = [root / "masks" / f"{key}.png" for key in self.ids]
         _refuse([], [f"{name}: {root / 'images'} has no image {key}, which {split}.txt lists"
                      for key in self.ids if key not in images], faults)
-
-
-class Raw:
-    """A data set of the paper as its official archives unpack, without preparing it: what `rflw data prepare` would write, made
-    when asked for. Good for folders of images and masks; where masks must be made from MATLAB files, preparing once is faster."""
-
-    def __init__(self, root: Path, name: str, split: str = "train"):
-        self.name, self.split, self.labels = name, split, LABELS[name]
-        splits = raw_items(name, root)
-        if split not in splits:
-            raise InputError(f"{name}: no split {split!r}, only {', '.join(splits)}")
-        self.items = splits[split]
-        self.ids = [item.id for item in self.items]
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def image(self, index: int) -> np.ndarray:
-        image = self.items[index].image
-        return read_image(image) if isinstance(image, Path) else image()
-
-    def mask(self, index: int) -> np.ndarray:
-        return self.items[index].mask()
-
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        image, mask = self.image(index), self.mask(index)
-        if mask.shape != image.shape[:2]:
-            raise InputError(f"{self.name} {self.ids[index]}: mask of {mask.shape[1]}x{mask.shape[0]}, its image is "
-                             f"{image.shape[1]}x{image.shape[0]}")
-        return image, mask
 
 
 class Own(_Pairs):
@@ -281,8 +277,8 @@ def own_labels(root: Path) -> Labels:
 
 def open_dataset(name: str, split: str, root: str | Path | None = None,
                  faults: list[str] | None = None):
-    """A data set by name, or one's own by its folder. `root`: the folder that holds `<name>/`, prepared or as the official archives
-    unpack, of NYUDv2 also as the authors' scripts read it; else RFLW_DATA, else data/datasets.
+    """A data set by name, or one's own by its folder. `root`: the folder that holds `<name>/`, as `rflw data prepare` makes
+    it, of NYUDv2 also as the authors' scripts read it; else RFLW_DATA, else data/datasets.
 
     faults: a list that takes in what is wrong with the set's files and lists, so that the rest can be
     read. Raises InputError for an unknown name or split and, without that list, when files are missing.
@@ -295,11 +291,10 @@ def open_dataset(name: str, split: str, root: str | Path | None = None,
     folder = Path(root or os.environ.get("RFLW_DATA") or ROOT) / name
     if name == "camvid":
         return CamVid(folder, split, faults)
-    if not folder.is_dir() or (folder / "manifest.json").exists():
-        return Prepared(folder, name, split, faults)
-    if name == "nyu" and any((folder / f"{part}.nyu").exists() for part in ("train", "val")):
+    listed = any((folder / f"{part}.nyu").exists() for part in ("train", "val"))
+    if name == "nyu" and listed and not (folder / "manifest.json").exists():
         return NYU(folder, split, faults)
-    return Raw(folder, name, split)
+    return Prepared(folder, name, split, faults)
 
 
 def is_folder(name: str) -> bool:

@@ -1,6 +1,6 @@
 """Small data sets held whole on the training device and augmented there, so that no GPU waits for images.
 
-Scales, crops and flips are drawn as `rflw.datasets.transforms` draws them. Only what the crop shows is resized, so a place may
+Scales, crops and flips are drawn as `rflw.data.transforms` draws them. Only what the crop shows is resized, so a place may
 be off by half a pixel; there are no changes of colour.
 """
 import numpy as np
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 import torch.nn.functional as F
 
-from rflw.datasets.labels import VOID
+from rflw.data.labels import VOID
 from rflw.errors import InputError
 
 MARGIN = 2  # pixels around what a crop shows that resizing it takes into account

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from rflw import metrics
-from rflw.analysis.layers import evaluating, feature_maps
-from rflw.datasets.labels import VOID
+from rflw.data.labels import VOID
 from rflw.errors import InputError
+from rflw_study.layers import evaluating, feature_maps
 
 
 @dataclass(frozen=True)

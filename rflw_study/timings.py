@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from math import nan, pi, sqrt
 from typing import TYPE_CHECKING
 
-from rflw.analysis.statistics import Interval, mean_ratio
+from rflw_study.statistics import Interval, mean_ratio
 
 if TYPE_CHECKING:
     import pandas

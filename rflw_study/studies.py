@@ -13,16 +13,16 @@ from torch.utils.data import Subset
 from tqdm import tqdm
 
 from rflw import engine
-from rflw.analysis import probes, receptive_field, saturation
-from rflw.analysis.layers import evaluating, find, stacked
-from rflw.analysis.probes import HEADS
-from rflw.analysis.receptive_field import PLACES
-from rflw.analysis.saturation import Term
-from rflw.analysis.statistics import Interval, mean_interval
-from rflw.datasets.readers import spread
+from rflw.data.readers import spread
 from rflw.errors import InputError
 from rflw.nn.blocks import CRP, RCU, BottleneckRCU
 from rflw.nn.refinenet import MIN_SIZE, RefineNet, build
+from rflw_study import probes, receptive_field, saturation
+from rflw_study.layers import evaluating, find, stacked
+from rflw_study.probes import HEADS
+from rflw_study.receptive_field import PLACES
+from rflw_study.saturation import Term
+from rflw_study.statistics import Interval, mean_interval
 
 BACKGROUND = ("background", "ground")  # "multi-label accuracy (without background)", Table 4
 CUTS = (0.05, 0.1, 0.2, 0.5)  # sizes of fields at several thresholds, since none is given
@@ -130,7 +130,7 @@ def tops(model: RefineNet, dataset, layer: str, unit: int, images: int = 50, siz
 
 def shown(model: RefineNet, dataset, result: dict, measured: dict, images: int = 50, size: tuple[int, int] | None = None,
           top: int = 4) -> list[tuple]:
-    """Rows for `plots.field_grid` from what `erf` gives. Of a layer within the network: its mean field, and the images of the unit
+    """Rows for `figures.field_grid` from what `erf` gives. Of a layer within the network: its mean field, and the images of the unit
     whose size is the median. Of the last one: fields and images of the three classes that have the fewest pixels, but some."""
     rows = []
     for place, fields in measured.items():
@@ -242,7 +242,7 @@ def saturate(model: RefineNet, dataset, images: int | None = None, progress: boo
     of a block, and without all of a kind.
 
     -> {"images", "miou", "terms": {name: {"ratio": interval over images of |t| / |x|, "untrained_ratio", "silent", "untrained_silent",
-    "weight", "untrained_weight" (as `rflw.analysis.saturation.norms`), "miou_without"}}, "groups": {"all RCU", "all CRP", each block:
+    "weight", "untrained_weight" (as `rflw_study.saturation.norms`), "miou_without"}}, "groups": {"all RCU", "all CRP", each block:
     {"terms": how many, "miou_without"}}}
     """
     found = terms(model)
