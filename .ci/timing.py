@@ -1,6 +1,7 @@
 """Times `make book` and `make test`, environment in place, files the record `bench-rerun` that the book's front page shows, and writes
 the numbers of README.md anew from the records: `python .ci/timing.py` from the root of a clean checkout, on a quiet machine.
 `python .ci/timing.py --readme` does the last alone."""
+
 from pathlib import Path
 import re
 import subprocess
@@ -10,13 +11,17 @@ import time
 from rflw import InputError, records
 
 README = Path(__file__).resolve().parents[1] / "README.md"
-MARKED = re.compile(r"<!--num (\S+?):(.+?):([.\w,%]+)-->.*?<!--/num-->")  # <!--num RECORD:PATH:FORMAT-->what is shown<!--/num-->
+MARKED = re.compile(
+    r"<!--num (\S+?):(.+?):([.\w,%]+)-->.*?<!--/num-->"
+)  # <!--num RECORD:PATH:FORMAT-->what is shown<!--/num-->
 
 
 def timings(commands: list[str], folder: Path = records.FOLDER) -> Path:
     """Run each command once and file how many minutes it took. Raises InputError for one that fails: nothing is filed."""
     rows = []
-    with records.timed("bench-rerun", "python .ci/timing.py", config={"commands": commands}) as record:
+    with records.timed(
+        "bench-rerun", "python .ci/timing.py", config={"commands": commands}
+    ) as record:
         for command in commands:
             start = time.perf_counter()
             status = subprocess.run(command.split()).returncode
@@ -29,11 +34,17 @@ def timings(commands: list[str], folder: Path = records.FOLDER) -> Path:
 
 def refreshed(text: str, folder: Path = records.FOLDER) -> str:
     """A text whose marked numbers are those of the records; what has no record yet is "not measured yet"."""
+
     def number(found: re.Match) -> str:
         name, path, spec = found.groups()
         there = (folder / f"{name}.json").exists()
-        shown = format(records.at(records.read(name, folder), path), spec) if there else "not measured yet"
+        shown = (
+            format(records.at(records.read(name, folder), path), spec)
+            if there
+            else "not measured yet"
+        )
         return f"<!--num {name}:{path}:{spec}-->{shown}<!--/num-->"
+
     return MARKED.sub(number, text)
 
 

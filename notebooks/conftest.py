@@ -1,4 +1,5 @@
 """Settings of `pytest --nbval notebooks/`."""
+
 import pytest
 
 
@@ -12,4 +13,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.output_timeout = 60  # seconds; nbval's own 5 are short on a busy machine
         count, place = cell.get("execution_count"), item.cell_num + 1
         if count != place:
-            raise pytest.UsageError(f"{item.nodeid}: execution count {count} where {place} should be: `make notebooks`")
+            raise pytest.UsageError(
+                f"{item.nodeid}: execution count {count} where {place} should be: `make notebooks`"
+            )

@@ -1,5 +1,6 @@
 """Freshness of the stored notebooks: `python notebooks/stamps.py` notes in stamps.json, after they were executed, what each ran
 with; `make notebooks` does both. A changed cell above its old output is told by its hash."""
+
 import hashlib
 import json
 from pathlib import Path
@@ -24,10 +25,19 @@ def code(notebook: dict) -> list[str]:
 def stamp(path: Path, root: Path = FOLDER.parent) -> dict:
     """{cells: how many are executed, and the hashes of sources, package and records} of a notebook as it is now."""
     sources = code(json.loads(path.read_text(encoding="utf-8")))
-    package, records = (sorted(root.glob(pattern)) for pattern in ("rflw/**/*.py", "data/results/*.json"))
-    return {"cells": len(sources), "sources": digest(sources), "package": digest(file.read_bytes() for file in package),
-            "records": digest(file.read_bytes() for file in records)}
+    package, records = (
+        sorted(root.glob(pattern)) for pattern in ("rflw/**/*.py", "data/results/*.json")
+    )
+    return {
+        "cells": len(sources),
+        "sources": digest(sources),
+        "package": digest(file.read_bytes() for file in package),
+        "records": digest(file.read_bytes() for file in records),
+    }
 
 
 if __name__ == "__main__":
-    FILE.write_text(json.dumps({path.name: stamp(path) for path in sorted(FOLDER.glob("*.ipynb"))}, indent=1) + "\n")
+    FILE.write_text(
+        json.dumps({path.name: stamp(path) for path in sorted(FOLDER.glob("*.ipynb"))}, indent=1)
+        + "\n"
+    )

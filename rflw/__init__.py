@@ -2,13 +2,17 @@
 
 The names below are loaded when first used: `import rflw` costs no import of PyTorch.
 """
+
 from importlib import import_module
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "list_models": "rflw.nn.refinenet", "build": "rflw.nn.refinenet",
-    "load_official": "rflw.engine", "load": "rflw.engine", "predict": "rflw.engine",
+    "list_models": "rflw.nn.refinenet",
+    "build": "rflw.nn.refinenet",
+    "load_official": "rflw.engine",
+    "load": "rflw.engine",
+    "predict": "rflw.engine",
     "InputError": "rflw.errors",
 }
 _ROOMS = ("deploy",)  # modules that are used under their own name: rflw.deploy.optimise

@@ -11,6 +11,7 @@ Conventions, for one image (a multiplication with its addition is one MAC):
 
 Sums, concatenations and copies count nothing; `uncounted` in the result says which operations those were.
 """
+
 from collections import Counter
 from math import prod
 import warnings
@@ -20,11 +21,31 @@ from torch import nn
 
 from rflw.errors import InputError
 
-MAX_PIXELS = 2**26  # 8192 x 8192: the trace computes the network, and more would not fit into memory
+MAX_PIXELS = (
+    2**26
+)  # 8192 x 8192: the trace computes the network, and more would not fit into memory
 KINDS = ("conv", "pool", "norm", "activation", "resize")
-ACTIVATIONS = tuple(name + inplace for inplace in ("", "_") for name in (
-    "relu", "relu6", "hardtanh", "silu", "sigmoid", "hardswish", "hardsigmoid", "gelu", "elu", "selu", "leaky_relu", "prelu",
-    "mish", "softplus", "tanh"))
+ACTIVATIONS = tuple(
+    name + inplace
+    for inplace in ("", "_")
+    for name in (
+        "relu",
+        "relu6",
+        "hardtanh",
+        "silu",
+        "sigmoid",
+        "hardswish",
+        "hardsigmoid",
+        "gelu",
+        "elu",
+        "selu",
+        "leaky_relu",
+        "prelu",
+        "mish",
+        "softplus",
+        "tanh",
+    )
+)
 
 
 def _shape(value) -> list[int]:
@@ -32,7 +53,9 @@ def _shape(value) -> list[int]:
 
 
 def _pool(inputs, outputs) -> int:
-    kernel = [number.toIValue() for number in inputs[1].node().inputs()]  # a list of constants in the graph
+    kernel = [
+        number.toIValue() for number in inputs[1].node().inputs()
+    ]  # a list of constants in the graph
     return prod(kernel * 2 if len(kernel) == 1 else kernel) * prod(_shape(outputs[0]))
 
 
@@ -67,7 +90,12 @@ HANDLERS = {
     "aten::upsample_nearest2d": ("resize", _nothing),
 }
 # fvcore's own names for what it counts by itself; all else that it counts are products, which go with the convolutions
-FVCORE_KINDS = {"layer_norm": "norm", "group_norm": "norm", "instance_norm": "norm", "grid_sampler": "resize"}
+FVCORE_KINDS = {
+    "layer_norm": "norm",
+    "group_norm": "norm",
+    "instance_norm": "norm",
+    "grid_sampler": "resize",
+}
 
 
 @torch.no_grad()
@@ -79,18 +107,25 @@ def analyse(model: nn.Module, size: tuple[int, int]):
     if len(size) != 2 or min(size) < 1:
         raise InputError(f"size {tuple(size)}: rows and columns, both above 0")
     if prod(size) > MAX_PIXELS:
-        raise InputError(f"size {size[0]}x{size[1]}: more than {MAX_PIXELS} pixels; counts of sizes that 32 divides grow with the area")
+        raise InputError(
+            f"size {size[0]}x{size[1]}: more than {MAX_PIXELS} pixels; counts of sizes that 32 divides grow with the area"
+        )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.jit, which fvcore traces with, is deprecated
         from fvcore.nn import FlopCountAnalysis
+
         training = model.training
         analysis = FlopCountAnalysis(model.eval(), torch.zeros(1, 3, *size))
         analysis.set_op_handle(**{op: handler for op, (_, handler) in HANDLERS.items()})
-        analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
+        analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings(
+            "none"
+        )
         try:
             analysis.total()  # traced now and kept
         except (RuntimeError, AssertionError, MemoryError) as e:
-            raise InputError(f"size {size[0]}x{size[1]}: the network cannot be traced with it ({' '.join(str(e).split())[:200]})") from e
+            raise InputError(
+                f"size {size[0]}x{size[1]}: the network cannot be traced with it ({' '.join(str(e).split())[:200]})"
+            ) from e
         model.train(training)
     return analysis
 
@@ -111,7 +146,9 @@ def parameters(model: nn.Module) -> int:
 
 def kernels(model: nn.Module) -> dict[str, int]:
     """How many 2D convolutions of each kernel size: {"1x1": 26, "3x3": 1}."""
-    found = Counter("x".join(map(str, m.kernel_size)) for m in model.modules() if isinstance(m, nn.Conv2d))
+    found = Counter(
+        "x".join(map(str, m.kernel_size)) for m in model.modules() if isinstance(m, nn.Conv2d)
+    )
     return dict(sorted(found.items()))
 
 
@@ -123,15 +160,27 @@ def count(model: nn.Module, size: tuple[int, int]) -> dict:
     """
     analysis = analyse(model, size)
     inner = analysis.by_module_and_operator()
-    return {"params": parameters(model), "macs": split(analysis.by_operator()),
-            "uncounted": dict(sorted(analysis.unsupported_ops().items())),
-            "parts": {name: {"params": parameters(child), "macs": split(inner[name]), "kernels": kernels(child)}
-                      for name, child in model.named_children()}}
+    return {
+        "params": parameters(model),
+        "macs": split(analysis.by_operator()),
+        "uncounted": dict(sorted(analysis.unsupported_ops().items())),
+        "parts": {
+            name: {
+                "params": parameters(child),
+                "macs": split(inner[name]),
+                "kernels": kernels(child),
+            }
+            for name, child in model.named_children()
+        },
+    }
 
 
 def by_module(model: nn.Module, size: tuple[int, int]) -> list[dict]:
     """One row for each module, outer ones first: {"module", "params", "macs" (as in `count`)}; a row contains the
     rows of the modules inside it. The whole network is the row named ""."""
     counts = analyse(model, size).by_module_and_operator()
-    return [{"module": name, "params": parameters(module), "macs": split(counts[name])}
-            for name, module in model.named_modules() if name in counts]
+    return [
+        {"module": name, "params": parameters(module), "macs": split(counts[name])}
+        for name, module in model.named_modules()
+        if name in counts
+    ]

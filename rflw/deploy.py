@@ -3,6 +3,7 @@
 Folding batch norm and merging successive linear maps is exact algebra; the layout, the pools' form and compiling change only the
 order of sums; precisions below fp32 change the numbers, which is for the caller to weigh. What the paper calls runtime begins here.
 """
+
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import redirect_stdout
@@ -27,7 +28,12 @@ from rflw.records import write_whole
 from rflw.trace import record
 
 SIZES = 8  # that are compiled; torch.compile makes no more by itself
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.float32}
+PRECISIONS = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "int8": torch.float32,
+}
 
 # ---------------------------------------------------------------- exact algebra, in place
 
@@ -39,6 +45,7 @@ def fold_batch_norm(model: nn.Module) -> int:
     Which follows which is seen in a pass over a small image, so that it works for any network, whatever its modules are called.
     """
     from torch.nn.utils.fusion import fuse_conv_bn_eval
+
     device = next(model.parameters()).device
     steps = record(model, torch.zeros(1, 3, 64, 64, device=device))
     modules = dict(model.named_modules())
@@ -51,9 +58,18 @@ def fold_batch_norm(model: nn.Module) -> int:
         before = steps[step.inputs[0]]
         conv, norm = modules[before.module], modules[step.module]
         alone = max(readers[step.inputs[0]], uses[before.module], uses[step.module]) == 1
-        if alone and isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d) and norm.running_var is not None:
+        if (
+            alone
+            and isinstance(conv, nn.Conv2d)
+            and isinstance(norm, nn.BatchNorm2d)
+            and norm.running_var is not None
+        ):
             _replace(model, before.module, fuse_conv_bn_eval(conv, norm))
-            _replace(model, step.module, nn.Sequential(*norm.children()) if len(list(norm.children())) else nn.Identity())
+            _replace(
+                model,
+                step.module,
+                nn.Sequential(*norm.children()) if len(list(norm.children())) else nn.Identity(),
+            )
             folded += 1
     return folded
 
@@ -70,7 +86,9 @@ def merge_linear(model: nn.Module) -> int:
     merged = 0
     for stage in model.decoder.stages if isinstance(model, RefineNet) else ():
         maps = [*stage.reduce, stage.adapt]
-        if len(stage.rcu_in) or not all(isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1) and m.bias is None for m in maps):
+        if len(stage.rcu_in) or not all(
+            isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1) and m.bias is None for m in maps
+        ):
             continue
         adapt = stage.adapt.weight.flatten(1).double()
         for reduce in stage.reduce:
@@ -89,10 +107,23 @@ class Deployed(nn.Module):
     steps: what was done, in order; left_out: what was not, and why. `rflw.predict` and `rflw.engine.evaluate` take it.
     """
 
-    def __init__(self, net: nn.Module, like: nn.Module, precision: str, layout: torch.memory_format, steps: list[str],
-                 left_out: dict[str, str]):
+    def __init__(
+        self,
+        net: nn.Module,
+        like: nn.Module,
+        precision: str,
+        layout: torch.memory_format,
+        steps: list[str],
+        left_out: dict[str, str],
+    ):
         super().__init__()
-        self.net, self.precision, self.layout, self.steps, self.left_out = net, precision, layout, tuple(steps), left_out
+        self.net, self.precision, self.layout, self.steps, self.left_out = (
+            net,
+            precision,
+            layout,
+            tuple(steps),
+            left_out,
+        )
         for name in ("name", "num_classes", "mean", "std", "card"):
             if hasattr(like, name):
                 setattr(self, name, getattr(like, name))
@@ -106,7 +137,9 @@ class Deployed(nn.Module):
         any size takes it many minutes to make.) graphs: replay it as a CUDA graph, whose output the next pass overwrites."""
         pooling.keep_code_private()
         # not as an attribute, which would list all modules twice
-        self.__dict__["compiled"] = torch.compile(self.net, dynamic=False, mode="reduce-overhead" if graphs else None)
+        self.__dict__["compiled"] = torch.compile(
+            self.net, dynamic=False, mode="reduce-overhead" if graphs else None
+        )
         self.copies = graphs
 
     @torch.no_grad()
@@ -120,15 +153,25 @@ class Deployed(nn.Module):
             logits = self.compiled(x)
         else:  # weights become constants, laid out as each kernel reads them; among torch.compile's options, this comes too late
             from torch._inductor import config
+
             self.seen.add(x.shape)
             with config.patch(freezing=True):
                 logits = self.compiled(x)
         return logits.clone() if self.copies and logits.dtype == torch.float32 else logits.float()
 
 
-def optimise(model: nn.Module, precision: str = "fp32", *, fold: bool = True, merge: bool = True, channels_last: bool = True,
-             pools: bool = True, compiled: bool | None = None, graphs: bool | None = None,
-             calibration: Iterable[np.ndarray] | None = None) -> Deployed:
+def optimise(
+    model: nn.Module,
+    precision: str = "fp32",
+    *,
+    fold: bool = True,
+    merge: bool = True,
+    channels_last: bool = True,
+    pools: bool = True,
+    compiled: bool | None = None,
+    graphs: bool | None = None,
+    calibration: Iterable[np.ndarray] | None = None,
+) -> Deployed:
     """A network -> the same for inference only, faster; the given one stays as it is.
 
     fold, merge: exact algebra, see above. channels_last: the layout in which convolutions and the pools are fast. pools: the 5x5
@@ -167,7 +210,9 @@ def optimise(model: nn.Module, precision: str = "fp32", *, fold: bool = True, me
     if device.type == "cpu":
         keep_freed_memory()
     if precision == "int8":
-        net = _quantise(net, [normalise(image, model, device).to(memory_format=layout) for image in calibration])
+        net = _quantise(
+            net, [normalise(image, model, device).to(memory_format=layout) for image in calibration]
+        )
     if precision != "fp32":
         steps.append(precision)
     deployed = Deployed(net, model, precision, layout, steps, left_out).eval()
@@ -204,20 +249,29 @@ def _quantise(net: nn.Module, batches: list[Tensor]) -> nn.Module:
         raise InputError("int8 needs torchao: pip install 'rflw[deploy]'") from e
     if not batches:
         raise InputError("int8: no images to calibrate it")
-    sizes = {2: torch.export.Dim("height", min=MIN_SIZE), 3: torch.export.Dim("width", min=MIN_SIZE)}
+    sizes = {
+        2: torch.export.Dim("height", min=MIN_SIZE),
+        3: torch.export.Dim("width", min=MIN_SIZE),
+    }
     exported = torch.export.export(net, (batches[0],), dynamic_shapes=(sizes,)).module()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of what stays in fp32
-        quantiser = x86.X86InductorQuantizer().set_global(x86.get_default_x86_inductor_quantization_config())
+        quantiser = x86.X86InductorQuantizer().set_global(
+            x86.get_default_x86_inductor_quantization_config()
+        )
         prepared = prepare_pt2e(exported, quantiser)
         for batch in batches:
             prepared(batch)
         quantised = convert_pt2e(prepared)
     if not any("quantize_per_tensor" in str(node.target) for node in quantised.graph.nodes):
         # PyTorch 2.10 and 2.11: https://github.com/pytorch/ao/issues/3914
-        raise InputError(f"int8: torchao {version('torchao')} finds nothing to quantise with PyTorch {torch.__version__}: "
-                         "take a newer PyTorch")
-    return allow_exported_model_train_eval(move_exported_model_to_eval(quantised))  # later calls of eval() do nothing
+        raise InputError(
+            f"int8: torchao {version('torchao')} finds nothing to quantise with PyTorch {torch.__version__}: "
+            "take a newer PyTorch"
+        )
+    return allow_exported_model_train_eval(
+        move_exported_model_to_eval(quantised)
+    )  # later calls of eval() do nothing
 
 
 # ---------------------------------------------------------------- export
@@ -240,8 +294,14 @@ class Whole(nn.Module):
         return upsample(self.net(x), image.shape[:2]).argmax(1)[0].to(torch.uint8)
 
 
-def export(model: RefineNet, path: str | Path, form: str = "onnx", whole: bool = False, opset: int | None = None,
-           calibration: list[np.ndarray] | None = None) -> dict:
+def export(
+    model: RefineNet,
+    path: str | Path,
+    form: str = "onnx",
+    whole: bool = False,
+    opset: int | None = None,
+    calibration: list[np.ndarray] | None = None,
+) -> dict:
     """Write a network that takes images of any height and width -> {"file", "mb", "input", "output", "error", "agreement"}.
 
     form: "onnx", or "torch-export" (of torch.export, read by torch.export.load). Input "image": (1, 3, H, W) float32,
@@ -255,7 +315,14 @@ def export(model: RefineNet, path: str | Path, form: str = "onnx", whole: bool =
         raise InputError(f"unknown format {form!r}: one of {', '.join(FORMATS)}")
     if calibration is not None and (form != "onnx" or not calibration):
         raise InputError("int8: for onnx, with images to calibrate it")
-    plain = deepcopy(model).cpu().float().eval().requires_grad_(False).to(memory_format=torch.contiguous_format)
+    plain = (
+        deepcopy(model)
+        .cpu()
+        .float()
+        .eval()
+        .requires_grad_(False)
+        .to(memory_format=torch.contiguous_format)
+    )
     net = deepcopy(plain)
     fold_batch_norm(net)
     merge_linear(net)
@@ -265,7 +332,9 @@ def export(model: RefineNet, path: str | Path, form: str = "onnx", whole: bool =
     net, plain = (Whole(net), Whole(plain)) if whole else (net, plain)
     example = torch.zeros(*ODD[0], 3, dtype=torch.uint8) if whole else torch.zeros(1, 3, *ODD[0])
     sizes = [torch.export.Dim(name, min=MIN_SIZE, max=2**14) for name in ("height", "width")]
-    program = torch.export.export(net, (example,), dynamic_shapes=(dict(enumerate(sizes, 0 if whole else 2)),))
+    program = torch.export.export(
+        net, (example,), dynamic_shapes=(dict(enumerate(sizes, 0 if whole else 2)),)
+    )
     names = {"input": "image", "output": "classes" if whole else "logits"}
 
     def finish(partial) -> None:
@@ -280,6 +349,7 @@ def export(model: RefineNet, path: str | Path, form: str = "onnx", whole: bool =
 
             def run(x):
                 return torch.from_numpy(session.run(None, {names["input"]: x.numpy()})[0])
+
         facts.update(_compare(plain, run, model, whole, calibration))
 
     facts = {}
@@ -291,24 +361,42 @@ def _onnxruntime():
     try:
         return [import_module(name) for name in ("onnx", "onnxscript", "onnxruntime")][-1]
     except ImportError as e:
-        raise InputError("ONNX needs onnx, onnxscript and onnxruntime: pip install 'rflw[deploy]'") from e
+        raise InputError(
+            "ONNX needs onnx, onnxscript and onnxruntime: pip install 'rflw[deploy]'"
+        ) from e
 
 
-def _write_onnx(program, path: str, names: dict, opset: int | None, model: RefineNet, whole: bool, calibration) -> None:
+def _write_onnx(
+    program, path: str, names: dict, opset: int | None, model: RefineNet, whole: bool, calibration
+) -> None:
     """An exported program as an ONNX file, int8 if there are images to calibrate it."""
     _onnxruntime()
     import onnx
+
     try:
         with redirect_stdout(StringIO()):  # it tells of its progress there
-            written = torch.onnx.export(program, dynamo=True, opset_version=opset, input_names=[names["input"]],
-                                        output_names=[names["output"]]).model_proto
+            written = torch.onnx.export(
+                program,
+                dynamo=True,
+                opset_version=opset,
+                input_names=[names["input"]],
+                output_names=[names["output"]],
+            ).model_proto
     except Exception as e:  # torch.onnx raises many types for what an operator set lacks
-        raise InputError(f"operator set {opset}: ONNX cannot be written ({' '.join(str(e).split())[:200]})") from e
+        raise InputError(
+            f"operator set {opset}: ONNX cannot be written ({' '.join(str(e).split())[:200]})"
+        ) from e
     version = written.opset_import[0].version
     if opset is not None and version != opset:
-        raise InputError(f"operator set {opset}: this network cannot be written in it, but in {version}")
-    facts = {"model": model.name, "classes": ", ".join(getattr(model, "card", {}).get("classes", ())),
-             "mean": str(model.mean), "std": str(model.std)}
+        raise InputError(
+            f"operator set {opset}: this network cannot be written in it, but in {version}"
+        )
+    facts = {
+        "model": model.name,
+        "classes": ", ".join(getattr(model, "card", {}).get("classes", ())),
+        "mean": str(model.mean),
+        "std": str(model.std),
+    }
     onnx.helper.set_model_props(written, facts)
     onnx.save(written, path)
     if calibration is None:
@@ -328,12 +416,24 @@ def _write_onnx(program, path: str, names: dict, opset: int | None, model: Refin
             image = next(self.left, None)
             if image is None:
                 return None
-            return {names["input"]: image if whole else normalise(image, model, torch.device("cpu")).contiguous().numpy()}
+            return {
+                names["input"]: image
+                if whole
+                else normalise(image, model, torch.device("cpu")).contiguous().numpy()
+            }
 
     with tempfile.TemporaryDirectory() as folder:
         onnx.save(written, f"{folder}/fp32.onnx")
-        quantize_static(f"{folder}/fp32.onnx", path, Images(), quant_format=QuantFormat.QDQ, per_channel=True,
-                        activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, op_types_to_quantize=["Conv"])
+        quantize_static(
+            f"{folder}/fp32.onnx",
+            path,
+            Images(),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            op_types_to_quantize=["Conv"],
+        )
 
 
 class InONNXRuntime(nn.Module):
@@ -343,35 +443,51 @@ class InONNXRuntime(nn.Module):
         super().__init__()
         with tempfile.TemporaryDirectory() as folder:
             export(model, f"{folder}/net.onnx", calibration=calibration)
-            self.session = _onnxruntime().InferenceSession(f"{folder}/net.onnx", providers=["CPUExecutionProvider"])
-        self.name, self.num_classes, self.mean, self.std = model.name, model.num_classes, model.mean, model.std
+            self.session = _onnxruntime().InferenceSession(
+                f"{folder}/net.onnx", providers=["CPUExecutionProvider"]
+            )
+        self.name, self.num_classes, self.mean, self.std = (
+            model.name,
+            model.num_classes,
+            model.mean,
+            model.std,
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         images = x.contiguous().numpy()
-        return torch.from_numpy(np.concatenate([self.session.run(None, {"image": image[None]})[0] for image in images]))
+        return torch.from_numpy(
+            np.concatenate([self.session.run(None, {"image": image[None]})[0] for image in images])
+        )
 
 
 def _compare(net: nn.Module, run, model: RefineNet, whole: bool, calibration) -> dict:
     """What was written beside the network, on patches of noise of odd sizes -> {"error", "agreement"}. Raises InputError where they
     differ by more than rounding. int8: on images that calibrated it, and only reported."""
-    images = [torch.from_numpy(image) for image in (calibration or _noise())[:len(ODD)]]
+    images = [torch.from_numpy(image) for image in (calibration or _noise())[: len(ODD)]]
     errors, same, pixels = [], 0, 0
     for image in images:
         x = image if whole else normalise(image.numpy(), model, torch.device("cpu"))
         expected, got = net(x), run(x)
         if got.shape != expected.shape:
-            raise InputError(f"the exported file gives {tuple(got.shape)} for {tuple(x.shape)}, {tuple(expected.shape)} expected")
+            raise InputError(
+                f"the exported file gives {tuple(got.shape)} for {tuple(x.shape)}, {tuple(expected.shape)} expected"
+            )
         if not whole:
             errors.append(((got - expected).abs().max() / expected.abs().max()).item())
             got, expected = got.argmax(1), expected.argmax(1)
         same, pixels = same + (got == expected).sum().item(), pixels + expected.numel()
     error = max(errors) if errors and calibration is None else None
     if calibration is None and (same / pixels < 0.999 or (error or 0) > 1e-4):
-        raise InputError(f"the exported file does not compute what the network does: {100 * same / pixels:.2f} % of the pixels agree")
+        raise InputError(
+            f"the exported file does not compute what the network does: {100 * same / pixels:.2f} % of the pixels agree"
+        )
     return {"error": error, "agreement": same / pixels}
 
 
 def _noise() -> list[np.ndarray]:
     """Images of ODD sizes: squares of random colours."""
     random = np.random.RandomState(0)
-    return [random.randint(0, 256, (20, 20, 3)).astype(np.uint8).repeat(8, 0).repeat(8, 1)[:h, :w] for h, w in ODD]
+    return [
+        random.randint(0, 256, (20, 20, 3)).astype(np.uint8).repeat(8, 0).repeat(8, 1)[:h, :w]
+        for h, w in ODD
+    ]

@@ -1,4 +1,5 @@
 """What a user can put right: the command line prints it as one line and exits with code 2."""
+
 from contextlib import contextmanager
 import os
 from pathlib import Path
@@ -27,7 +28,12 @@ def enough_memory(message: str, error: type[Exception] = InputError):
     try:
         yield
     except (RuntimeError, MemoryError) as e:
-        if not isinstance(e, MemoryError) and type(e).__name__ != "OutOfMemoryError" and not any(
-                words in str(e) for words in ("allocate memory", "size calculation overflowed")):
+        if (
+            not isinstance(e, MemoryError)
+            and type(e).__name__ != "OutOfMemoryError"
+            and not any(
+                words in str(e) for words in ("allocate memory", "size calculation overflowed")
+            )
+        ):
             raise
         raise error(message) from e

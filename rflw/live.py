@@ -1,4 +1,5 @@
 """Which units of a decoder are alive: without normalisation, a large first step can leave a ReLU with nothing but zeros."""
+
 import torch
 from torch import Tensor, nn
 
@@ -40,6 +41,7 @@ def live_units(model: nn.Module, forward, images) -> dict[str, float]:
             maps = inputs[0] if inwards else output
             above = (maps.amax((0, 2, 3)) > 0).cpu()
             alive[name] = alive.get(name, False) | above
+
         return look
 
     hooks = []
@@ -57,4 +59,6 @@ def live_units(model: nn.Module, forward, images) -> dict[str, float]:
 
 def of_stages(live: dict[str, float]) -> dict[str, float]:
     """Of all ReLUs, those that everything in a stage passes -> {stage: share}."""
-    return {name.removesuffix(".act"): share for name, share in live.items() if name.endswith(".act")}
+    return {
+        name.removesuffix(".act"): share for name, share in live.items() if name.endswith(".act")
+    }

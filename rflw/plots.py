@@ -1,4 +1,5 @@
 """Pictures from arrays and numbers. No torch; matplotlib only where it is needed, since prediction does without."""
+
 from dataclasses import replace
 from textwrap import fill
 
@@ -30,14 +31,18 @@ def submission(mask: np.ndarray, labels: Labels) -> Image.Image:
     return index_image(mask, labels)
 
 
-def overlay(image: np.ndarray, mask: np.ndarray, labels: Labels, opacity: float = 0.55) -> Image.Image:
+def overlay(
+    image: np.ndarray, mask: np.ndarray, labels: Labels, opacity: float = 0.55
+) -> Image.Image:
     """(H, W, 3) uint8 and (H, W) class indices -> the image tinted by class, with a legend of the classes in it, most
     frequent first, in the lower left corner. Same size as the image."""
     tinted = image * (1 - opacity) + colourise(mask, labels) * opacity
     tinted[mask == VOID] = image[mask == VOID]
     picture = Image.fromarray(tinted.round().astype(np.uint8))
     present, counts = np.unique(mask[mask != VOID], return_counts=True)
-    entries = [(labels.classes[i], labels.colours[i]) for i in present[np.argsort(-counts, kind="stable")]]
+    entries = [
+        (labels.classes[i], labels.colours[i]) for i in present[np.argsort(-counts, kind="stable")]
+    ]
     return _legend(picture, entries)
 
 
@@ -57,8 +62,18 @@ def _legend(picture: Image.Image, entries) -> Image.Image:
     draw = ImageDraw.Draw(panel)
     for row, (name, colour) in enumerate(entries):
         top = line // 4 + row * line
-        draw.rectangle((line // 3, top + 2, line // 3 + size, top + size + 2), fill=(*colour, 255), outline="white")
-        draw.text((line // 3 + size + line // 3, top + line // 2), name, fill="white", font=font, anchor="lm")
+        draw.rectangle(
+            (line // 3, top + 2, line // 3 + size, top + size + 2),
+            fill=(*colour, 255),
+            outline="white",
+        )
+        draw.text(
+            (line // 3 + size + line // 3, top + line // 2),
+            name,
+            fill="white",
+            font=font,
+            anchor="lm",
+        )
     base = picture.convert("RGBA")
     base.alpha_composite(panel, (0, height - panel_h))
     return base.convert("RGB")
@@ -66,20 +81,41 @@ def _legend(picture: Image.Image, entries) -> Image.Image:
 
 # Found by taking, one by one, what is farthest from white and from those before, to readers with all cones and without those for red,
 # green or blue (Machado et al., 2009); the least distance in CIELAB is 28 among the first eleven and white, 21 among all
-SAFE = ((34, 0, 68), (255, 34, 0), (238, 51, 255), (102, 0, 17), (34, 136, 136), (0, 255, 136), (0, 0, 255), (255, 170, 255),
-        (136, 17, 153), (170, 255, 0), (136, 153, 102), (17, 68, 85), (170, 17, 17), (102, 0, 187), (170, 102, 187))
+SAFE = (
+    (34, 0, 68),
+    (255, 34, 0),
+    (238, 51, 255),
+    (102, 0, 17),
+    (34, 136, 136),
+    (0, 255, 136),
+    (0, 0, 255),
+    (255, 170, 255),
+    (136, 17, 153),
+    (170, 255, 0),
+    (136, 153, 102),
+    (17, 68, 85),
+    (170, 17, 17),
+    (102, 0, 187),
+    (170, 102, 187),
+)
 
 
 def safe(labels: Labels) -> Labels:
     """The same classes in colours that colour-blind readers can tell apart. Raises InputError for more classes than there are such
     colours."""
     if len(labels.classes) > len(SAFE):
-        raise InputError(f"{len(labels.classes)} classes: there are {len(SAFE)} colours that colour-blind readers can tell apart")
-    return replace(labels, colours=SAFE[:len(labels.classes)])
+        raise InputError(
+            f"{len(labels.classes)} classes: there are {len(SAFE)} colours that colour-blind readers can tell apart"
+        )
+    return replace(labels, colours=SAFE[: len(labels.classes)])
 
 
-DIFFERENCE = {"both right": (232, 232, 232), "only the first right": (0, 114, 178), "only the second right": (230, 159, 0),
-              "both wrong": (40, 40, 40)}
+DIFFERENCE = {
+    "both right": (232, 232, 232),
+    "only the first right": (0, 114, 178),
+    "only the second right": (230, 159, 0),
+    "both wrong": (40, 40, 40),
+}
 
 
 def difference(first: np.ndarray, second: np.ndarray, truth: np.ndarray) -> np.ndarray:
@@ -89,31 +125,58 @@ def difference(first: np.ndarray, second: np.ndarray, truth: np.ndarray) -> np.n
     return colours[np.where(truth == VOID, 4, 2 * (first != truth) + (second != truth))]
 
 
-def prediction_grid(rows: list[tuple], labels: Labels, columns=("image", "truth", "prediction"), notes=(), width=8.0, more=None):
+def prediction_grid(
+    rows: list[tuple],
+    labels: Labels,
+    columns=("image", "truth", "prediction"),
+    notes=(),
+    width=8.0,
+    more=None,
+):
     """A figure with a row for each (image, truth mask, predicted mask, ...) and one legend below.
 
     Void is white in a truth; a prediction is shown whole. notes: a line on the left of each row. more: {words: colour} for the legend.
     """
     from matplotlib.patches import Patch
     import matplotlib.pyplot as plt
+
     h, w = rows[0][0].shape[:2]
     wide = width / len(columns)
     legend = -(-len(labels.classes) // 4)
-    figure, axes = plt.subplots(len(rows), len(columns), squeeze=False, layout="constrained",
-                                figsize=(width, len(rows) * wide * h / w + 0.35 + 0.22 * legend))
+    figure, axes = plt.subplots(
+        len(rows),
+        len(columns),
+        squeeze=False,
+        layout="constrained",
+        figsize=(width, len(rows) * wide * h / w + 0.35 + 0.22 * legend),
+    )
     for i, row in enumerate(rows):
         for axis, picture, title in zip(axes[i], row, columns):
-            axis.imshow(picture if picture.ndim == 3 else colourise(picture, labels), interpolation="nearest")
+            axis.imshow(
+                picture if picture.ndim == 3 else colourise(picture, labels),
+                interpolation="nearest",
+            )
             axis.set(xticks=[], yticks=[])
             axis.spines[:].set_visible(False)
             if i == 0:
                 axis.set_title(fill(title, 22), fontsize=10 if len(title) < 23 else 8)
         if notes:
             axes[i, 0].set_ylabel(notes[i], fontsize=9)
-    patches = [Patch(facecolor=np.array(c) / 255, edgecolor="0.4", label=name)
-               for name, c in zip(labels.classes, labels.colours)]
+    patches = [
+        Patch(facecolor=np.array(c) / 255, edgecolor="0.4", label=name)
+        for name, c in zip(labels.classes, labels.colours)
+    ]
     if any((row[1] == VOID).any() for row in rows):
         patches.append(Patch(facecolor="white", edgecolor="0.4", label="void"))
-    patches += [Patch(facecolor=np.array(c) / 255, edgecolor="0.4", label=name) for name, c in (more or {}).items()]
-    figure.legend(handles=patches, ncols=len(patches) if len(patches) < 8 else 6, loc="outside lower center", fontsize=8, frameon=False)
+    patches += [
+        Patch(facecolor=np.array(c) / 255, edgecolor="0.4", label=name)
+        for name, c in (more or {}).items()
+    ]
+    figure.legend(
+        handles=patches,
+        ncols=len(patches) if len(patches) < 8 else 6,
+        loc="outside lower center",
+        fontsize=8,
+        frameon=False,
+    )
     return figure

@@ -3,6 +3,7 @@
 A record holds the command, the configuration and its hash, the seed, the commit, the data's hash, hardware, versions,
 times and results, and last a hash over all of it, so that an edited number is noticed.
 """
+
 from collections.abc import Iterable
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -25,8 +26,22 @@ from rflw.errors import InputError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 FOLDER = REPOSITORY / "data" / "results"
-REQUIRED = {"name": str, "kind": str, "command": str, "config": dict, "config_hash": str, "seed": int, "commit": str, "dirty": bool,
-            "hardware": dict, "versions": dict, "started": str, "wall_s": float, "status": str, "metrics": dict}
+REQUIRED = {
+    "name": str,
+    "kind": str,
+    "command": str,
+    "config": dict,
+    "config_hash": str,
+    "seed": int,
+    "commit": str,
+    "dirty": bool,
+    "hardware": dict,
+    "versions": dict,
+    "started": str,
+    "wall_s": float,
+    "status": str,
+    "metrics": dict,
+}
 WORDS = {str: "text", dict: "object", int: "whole number", float: "number", bool: "true or false"}
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "lightning", "fvcore")
 
@@ -38,9 +53,12 @@ def now() -> str:
 
 def provenance() -> dict:
     """Commit (None outside a checkout), whether tracked files differ from it, hardware and versions."""
+
     def git(*words):
         try:
-            run = subprocess.run(["git", *words], cwd=REPOSITORY, capture_output=True, text=True, timeout=20)
+            run = subprocess.run(
+                ["git", *words], cwd=REPOSITORY, capture_output=True, text=True, timeout=20
+            )
         except (OSError, subprocess.TimeoutExpired):
             return None
         return run.stdout.strip() if run.returncode == 0 else None
@@ -50,9 +68,16 @@ def provenance() -> dict:
     return {
         "commit": git("rev-parse", "HEAD"),
         "dirty": None if changes is None else bool(changes),
-        "hardware": {"cpu": _cpu(), "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity")
-                     else os.cpu_count(), "memory_gb": _memory(), "system": f"{platform.system()} {platform.machine()}"},
-        "versions": {"python": platform.python_version()} | {p: v for p in PACKAGES if (v := _version(p))},
+        "hardware": {
+            "cpu": _cpu(),
+            "cores": len(os.sched_getaffinity(0))
+            if hasattr(os, "sched_getaffinity")
+            else os.cpu_count(),
+            "memory_gb": _memory(),
+            "system": f"{platform.system()} {platform.machine()}",
+        },
+        "versions": {"python": platform.python_version()}
+        | {p: v for p in PACKAGES if (v := _version(p))},
     }
 
 
@@ -66,7 +91,9 @@ def _version(package: str) -> str | None:
 def _cpu() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+        return next(
+            line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
+        )
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
 
@@ -106,7 +133,9 @@ def _partials(folder: Path) -> dict[str, list[Path]]:
     return found
 
 
-_left = cache(_partials)  # a folder may get thousands of files: it is looked through once, not at each of them
+_left = cache(
+    _partials
+)  # a folder may get thousands of files: it is looked through once, not at each of them
 
 
 def _remove(partials: Iterable[list[Path]], before: float) -> None:
@@ -118,7 +147,9 @@ def _remove(partials: Iterable[list[Path]], before: float) -> None:
 def must_take_files(folder: Path) -> None:
     """Raises InputError for a folder that files cannot be written in and that cannot be made: before the work, not after it."""
     try:
-        there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+        there = next(
+            place for place in (folder.absolute(), *folder.absolute().parents) if place.exists()
+        )
     except OSError as e:
         raise InputError(f"{folder}: cannot be written ({e.strerror})") from e
     if not there.is_dir():
@@ -136,7 +167,9 @@ def write_whole(path: Path, write) -> None:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, "it is a folder")
         path.parent.mkdir(parents=True, exist_ok=True)
-        _remove([_left(path.parent.absolute()).get(path.name, [])], time.time() - 3600)  # younger ones may still be written
+        _remove(
+            [_left(path.parent.absolute()).get(path.name, [])], time.time() - 3600
+        )  # younger ones may still be written
         handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     except OSError as e:
         raise InputError(f"{path}: cannot be written ({e.strerror})") from e
@@ -164,10 +197,25 @@ def write(record: dict, folder: Path = FOLDER, stem: str | None = None) -> Path:
 
 
 @contextmanager
-def timed(name: str, command: str, kind: str = "bench", config: dict | None = None, config_hash: str = "", seed: int = 0):
+def timed(
+    name: str,
+    command: str,
+    kind: str = "bench",
+    config: dict | None = None,
+    config_hash: str = "",
+    seed: int = 0,
+):
     """Within it, a record of a measurement without training; whoever measures puts `metrics` into it."""
-    record = {"name": name, "kind": kind, "command": command, "config": config or {}, "config_hash": config_hash, "seed": seed,
-              **provenance(), "started": now()}
+    record = {
+        "name": name,
+        "kind": kind,
+        "command": command,
+        "config": config or {},
+        "config_hash": config_hash,
+        "seed": seed,
+        **provenance(),
+        "started": now(),
+    }
     start = time.perf_counter()
     yield record
     record |= {"wall_s": round(time.perf_counter() - start, 1), "status": "done"}
@@ -182,17 +230,28 @@ def read(name: str | Path, folder: Path = FOLDER) -> dict:
         raise InputError(f"{path}: no such record ({e.strerror})") from e
     except (ValueError, RecursionError) as e:
         raise InputError(f"{path}: not JSON ({e})") from e
-    missing = [field for field in REQUIRED if field not in record] if isinstance(record, dict) else [*REQUIRED]
+    missing = (
+        [field for field in REQUIRED if field not in record]
+        if isinstance(record, dict)
+        else [*REQUIRED]
+    )
     if missing:
         raise InputError(f"{path}: no {', '.join(missing)}")
     if record.get("sha256") != digest(record):
         raise InputError(f"{path}: its hash does not fit its contents: it was edited by hand")
     entries = [(field, record[field], kind) for field, kind in REQUIRED.items()]
-    entries += [(f"hardware.{field}", record["hardware"].get(field), kind) for field, kind in (("cpu", str), ("cores", int))
-                if isinstance(record["hardware"], dict)]
+    entries += [
+        (f"hardware.{field}", record["hardware"].get(field), kind)
+        for field, kind in (("cpu", str), ("cores", int))
+        if isinstance(record["hardware"], dict)
+    ]
     for field, value, kind in entries:
-        if not (_is(value, kind) or field == "commit" and value is None):  # outside a checkout there is no commit
-            raise InputError(f"{path}: {field} is {json.dumps(value)[:60]}, which is no {WORDS[kind]}")
+        if not (
+            _is(value, kind) or field == "commit" and value is None
+        ):  # outside a checkout there is no commit
+            raise InputError(
+                f"{path}: {field} is {json.dumps(value)[:60]}, which is no {WORDS[kind]}"
+            )
     return record
 
 
@@ -217,14 +276,22 @@ def keep(record: dict, folder: Path = FOLDER) -> Path | None:
 def differences(first: dict, second: dict) -> dict:
     """What two records do not share: {"config.batch": (8, 16), "metrics.miou": ..., "commit": ...}; None where one has no such
     entry. Curves and hashes are left out."""
+
     def flat(value, path=()):
         if isinstance(value, dict):
-            return {k: v for key, item in value.items() for k, v in flat(item, (*path, key)).items()}
+            return {
+                k: v for key, item in value.items() for k, v in flat(item, (*path, key)).items()
+            }
         if isinstance(value, list) and any(isinstance(item, dict) for item in value):
-            return {k: v for i, item in enumerate(value) for k, v in flat(item, (*path, str(i))).items()}
+            return {
+                k: v for i, item in enumerate(value) for k, v in flat(item, (*path, str(i))).items()
+            }
         return {".".join(path): value}
 
-    a, b = (flat({k: v for k, v in record.items() if k not in ("curve", "sha256")}) for record in (first, second))
+    a, b = (
+        flat({k: v for k, v in record.items() if k not in ("curve", "sha256")})
+        for record in (first, second)
+    )
     return {key: (a.get(key), b.get(key)) for key in {**a, **b} if a.get(key) != b.get(key)}
 
 
@@ -234,7 +301,11 @@ def at(value, path: str):
     for part in re.findall(r"\[[^\]]*\]|[^.\[]+", path):
         if part.startswith("["):
             wanted = dict(pair.split("=", 1) for pair in part[1:-1].split(","))
-            rows = [row for row in value if all(str(row.get(key)) == text for key, text in wanted.items())]
+            rows = [
+                row
+                for row in value
+                if all(str(row.get(key)) == text for key, text in wanted.items())
+            ]
             if len(rows) != 1:
                 raise KeyError(f"{part} fits {len(rows)} rows")
             value = rows[0]
@@ -248,8 +319,11 @@ def at(value, path: str):
 
 def _words(origin: dict) -> str:
     """The origin of an encoder's weights as a cell of a table."""
-    return ", ".join(f"{words}{origin[key]}" for key, words in (("file", ""), ("sha256", "SHA-256 "), ("origin", ""))
-                     if origin[key]).replace("|", r"\|")
+    return ", ".join(
+        f"{words}{origin[key]}"
+        for key, words in (("file", ""), ("sha256", "SHA-256 "), ("origin", ""))
+        if origin[key]
+    ).replace("|", r"\|")
 
 
 def card(record: dict, file: Path, name: str, licence: str) -> str:
@@ -262,24 +336,42 @@ def card(record: dict, file: Path, name: str, licence: str) -> str:
         facts = {
             "network": f"{record['config']['model']}, {len(metrics['iou'])} classes",
             "file": f"{name}.safetensors, {file.stat().st_size / 1e6:.1f} MB, float16, "
-                    f"SHA-256 {hashlib.sha256(file.read_bytes()).hexdigest()}",
-            "data": "; ".join(f"{part} (SHA-256 {digest})" for part, digest in record["data"].items()),
+            f"SHA-256 {hashlib.sha256(file.read_bytes()).hexdigest()}",
+            "data": "; ".join(
+                f"{part} (SHA-256 {digest})" for part, digest in record["data"].items()
+            ),
             **({"encoder began with": _words(record["weights"])} if record.get("weights") else {}),
             "recipe": f"{record['config']['name']} (settings {record['config_hash']})",
             "seed": record["seed"],
             "command": f"`{record['command']}`",
             "commit": f"{record['commit']}{' with changes' if record['dirty'] else ''}",
             "trained": f"{record['started']}, {record['wall_s'] / 60:.0f} min in {record['precision']}, {hardware['cpu']} "
-                       f"({hardware['cores']} core{'s' * (hardware['cores'] != 1)}){', ' + hardware['gpu'] if 'gpu' in hardware else ''}",
-            "versions": ", ".join(f"{package} {version}" for package, version in record["versions"].items()),
+            f"({hardware['cores']} core{'s' * (hardware['cores'] != 1)}){', ' + hardware['gpu'] if 'gpu' in hardware else ''}",
+            "versions": ", ".join(
+                f"{package} {version}" for package, version in record["versions"].items()
+            ),
             "record": f"[{record['name']}.json](../results/{record['name']}.json)",
             "licence": licence,
         }
-        lines = [f"# {name}", "", "| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in facts.items()), "",
-                 f"On {metrics['images']} validation images, whole and at one scale, of the weights in this file: "
-                 f"mIoU {100 * metrics['miou']:.1f} %, pixel accuracy {100 * metrics['pixel_accuracy']:.1f} %.", "",
-                 "| class | IoU, % |", "|---|---|"]
-        lines += [f"| {label} | {'absent' if value is None else f'{100 * value:.1f}'} |" for label, value in metrics["iou"].items()]
+        lines = [
+            f"# {name}",
+            "",
+            "| | |",
+            "|---|---|",
+            *(f"| {key} | {value} |" for key, value in facts.items()),
+            "",
+            f"On {metrics['images']} validation images, whole and at one scale, of the weights in this file: "
+            f"mIoU {100 * metrics['miou']:.1f} %, pixel accuracy {100 * metrics['pixel_accuracy']:.1f} %.",
+            "",
+            "| class | IoU, % |",
+            "|---|---|",
+        ]
+        lines += [
+            f"| {label} | {'absent' if value is None else f'{100 * value:.1f}'} |"
+            for label, value in metrics["iou"].items()
+        ]
     except (KeyError, TypeError, AttributeError) as e:
-        raise InputError(f"record {record.get('name')}: not of a training ({type(e).__name__}: {e})") from e
+        raise InputError(
+            f"record {record.get('name')}: not of a training ({type(e).__name__}: {e})"
+        ) from e
     return "\n".join(lines) + "\n"

@@ -4,6 +4,7 @@ A tile starts at a multiple of 32 and leaves the same rest as the image, so that
 the whole image; resizing in the decoder is told what part of the image it is in. What is left is the border of a tile, where the
 network sees zeros instead of what is beyond: tiles overlap by more than it sees in effect, and fade into one another.
 """
+
 from collections.abc import Callable, Iterator
 from itertools import pairwise, product
 
@@ -23,7 +24,9 @@ def side(tile: int | None, size: tuple[int, int]) -> int:
     """Pixels of the side of the tiles for an image of (H, W); 0: it is not cut. tile: as asked for; None: TILE where the image has more
     than TILE * TILE pixels. Raises InputError for tiles that are mostly overlap."""
     if tile is not None and tile and tile < LEAST:
-        raise InputError(f"tiles of {tile} pixels: {LEAST} at least, of which neighbours share {OVERLAP}; 0 takes images whole")
+        raise InputError(
+            f"tiles of {tile} pixels: {LEAST} at least, of which neighbours share {OVERLAP}; 0 takes images whole"
+        )
     if tile is None:
         tile = TILE if size[0] * size[1] > TILE * TILE else 0
     return tile if max(size) > tile else 0
@@ -51,7 +54,9 @@ def shares(parts: list[tuple[int, int]], overlap: int = OVERLAP) -> list[Tensor]
     return found
 
 
-def windows(size: tuple[int, int], tile: int, overlap: int = OVERLAP) -> Iterator[tuple[Window, Tensor, Tensor]]:
+def windows(
+    size: tuple[int, int], tile: int, overlap: int = OVERLAP
+) -> Iterator[tuple[Window, Tensor, Tensor]]:
     """Each tile of an image of (H, W), with what its rows and its columns count at stride 4."""
     sides = [spans(n, tile, overlap) for n in size]
     counts = [shares(parts, overlap) for parts in sides]
@@ -60,7 +65,9 @@ def windows(size: tuple[int, int], tile: int, overlap: int = OVERLAP) -> Iterato
         yield Window((top, left), (height, width), size), counts[0][i], counts[1][j]
 
 
-def joined(part: Callable[[Window], Tensor], size: tuple[int, int], tile: int, overlap: int = OVERLAP) -> Tensor:
+def joined(
+    part: Callable[[Window], Tensor], size: tuple[int, int], tile: int, overlap: int = OVERLAP
+) -> Tensor:
     """Logits of an image of (H, W) from those of its tiles -> (B, K, ceil(H/4), ceil(W/4)) float32. part: a window -> its logits."""
     whole = None
     for window, rows, columns in windows(size, tile, overlap):
@@ -68,7 +75,9 @@ def joined(part: Callable[[Window], Tensor], size: tuple[int, int], tile: int, o
         if whole is None:
             whole = logits.new_zeros(*logits.shape[:2], *(-(-n // 4) for n in size))
         (top, left), (h, w) = (start // 4 for start in window.start), logits.shape[2:]
-        whole[:, :, top:top + h, left:left + w] += logits * (rows[:, None] * columns).to(logits.device)
+        whole[:, :, top : top + h, left : left + w] += logits * (rows[:, None] * columns).to(
+            logits.device
+        )
     return whole
 
 
@@ -79,5 +88,14 @@ def bands(logits: list[Tensor], size: tuple[int, int]) -> Iterator[tuple[int, li
     for top in range(0, height, step):
         rows = torch.arange(top, min(top + step, height), dtype=torch.float64)
         columns = torch.arange(width, dtype=torch.float64)
-        yield top, [at_places(at_places(x, 2, (rows + 0.5) * x.shape[2] / height - 0.5), 3, (columns + 0.5) * x.shape[3] / width - 0.5)
-                    for x in logits]
+        yield (
+            top,
+            [
+                at_places(
+                    at_places(x, 2, (rows + 0.5) * x.shape[2] / height - 0.5),
+                    3,
+                    (columns + 0.5) * x.shape[3] / width - 0.5,
+                )
+                for x in logits
+            ],
+        )

@@ -3,6 +3,7 @@
 Forward hooks tell which module is at work; a function mode sees each operation that it calls, those without a module
 of their own (sums, pooling, ReLU, resizing) included. Who feeds whom follows from the tensors themselves.
 """
+
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -17,7 +18,9 @@ class Step:
 
     op: str  # "conv2d", "batch_norm", "relu", "max_pool2d", "interpolate", "add", ...
     module: str  # dotted name of the innermost module at work; "" is the network itself
-    inputs: tuple[int, ...]  # numbers of the steps whose results it takes; below 0 what comes from outside
+    inputs: tuple[
+        int, ...
+    ]  # numbers of the steps whose results it takes; below 0 what comes from outside
     shape: tuple[int, ...]  # of its result
     kernel: int | None = None  # of a convolution or pooling
     channels: tuple[int, int] | None = None  # of a convolution: in, out
@@ -57,15 +60,24 @@ class Recorder(TorchFunctionMode):
         given = tensors((args, kwargs))
         versions = {id(x): x._version for x in given}
         result = func(*args, **kwargs)
-        out = [x for x in tensors(result) if versions.get(id(x)) != x._version]  # dropout in evaluation: untouched
+        out = [
+            x for x in tensors(result) if versions.get(id(x)) != x._version
+        ]  # dropout in evaluation: untouched
         known = [self.made[id(x)] for x in given if id(x) in self.made]
         if out and known:
             op = func.__name__.strip("_")  # in place or not
             conv = op.startswith("conv")
-            self.steps.append(Step(
-                op, self.modules[-1], tuple(known), tuple(out[0].shape), kernel_of(op, args, kwargs),
-                (args[0].shape[1], out[0].shape[1]) if conv else None,
-                sum(x.numel() for x in given if isinstance(x, nn.Parameter))))
+            self.steps.append(
+                Step(
+                    op,
+                    self.modules[-1],
+                    tuple(known),
+                    tuple(out[0].shape),
+                    kernel_of(op, args, kwargs),
+                    (args[0].shape[1], out[0].shape[1]) if conv else None,
+                    sum(x.numel() for x in given if isinstance(x, nn.Parameter)),
+                )
+            )
             self.made.update((id(x), len(self.steps) - 1) for x in out)
         self.kept.append(out)
         return result
@@ -86,7 +98,9 @@ def record(model: nn.Module, *inputs) -> list[Step]:
         recorder.modules.pop()
 
     for name, module in model.named_modules():
-        hooks.append(module.register_forward_pre_hook(lambda *_, name=name: recorder.modules.append(name)))
+        hooks.append(
+            module.register_forward_pre_hook(lambda *_, name=name: recorder.modules.append(name))
+        )
         hooks.append(module.register_forward_hook(leave, always_call=True))
     try:
         with recorder:
@@ -105,8 +119,10 @@ def cut(steps: Sequence[Step], keep: Callable[[Step], bool]) -> list[Step]:
     chosen = []
     for i, step in enumerate(steps):
         if keep(step):
-            inputs = tuple(numbers[j] if j in numbers else outside.setdefault(j, -1 - len(outside))
-                           for j in step.inputs)
+            inputs = tuple(
+                numbers[j] if j in numbers else outside.setdefault(j, -1 - len(outside))
+                for j in step.inputs
+            )
             numbers[i] = len(chosen)
             chosen.append(replace(step, inputs=inputs))
     return chosen
@@ -122,7 +138,16 @@ def collapse(steps: Sequence[Step], key: Callable[[Step], str]) -> list[Step]:
     blocks = []
     for end in ends:
         own = [step for step, k in zip(steps, keys) if k == end]
-        sources = dict.fromkeys(ends.index(keys[j]) if j >= 0 else j for step in own for j in step.inputs)
-        blocks.append(Step(end, "", tuple(i for i in sources if i != len(blocks)), own[-1].shape,
-                           params=sum(step.params for step in own)))
+        sources = dict.fromkeys(
+            ends.index(keys[j]) if j >= 0 else j for step in own for j in step.inputs
+        )
+        blocks.append(
+            Step(
+                end,
+                "",
+                tuple(i for i in sources if i != len(blocks)),
+                own[-1].shape,
+                params=sum(step.params for step in own),
+            )
+        )
     return blocks

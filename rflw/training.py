@@ -1,4 +1,5 @@
 """Training by a recipe: one run, from its seed to its record, that stops and goes on exactly."""
+
 from collections.abc import Iterable
 from contextlib import contextmanager
 import csv
@@ -58,8 +59,19 @@ from rflw.records import write_whole
 
 WORTH_COMPILING = 200  # steps of a run from which on it saves more time than it costs
 WORKER_GONE = "DataLoader worker"  # PyTorch's error begins with it
-COLUMNS = ("stage", "epoch", "loss", "miou", "live", "images_per_s")  # of log.csv; live: the smallest share of a stage
-CARD_SIDE = {"camvid": 360, "embedded": 96, "nyu": 468}  # pixels of the shorter side of what a network was trained on
+COLUMNS = (
+    "stage",
+    "epoch",
+    "loss",
+    "miou",
+    "live",
+    "images_per_s",
+)  # of log.csv; live: the smallest share of a stage
+CARD_SIDE = {
+    "camvid": 360,
+    "embedded": 96,
+    "nyu": 468,
+}  # pixels of the shorter side of what a network was trained on
 
 
 class Failed(InputError):
@@ -95,19 +107,32 @@ def begin_with(model: RefineNet, path: str | Path, classes: tuple[str, ...]) -> 
     name, weights, theirs = weights_of(path)
     if name != model.name:
         raise InputError(f"{path}: a {name}, this is a {model.name}")
-    kept = len(weights["decoder.classifier.weight"]) == len(classes) if theirs is None else theirs == tuple(classes)
+    kept = (
+        len(weights["decoder.classifier.weight"]) == len(classes)
+        if theirs is None
+        else theirs == tuple(classes)
+    )
     if not kept:
-        weights = {key: value for key, value in weights.items() if not key.startswith("decoder.classifier.")}
+        weights = {
+            key: value
+            for key, value in weights.items()
+            if not key.startswith("decoder.classifier.")
+        }
     model.load_state_dict(weights, strict=False)
     return kept
 
 
 def make_optimiser(model: RefineNet, recipe: Recipe) -> torch.optim.Optimizer:
     """With one group for the encoder and one for the decoder; `set_rates` sets their rates before each step."""
-    groups = [{"params": list(model.encoder.parameters())}, {"params": list(model.decoder.parameters())}]
+    groups = [
+        {"params": list(model.encoder.parameters())},
+        {"params": list(model.decoder.parameters())},
+    ]
     if recipe.optimiser == "adamw":
         return torch.optim.AdamW(groups, lr=0.0, weight_decay=recipe.weight_decay)
-    return torch.optim.SGD(groups, lr=0.0, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
+    return torch.optim.SGD(
+        groups, lr=0.0, momentum=recipe.momentum, weight_decay=recipe.weight_decay
+    )
 
 
 def set_rates(optimiser, stage, step: int, steps_per_epoch: int) -> None:
@@ -121,7 +146,9 @@ def class_weights(dataset, num_classes: int, exponent: float) -> Tensor | None:
     without pixels gets 0. None for an exponent of 0."""
     if not exponent:
         return None
-    pixels = sum(np.bincount(dataset[i][1].ravel(), minlength=256) for i in range(len(dataset)))[:num_classes]
+    pixels = sum(np.bincount(dataset[i][1].ravel(), minlength=256) for i in range(len(dataset)))[
+        :num_classes
+    ]
     if not pixels.sum():
         raise InputError("all pixels of the training images are void: there is nothing to learn")
     share = torch.from_numpy(pixels / pixels.sum())
@@ -129,18 +156,34 @@ def class_weights(dataset, num_classes: int, exponent: float) -> Tensor | None:
     return (weights / (weights * share).sum()).float()
 
 
-def loss_of(logits: Tensor, masks: Tensor, pixels: Tensor | int, weights: Tensor | None = None) -> Tensor:
+def loss_of(
+    logits: Tensor, masks: Tensor, pixels: Tensor | int, weights: Tensor | None = None
+) -> Tensor:
     """Cross-entropy on logits resized to the labels, summed over pixels that are not void and divided by `pixels`.
 
     pixels: how many are not void in the whole batch, of which this may be a part. Parts then add up to the mean over the
     batch, however it was cut; a batch of void gives 0. weights: of the classes, (K,).
     """
-    total = F.cross_entropy(upsample(logits, masks.shape[-2:]), masks.long(), weights, ignore_index=VOID, reduction="sum")
+    total = F.cross_entropy(
+        upsample(logits, masks.shape[-2:]),
+        masks.long(),
+        weights,
+        ignore_index=VOID,
+        reduction="sum",
+    )
     return total / pixels
 
 
-def train_step(fabric, model: nn.Module, optimiser, images: Tensor, masks: Tensor, clip: float, accumulate: int = 1,
-               weights: Tensor | None = None) -> float:
+def train_step(
+    fabric,
+    model: nn.Module,
+    optimiser,
+    images: Tensor,
+    masks: Tensor,
+    clip: float,
+    accumulate: int = 1,
+    weights: Tensor | None = None,
+) -> float:
     """Forward, backward, clip, step -> the loss of the whole batch over all processes. Where it is not finite, weights stay
     as they are. accumulate: parts that the batch is cut into, to save memory; the gradient is that of the whole."""
     pixels = fabric.all_reduce((masks != VOID).sum(), reduce_op="sum").clamp(min=1)
@@ -150,7 +193,9 @@ def train_step(fabric, model: nn.Module, optimiser, images: Tensor, masks: Tenso
     for i, (x, y) in enumerate(parts):
         with fabric.no_backward_sync(model, enabled=i + 1 < len(parts)):
             loss = loss_of(model(x), y, pixels, weights)
-            fabric.backward(loss * fabric.world_size)  # DDP takes the mean over processes; shares must add up
+            fabric.backward(
+                loss * fabric.world_size
+            )  # DDP takes the mean over processes; shares must add up
         value += loss.detach()
     value = fabric.all_reduce(value, reduce_op="sum").item()
     if clip:
@@ -160,7 +205,16 @@ def train_step(fabric, model: nn.Module, optimiser, images: Tensor, masks: Tenso
     return value
 
 
-def batches(dataset, recipe: Recipe, stage: int, seed: int, first_step: int, steps_per_epoch: int, rank: int = 0, world: int = 1):
+def batches(
+    dataset,
+    recipe: Recipe,
+    stage: int,
+    seed: int,
+    first_step: int,
+    steps_per_epoch: int,
+    rank: int = 0,
+    world: int = 1,
+):
     """Keys of every batch of a stage from `first_step` on: (augmentation seed, index) of its items.
 
     Every epoch is a permutation of its own, drawn from the seed and the epoch alone; what is left over at its end,
@@ -170,32 +224,66 @@ def batches(dataset, recipe: Recipe, stage: int, seed: int, first_step: int, ste
         generator = torch.Generator().manual_seed(derive("order", seed, stage, epoch))
         order = torch.randperm(len(dataset), generator=generator)
         for step in range(max(first_step, epoch * steps_per_epoch), (epoch + 1) * steps_per_epoch):
-            batch = order[step % steps_per_epoch * recipe.batch:][:recipe.batch].tolist()
+            batch = order[step % steps_per_epoch * recipe.batch :][: recipe.batch].tolist()
             yield [(derive("augment", seed, stage, epoch, i), i) for i in batch[rank::world]]
 
 
-def make_loader(dataset, recipe: Recipe, model: RefineNet, keys: Iterable[list], workers: int = 0, pin: bool = False):
+def make_loader(
+    dataset,
+    recipe: Recipe,
+    model: RefineNet,
+    keys: Iterable[list],
+    workers: int = 0,
+    pin: bool = False,
+):
     """Batches of augmented images and masks for the given keys, in their order; those of a ResidentSet are on its device."""
     from torch.utils.data import DataLoader
 
     if isinstance(dataset, ResidentSet):
-        return (dataset.batch(batch, recipe.crop, recipe.scale, recipe.min_side, recipe.flip, model.mean, model.std) for batch in keys)
+        return (
+            dataset.batch(
+                batch,
+                recipe.crop,
+                recipe.scale,
+                recipe.min_side,
+                recipe.flip,
+                model.mean,
+                model.std,
+            )
+            for batch in keys
+        )
 
     from rflw.data.transforms import Augmented, training_transform
-    transform = training_transform(recipe.crop, recipe.scale, recipe.min_side, recipe.flip, recipe.jitter,
-                                   model.mean, model.std)
-    return DataLoader(Augmented(dataset, transform), batch_sampler=keys, num_workers=workers, pin_memory=pin)
+
+    transform = training_transform(
+        recipe.crop,
+        recipe.scale,
+        recipe.min_side,
+        recipe.flip,
+        recipe.jitter,
+        model.mean,
+        model.std,
+    )
+    return DataLoader(
+        Augmented(dataset, transform), batch_sampler=keys, num_workers=workers, pin_memory=pin
+    )
 
 
 def make_fabric(device: torch.device, precision: str):
     """Lightning Fabric: places the model, scales the loss where the precision needs it, and joins the processes that
     `torchrun` started (DDP: NCCL on CUDA, gloo on CPUs)."""
     from lightning.fabric import Fabric  # costs seconds: only training pays them
+
     logging.getLogger("lightning").setLevel(logging.WARNING)  # it announces the precision on stderr
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     world, local = (int(os.environ.get(name, 1)) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
-    fabric = Fabric(accelerator=device.type, devices=local, num_nodes=world // local, strategy="ddp" if world > 1 else "auto",
-                    precision={"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}[precision])
+    fabric = Fabric(
+        accelerator=device.type,
+        devices=local,
+        num_nodes=world // local,
+        strategy="ddp" if world > 1 else "auto",
+        precision={"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}[precision],
+    )
     if world > 1:
         fabric.launch()
     return fabric
@@ -204,7 +292,10 @@ def make_fabric(device: torch.device, precision: str):
 # ---------------------------------------------------------------- one run
 
 
-MEMORIES = {torch.optim.SGD: ("momentum_buffer",), torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq")}  # of each parameter
+MEMORIES = {
+    torch.optim.SGD: ("momentum_buffer",),
+    torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq"),
+}  # of each parameter
 
 
 def is_number(value) -> bool:
@@ -217,9 +308,16 @@ def is_count(value, most: int) -> bool:
 
 def is_row(value) -> bool:
     """Whether it is an epoch's row in the curve of a run."""
-    return (isinstance(value, dict) and value.keys() - {"miou", "live"} == {*COLUMNS} - {"miou", "live"}
-            and all(is_number(v) or (name == "miou" and v is None) or (name == "live" and isinstance(v, dict))
-                    for name, v in value.items()))
+    return (
+        isinstance(value, dict)
+        and value.keys() - {"miou", "live"} == {*COLUMNS} - {"miou", "live"}
+        and all(
+            is_number(v)
+            or (name == "miou" and v is None)
+            or (name == "live" and isinstance(v, dict))
+            for name, v in value.items()
+        )
+    )
 
 
 @dataclass
@@ -242,8 +340,11 @@ class State:
     PARTS = ("model", "optimiser", "scaler")
 
     def saved(self) -> dict:
-        return ({name: getattr(self, name) for name in self.PLACE} | {name: getattr(self, name).state_dict() for name in self.PARTS}
-                | {"averaged": self.averaged})
+        return (
+            {name: getattr(self, name) for name in self.PLACE}
+            | {name: getattr(self, name).state_dict() for name in self.PARTS}
+            | {"averaged": self.averaged}
+        )
 
     def restore(self, saved: dict, steps: list[int]) -> None:
         """steps: of each stage. Raises InputError for what `saved` did not make."""
@@ -254,13 +355,17 @@ class State:
             self.model.load_state_dict(saved["model"])
             self.scaler.load_state_dict(saved["scaler"])
             # its settings are the recipe's
-            self.optimiser.load_state_dict(self.optimiser.state_dict() | {"state": saved["optimiser"]["state"]})
+            self.optimiser.load_state_dict(
+                self.optimiser.state_dict() | {"state": saved["optimiser"]["state"]}
+            )
             for key, value in (self.averaged or {}).items():
                 value.copy_(saved["averaged"][key])
             for name in self.PLACE:
                 setattr(self, name, saved[name])
         except Exception as e:  # torch raises many types for what does not fit
-            raise InputError(f"last.pt: not the state of this run ({' '.join(str(e).split())})") from e
+            raise InputError(
+                f"last.pt: not the state of this run ({' '.join(str(e).split())})"
+            ) from e
 
     def _faults(self, saved: dict, steps: list[int]):
         """What is wrong with the entries of `saved`; each is looked at only when those before it are sound."""
@@ -281,17 +386,33 @@ class State:
             if fault:
                 yield f"{name}: {fault}"
         own = self.scaler.state_dict()
-        if saved["scaler"].keys() != own.keys() or not all(type(v) is type(own[k]) and is_number(v) for k, v in saved["scaler"].items()):
+        if saved["scaler"].keys() != own.keys() or not all(
+            type(v) is type(own[k]) and is_number(v) for k, v in saved["scaler"].items()
+        ):
             yield "its scaler is another one"
-        parameters = dict(enumerate(p for group in self.optimiser.param_groups for p in group["params"]))
+        parameters = dict(
+            enumerate(p for group in self.optimiser.param_groups for p in group["params"])
+        )
         names = next(names for kind, names in MEMORIES.items() if isinstance(self.optimiser, kind))
         for number, memory in saved["optimiser"]["state"].items():
-            values = {name: value for name, value in memory.items() if value is not None or name != "momentum_buffer"}
+            values = {
+                name: value
+                for name, value in memory.items()
+                if value is not None or name != "momentum_buffer"
+            }
             fault = checkpoints.first_not_numbers(values)
             if fault:
                 yield f"optimiser: {fault}"
-            shapes = {name: () if name == "step" else tuple(parameters[number].shape) for name in names if memory}
-            if memory.keys() != shapes.keys() or any(tuple(v.shape) != shapes[k] for k, v in values.items()) or values.get("step", 0) < 0:
+            shapes = {
+                name: () if name == "step" else tuple(parameters[number].shape)
+                for name in names
+                if memory
+            }
+            if (
+                memory.keys() != shapes.keys()
+                or any(tuple(v.shape) != shapes[k] for k, v in values.items())
+                or values.get("step", 0) < 0
+            ):
                 yield f"optimiser: not what it keeps of parameter {number}"
 
     @torch.no_grad()
@@ -301,10 +422,22 @@ class State:
                 self.averaged[key].lerp_(value, 1 - decay)
 
 
-def fit(recipe: Recipe, out: str | Path, seed: int = 0, root=None, device: str = "auto", resume: bool = False,
-        workers: int = 0, progress: bool = False, memory_format=torch.channels_last, accumulate: int = 1,
-        compiled: bool | None = None, resident: bool | None = None, save_every: float = 300.0, until: float = math.inf
-        ) -> tuple[RefineNet, dict]:
+def fit(
+    recipe: Recipe,
+    out: str | Path,
+    seed: int = 0,
+    root=None,
+    device: str = "auto",
+    resume: bool = False,
+    workers: int = 0,
+    progress: bool = False,
+    memory_format=torch.channels_last,
+    accumulate: int = 1,
+    compiled: bool | None = None,
+    resident: bool | None = None,
+    save_every: float = 300.0,
+    until: float = math.inf,
+) -> tuple[RefineNet, dict]:
     """Train a network by a recipe -> (network in evaluation mode, record). Files go to the folder `out`: `log.csv`,
     `last.pt` (to resume from), `best.safetensors` (of the best validation so far, in every epoch that validates),
     TensorBoard's where it is installed, and at the end `model.safetensors` (the last weights) and `record.json`.
@@ -336,19 +469,33 @@ def fit(recipe: Recipe, out: str | Path, seed: int = 0, root=None, device: str =
     test = in_memory(open_dataset(recipe.data, recipe.test, root)) if recipe.test else None
     for stage, data in zip(recipe.stages, sets):
         if len(data) < recipe.batch:
-            raise InputError(f"{recipe.name}: a batch of {recipe.batch} from the {len(data)} images of {stage.data}")
+            raise InputError(
+                f"{recipe.name}: a batch of {recipe.batch} from the {len(data)} images of {stage.data}"
+            )
         if labels_of(stage.data).classes != labels.classes:
-            raise InputError(f"{recipe.name}: {stage.data} and {recipe.data} have different classes")
+            raise InputError(
+                f"{recipe.name}: {stage.data} and {recipe.data} have different classes"
+            )
     saved = _open_run(out, resume, where)
     if resident is None:  # a run goes on as it began, on another kind of device, too
-        resident = saved["identity"].get("resident", False) if saved else where.type == "cuda" and can_be_held(recipe, opened.values())
+        resident = (
+            saved["identity"].get("resident", False)
+            if saved
+            else where.type == "cuda" and can_be_held(recipe, opened.values())
+        )
     elif resident and recipe.jitter:
-        raise InputError(f"{recipe.name}: changes of colour are not made on the device; train with --no-resident")
+        raise InputError(
+            f"{recipe.name}: changes of colour are not made on the device; train with --no-resident"
+        )
     identity = {"recipe": recipe.hash(), "seed": seed} | ({"resident": True} if resident else {})
     if saved and saved["identity"] != identity:
         raise InputError(f"{out}: holds another run ({saved['identity']}), this is {identity}")
     # read before anything is trained or written, so that a damaged file or a wrong label shows now
-    hashes = {f"{data.name}/{data.split}": manifest_hash(data) for data in (*opened.values(), validation, test) if data}
+    hashes = {
+        f"{data.name}/{data.split}": manifest_hash(data)
+        for data in (*opened.values(), validation, test)
+        if data
+    }
     if recipe.init:
         hashes["init"] = hashlib.sha256(checkpoint_file(recipe.init).read_bytes()).hexdigest()
     records.make_folder(out)
@@ -356,42 +503,68 @@ def fit(recipe: Recipe, out: str | Path, seed: int = 0, root=None, device: str =
     fabric = make_fabric(where, precision)
     rank, world, where = fabric.global_rank, fabric.world_size, fabric.device
     if recipe.batch % (world * accumulate):
-        raise InputError(f"{recipe.name}: a batch of {recipe.batch} is not shared evenly by {world} processes x {accumulate} parts")
+        raise InputError(
+            f"{recipe.name}: a batch of {recipe.batch} is not shared evenly by {world} processes x {accumulate} parts"
+        )
     if world * accumulate > 1 and not recipe.frozen_bn:
-        raise InputError(f"{recipe.name}: batch norm learns its statistics from whole batches; train in one process, without --accumulate")
+        raise InputError(
+            f"{recipe.name}: batch norm learns its statistics from whole batches; train in one process, without --accumulate"
+        )
     if where.type == "cpu":
         keep_freed_memory()
     if resident:
-        with enough_memory(f"{recipe.name}: its data set does not fit into the device's memory; --no-resident reads it from files"):
+        with enough_memory(
+            f"{recipe.name}: its data set does not fit into the device's memory; --no-resident reads it from files"
+        ):
             held = {id(data): ResidentSet(data, where) for data in opened.values()}
         sets = [held[id(data)] for data in sets]
     torch.manual_seed(derive("init", seed))
-    model = build(recipe.model, len(labels.classes), None if recipe.init or saved else recipe.weights)
+    model = build(
+        recipe.model, len(labels.classes), None if recipe.init or saved else recipe.weights
+    )
     init_decoder(model.decoder, recipe.decoder_init)
     if recipe.init and not saved:
         kept = begin_with(model, recipe.init, labels.classes)
         if rank == 0 and progress:
-            print(f"{recipe.name}: begins with {recipe.init}, its classifier {'too' if kept else 'made anew'}", file=sys.stderr)
+            print(
+                f"{recipe.name}: begins with {recipe.init}, its classifier {'too' if kept else 'made anew'}",
+                file=sys.stderr,
+            )
     model = model.to(where, memory_format=memory_format)
     steps = [stage.epochs * (len(data) // recipe.batch) for stage, data in zip(recipe.stages, sets)]
     if compiled is None:
         compiled = where.type == "cpu" and sum(steps) >= WORTH_COMPILING and pooling.can_compile()
-    wrapped, optimiser = fabric.setup(compiled_for(model, where) if compiled else model, make_optimiser(model, recipe))
-    state = State(model, optimiser, fabric.strategy.precision,
-                  {k: v.detach().clone() for k, v in model.state_dict().items()} if recipe.ema else None)
+    wrapped, optimiser = fabric.setup(
+        compiled_for(model, where) if compiled else model, make_optimiser(model, recipe)
+    )
+    state = State(
+        model,
+        optimiser,
+        fabric.strategy.precision,
+        {k: v.detach().clone() for k, v in model.state_dict().items()} if recipe.ema else None,
+    )
     if saved:
         state.restore(saved, steps)
-    origin = saved.get("weights") if saved else model.encoder.origin  # of what the run began with, on whatever machine
-    card = {"classes": labels.classes, "data": recipe.data, "recipe": recipe.name, "seed": seed,
-            "commit": records.provenance()["commit"],
-            "short_side": CARD_SIDE.get(recipe.data) and round(recipe.val_scale * CARD_SIDE[recipe.data])
-            } | ({"encoder_weights": origin} if origin else {})
+    origin = (
+        saved.get("weights") if saved else model.encoder.origin
+    )  # of what the run began with, on whatever machine
+    card = {
+        "classes": labels.classes,
+        "data": recipe.data,
+        "recipe": recipe.name,
+        "seed": seed,
+        "commit": records.provenance()["commit"],
+        "short_side": CARD_SIDE.get(recipe.data)
+        and round(recipe.val_scale * CARD_SIDE[recipe.data]),
+    } | ({"encoder_weights": origin} if origin else {})
 
     def sound():
         """Raises Failed for weights that are no numbers, which a finite loss may leave: they must not replace good ones."""
         if not all(value.isfinite().all() for value in model.state_dict().values()):
-            raise Failed(f"{recipe.name}: weights are not finite after step {state.step - 1} of stage {state.stage + 1}; "
-                         "lower the learning rates")
+            raise Failed(
+                f"{recipe.name}: weights are not finite after step {state.step - 1} of stage {state.stage + 1}; "
+                "lower the learning rates"
+            )
 
     def save_state():
         sound()
@@ -401,22 +574,33 @@ def fit(recipe: Recipe, out: str | Path, seed: int = 0, root=None, device: str =
             write_whole(out / "last.pt", lambda partial: _torch_save(content, partial))
 
     def measure(network, data=validation) -> Tensor:
-        with enough_memory(f"{recipe.name}: out of memory in validation, whose images are whole; --device cpu goes on without", Failed):
-            matrices = evaluate(network, data, precision, scales=(recipe.val_scale,), rank=rank, world=world)
+        with enough_memory(
+            f"{recipe.name}: out of memory in validation, whose images are whole; --device cpu goes on without",
+            Failed,
+        ):
+            matrices = evaluate(
+                network, data, precision, scales=(recipe.val_scale,), rank=rank, world=world
+            )
         return fabric.all_reduce(matrices, reduce_op="sum").cpu()
 
     def look() -> dict[str, float]:
         with _weights(model, state.averaged):
             modes = {module: module.training for module in model.modules()}
-            shares = live.live_units(model.eval(), lambda i: views(model, validation[i][0], precision, (recipe.val_scale,)),
-                                     spread(live.IMAGES, len(validation)))
+            shares = live.live_units(
+                model.eval(),
+                lambda i: views(model, validation[i][0], precision, (recipe.val_scale,)),
+                spread(live.IMAGES, len(validation)),
+            )
             for module, mode in modes.items():
                 module.training = mode
         stage, share = min(live.of_stages(shares).items(), key=lambda item: item[1])
         if share < 0.5 and not state.warned and rank == 0:
             state.warned = True
-            tqdm.write(f"{recipe.name}: only {100 * share:.0f} % of the units of decoder.{stage} are alive: the others are 0 for every "
-                       "image. A longer warm-up or lower rates keep them", file=sys.stderr)
+            tqdm.write(
+                f"{recipe.name}: only {100 * share:.0f} % of the units of decoder.{stage} are alive: the others are 0 for every "
+                "image. A longer warm-up or lower rates keep them",
+                file=sys.stderr,
+            )
         return shares
 
     def validate() -> float | None:
@@ -433,11 +617,30 @@ def fit(recipe: Recipe, out: str | Path, seed: int = 0, root=None, device: str =
         hardware = records.provenance()
         if where.type == "cuda":
             hardware["hardware"]["gpu"] = torch.cuda.get_device_name(where)
-        return {"name": f"{recipe.name}-s{seed}", "kind": "train", "command": _command(recipe, seed),
-                "config": asdict(recipe), "config_hash": recipe.hash(), "seed": seed, **hardware, "started": started,
-                "wall_s": round(state.wall_s + time.perf_counter() - clock, 1), "status": status, "precision": precision,
-                "processes": world, "resident": resident, "compiled": compiled, "peak_memory_mb": peak_memory_mb(where),
-                "data": hashes, "curve": state.curve, "metrics": {}} | ({"weights": origin} if origin else {}) | more
+        return (
+            {
+                "name": f"{recipe.name}-s{seed}",
+                "kind": "train",
+                "command": _command(recipe, seed),
+                "config": asdict(recipe),
+                "config_hash": recipe.hash(),
+                "seed": seed,
+                **hardware,
+                "started": started,
+                "wall_s": round(state.wall_s + time.perf_counter() - clock, 1),
+                "status": status,
+                "precision": precision,
+                "processes": world,
+                "resident": resident,
+                "compiled": compiled,
+                "peak_memory_mb": peak_memory_mb(where),
+                "data": hashes,
+                "curve": state.curve,
+                "metrics": {},
+            }
+            | ({"weights": origin} if origin else {})
+            | more
+        )
 
     with _Running(out if rank == 0 else None) as running:
         logger = _tensorboard(out) if rank == 0 else None
@@ -445,13 +648,34 @@ def fit(recipe: Recipe, out: str | Path, seed: int = 0, root=None, device: str =
         try:
             for number in range(state.stage, len(recipe.stages)):
                 with _unless_workers_die(recipe):
-                    _train_stage(recipe, number, sets[number], seed, state, fabric, wrapped, running, look, validate, save_state,
-                                 workers=workers, progress=progress and rank == 0, memory_format=memory_format,
-                                 accumulate=accumulate, save_every=save_every, until=until, log=out if rank == 0 else None,
-                                 logger=logger)
+                    _train_stage(
+                        recipe,
+                        number,
+                        sets[number],
+                        seed,
+                        state,
+                        fabric,
+                        wrapped,
+                        running,
+                        look,
+                        validate,
+                        save_state,
+                        workers=workers,
+                        progress=progress and rank == 0,
+                        memory_format=memory_format,
+                        accumulate=accumulate,
+                        save_every=save_every,
+                        until=until,
+                        log=out if rank == 0 else None,
+                        logger=logger,
+                    )
         except Failed as e:
             if rank == 0:
-                kept = f"the last good checkpoint is {out / 'last.pt'}" if (out / "last.pt").exists() else "there is no checkpoint yet"
+                kept = (
+                    f"the last good checkpoint is {out / 'last.pt'}"
+                    if (out / "last.pt").exists()
+                    else "there is no checkpoint yet"
+                )
                 records.write(record("failed", error=f"{e}; {kept}"), out, "record")
                 raise Failed(f"{e}; {kept}") from e
             raise
@@ -460,15 +684,24 @@ def fit(recipe: Recipe, out: str | Path, seed: int = 0, root=None, device: str =
         if rank == 0:
             save(model, out / "model.safetensors", card)
         fabric.barrier()
-        model = load(out / "model.safetensors").to(where)  # what is kept is what is measured: float16 weights
+        model = load(out / "model.safetensors").to(
+            where
+        )  # what is kept is what is measured: float16 weights
         scored = {}
         for part, data in (("validation", validation), ("test", test)):
             if data is not None:
                 matrices = measure(model, data)
-                scored[part] = summary(matrices, labels.classes, blocks(data)) | {"images": len(data)}
+                scored[part] = summary(matrices, labels.classes, blocks(data)) | {
+                    "images": len(data)
+                }
                 if rank == 0:
-                    np.savez_compressed(out / f"{part}-matrices.npz", matrices=matrices.numpy(), ids=data.ids)
-        done = record("done", metrics=scored["validation"] | {key: scored[key] for key in scored if key == "test"})
+                    np.savez_compressed(
+                        out / f"{part}-matrices.npz", matrices=matrices.numpy(), ids=data.ids
+                    )
+        done = record(
+            "done",
+            metrics=scored["validation"] | {key: scored[key] for key in scored if key == "test"},
+        )
         if rank == 0:
             records.write(done, out, "record")
         if logger:
@@ -478,7 +711,9 @@ def fit(recipe: Recipe, out: str | Path, seed: int = 0, root=None, device: str =
 
 def can_be_held(recipe: Recipe, sets) -> bool:
     """Whether the data sets can be held and augmented on the device, see `rflw.data.on_device`."""
-    return not recipe.jitter and all(isinstance(data, Resident) and of_one_size(data) for data in sets)
+    return not recipe.jitter and all(
+        isinstance(data, Resident) and of_one_size(data) for data in sets
+    )
 
 
 def compiled_for(model: RefineNet, device: torch.device) -> nn.Module:
@@ -490,8 +725,28 @@ def compiled_for(model: RefineNet, device: torch.device) -> nn.Module:
     return model
 
 
-def _train_stage(recipe: Recipe, number: int, data, seed: int, state: State, fabric, wrapped, running, look, validate, save_state, *,
-                 workers: int, progress: bool, memory_format, accumulate: int, save_every: float, until: float, log, logger) -> None:
+def _train_stage(
+    recipe: Recipe,
+    number: int,
+    data,
+    seed: int,
+    state: State,
+    fabric,
+    wrapped,
+    running,
+    look,
+    validate,
+    save_state,
+    *,
+    workers: int,
+    progress: bool,
+    memory_format,
+    accumulate: int,
+    save_every: float,
+    until: float,
+    log,
+    logger,
+) -> None:
     """From where the state is to the end of a stage; see `fit`. Raises KeyboardInterrupt, TimeoutError or Failed."""
     stage, per_epoch, where = recipe.stages[number], len(data) // recipe.batch, fabric.device
     rank, world = fabric.global_rank, fabric.world_size
@@ -501,36 +756,65 @@ def _train_stage(recipe: Recipe, number: int, data, seed: int, state: State, fab
         state.optimiser.state.clear()
     keys = batches(data, recipe, number, seed, state.step, per_epoch, rank, world)
     loader = make_loader(data, recipe, state.model, keys, workers, pin=where.type == "cuda")
-    bar = tqdm(total=stage.epochs * per_epoch, initial=state.step, desc=f"{recipe.name} s{seed}", unit="step",
-               file=sys.stderr, disable=not progress or None)
-    lower = (f"--accumulate {2 * accumulate} computes the same in smaller parts" if recipe.frozen_bn
-             else "batch norm needs them at once: a recipe with a smaller crop or batch takes less")
+    bar = tqdm(
+        total=stage.epochs * per_epoch,
+        initial=state.step,
+        desc=f"{recipe.name} s{seed}",
+        unit="step",
+        file=sys.stderr,
+        disable=not progress or None,
+    )
+    lower = (
+        f"--accumulate {2 * accumulate} computes the same in smaller parts"
+        if recipe.frozen_bn
+        else "batch norm needs them at once: a recipe with a smaller crop or batch takes less"
+    )
     full = f"{recipe.name}: out of memory with {recipe.batch // world // accumulate} images at a time; {lower}"
     since, seen, written = time.perf_counter(), 0, time.perf_counter()
     running.steps = True
     for images, masks in loader:
         step = state.step
         set_rates(state.optimiser, stage, step, per_epoch)
-        torch.manual_seed(derive("dropout", seed, number, step, rank))  # so that resuming changes nothing
+        torch.manual_seed(
+            derive("dropout", seed, number, step, rank)
+        )  # so that resuming changes nothing
         images = images.to(where, memory_format=memory_format, non_blocking=True)
         masks = masks.to(where, non_blocking=True)
         with enough_memory(full, Failed):
-            value = train_step(fabric, wrapped, state.optimiser, images, masks, recipe.clip, accumulate, weights)
+            value = train_step(
+                fabric, wrapped, state.optimiser, images, masks, recipe.clip, accumulate, weights
+            )
         if not math.isfinite(value):
-            raise Failed(f"{recipe.name}: the loss is {value} at epoch {step // per_epoch + 1}, step {step} of stage "
-                         f"{number + 1}; lower the learning rates")
+            raise Failed(
+                f"{recipe.name}: the loss is {value} at epoch {step // per_epoch + 1}, step {step} of stage "
+                f"{number + 1}; lower the learning rates"
+            )
         if state.averaged is not None:
             state.average(min(recipe.ema, (1 + step) / (10 + step)))
         state.losses.append(value)
         state.step, seen = step + 1, seen + recipe.batch
         bar.update()
         if progress and step % 10 == 0:
-            miou = next((row["miou"] for row in reversed(state.curve) if row.get("miou") is not None), math.nan)
-            bar.set_postfix({"loss": f"{value:.3f}", "mIoU": f"{miou:.3f}", "images/s": f"{seen / (time.perf_counter() - since):.1f}"})
+            miou = next(
+                (row["miou"] for row in reversed(state.curve) if row.get("miou") is not None),
+                math.nan,
+            )
+            bar.set_postfix(
+                {
+                    "loss": f"{value:.3f}",
+                    "mIoU": f"{miou:.3f}",
+                    "images/s": f"{seen / (time.perf_counter() - since):.1f}",
+                }
+            )
         epoch, inside = divmod(state.step, per_epoch)
         if not inside:
-            row = {"stage": number, "epoch": epoch, "loss": sum(state.losses) / len(state.losses),
-                   "images_per_s": seen / (time.perf_counter() - since), "live": look()}
+            row = {
+                "stage": number,
+                "epoch": epoch,
+                "loss": sum(state.losses) / len(state.losses),
+                "images_per_s": seen / (time.perf_counter() - since),
+                "live": look(),
+            }
             if epoch % recipe.val_every == 0 or epoch == stage.epochs:
                 row["miou"] = validate()
             state.curve.append(row)
@@ -538,8 +822,11 @@ def _train_stage(recipe: Recipe, number: int, data, seed: int, state: State, fab
             if log:
                 _write_log(log / "log.csv", state.curve)
             if logger:
-                logger.log_metrics({k: row[k] for k in ("loss", "miou", "images_per_s") if row.get(k) is not None}
-                                   | {f"live/{name}": share for name, share in row["live"].items()}, len(state.curve))
+                logger.log_metrics(
+                    {k: row[k] for k in ("loss", "miou", "images_per_s") if row.get(k) is not None}
+                    | {f"live/{name}": share for name, share in row["live"].items()},
+                    len(state.curve),
+                )
         stop = running.must_stop(fabric, until)
         if not inside or stop or time.perf_counter() - written > save_every:
             save_state()
@@ -562,8 +849,10 @@ def _unless_workers_die(recipe: Recipe):
     except RuntimeError as e:
         if WORKER_GONE not in str(e):
             raise
-        raise InputError(f"{recipe.name}: a worker process was killed, perhaps for want of memory: --resume goes on, with fewer "
-                         "--workers") from e
+        raise InputError(
+            f"{recipe.name}: a worker process was killed, perhaps for want of memory: --resume goes on, with fewer "
+            "--workers"
+        ) from e
 
 
 def _open_run(out: Path, resume: bool, where: torch.device) -> dict | None:
@@ -578,9 +867,14 @@ def _open_run(out: Path, resume: bool, where: torch.device) -> dict | None:
         raise InputError(f"{out}: holds a run already; --resume goes on with it")
     try:
         saved = load_tensors(last, where)
-        if not (isinstance(saved["identity"], dict) and all(type(value) in (str, int, bool) for value in saved["identity"].values())):
+        if not (
+            isinstance(saved["identity"], dict)
+            and all(type(value) in (str, int, bool) for value in saved["identity"].values())
+        ):
             raise TypeError("its identity is settings by name")
-        if not all(isinstance(value, str | None) for value in (saved.get("weights") or {}).values()):
+        if not all(
+            isinstance(value, str | None) for value in (saved.get("weights") or {}).values()
+        ):
             raise TypeError("its weights are named by texts")
     except InputError:
         raise
@@ -600,6 +894,7 @@ class _Running:
     def __enter__(self):
         if self.out is not None:
             import fcntl
+
             try:
                 self.claim = open(self.out / ".lock", "w")  # held until the end, however it comes
             except OSError as e:
@@ -611,7 +906,10 @@ class _Running:
                 raise InUse(f"{self.out}: another process is training in this folder") from e
             records.sweep(self.out)
         if threading.current_thread() is threading.main_thread():
-            self.before = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT)}
+            self.before = {
+                number: signal.signal(number, self._ask)
+                for number in (signal.SIGTERM, signal.SIGINT)
+            }
         return self
 
     def _ask(self, *_):
@@ -623,7 +921,9 @@ class _Running:
         """What to raise now, the same in all processes."""
         reason = 2.0 if self.asked else 1.0 if time.monotonic() > until else 0.0
         if fabric.world_size > 1:
-            reason = fabric.all_reduce(torch.tensor(reason, device=fabric.device), reduce_op="max").item()
+            reason = fabric.all_reduce(
+                torch.tensor(reason, device=fabric.device), reduce_op="max"
+            ).item()
         return {0.0: None, 1.0: TimeoutError("the time is spent"), 2.0: KeyboardInterrupt()}[reason]
 
     def __exit__(self, *exception):
@@ -652,6 +952,7 @@ class _weights:
 def _tensorboard(out: Path):
     """A logger for TensorBoard, or None where it is not installed."""
     from lightning.fabric.loggers import TensorBoardLogger
+
     try:
         return TensorBoardLogger(out, name="tensorboard", version="")
     except ModuleNotFoundError:
@@ -672,7 +973,10 @@ def _write_log(path: Path, curve: list[dict]) -> None:
         with open(partial, "w", newline="") as file:
             writer = csv.DictWriter(file, COLUMNS)
             writer.writeheader()
-            writer.writerows(row | {"live": min(live.of_stages(row["live"]).values())} for row in curve)
+            writer.writerows(
+                row | {"live": min(live.of_stages(row["live"]).values())} for row in curve
+            )
+
     write_whole(path, write)
 
 
@@ -709,20 +1013,33 @@ def rehearse(recipe: Recipe) -> dict:
         training_mode(model, recipe.frozen_bn)
         optimiser = make_optimiser(model, recipe)
         set_rates(optimiser, recipe.stages[0], 0, 1)
-        images, masks = torch.empty(recipe.batch, 3, *recipe.crop), torch.zeros(recipe.batch, *recipe.crop, dtype=torch.uint8)
+        images, masks = (
+            torch.empty(recipe.batch, 3, *recipe.crop),
+            torch.zeros(recipe.batch, *recipe.crop, dtype=torch.uint8),
+        )
         loss_of(model(images), masks, 1).backward()
     optimiser.step()  # outside: AdamW counts its steps on the processor
     stages = []
     for stage in recipe.stages:
         if labels_of(stage.data).classes != labels.classes:
-            raise InputError(f"{recipe.name}: {stage.data} and {recipe.data} have different classes")
+            raise InputError(
+                f"{recipe.name}: {stage.data} and {recipe.data} have different classes"
+            )
         ends = [stage.lr_factor(step, 1) for step in (0, stage.epochs - 1)]
-        stages.append({"data": stage.data, "epochs": stage.epochs, "encoder_lr": [stage.encoder_lr * f for f in ends],
-                       "decoder_lr": [stage.decoder_lr * f for f in ends]})
+        stages.append(
+            {
+                "data": stage.data,
+                "epochs": stage.epochs,
+                "encoder_lr": [stage.encoder_lr * f for f in ends],
+                "decoder_lr": [stage.decoder_lr * f for f in ends],
+            }
+        )
     return {"params": sum(p.numel() for p in model.parameters()), "stages": stages}
 
 
-def publish(run: str | Path, name: str, shipped: Path = SHIPPED, results: Path = records.FOLDER) -> list[Path]:
+def publish(
+    run: str | Path, name: str, shipped: Path = SHIPPED, results: Path = records.FOLDER
+) -> list[Path]:
     """Ship a finished run: its network as `name` among the checkpoints, with a card, and its record -> the three files.
 
     Raises InputError, and ships nothing, if the run has no whole record or its network is not the one that it is of.
@@ -732,9 +1049,20 @@ def publish(run: str | Path, name: str, shipped: Path = SHIPPED, results: Path =
         raise InputError(f"{name!r}: a name of letters, digits, - and _")
     record = records.read(run / "record.json")
     model = load(run / "model.safetensors")
-    if (model.card.get("recipe"), model.card.get("seed")) != (record["config"].get("name"), record["seed"]):
+    if (model.card.get("recipe"), model.card.get("seed")) != (
+        record["config"].get("name"),
+        record["seed"],
+    ):
         raise InputError(f"{run}: model.safetensors is not of the run in record.json")
-    card = records.card(record, run / "model.safetensors", name, LABELS.get(model.card["data"], Labels((), ())).licence)
-    write_whole(shipped / f"{name}.safetensors", lambda partial: shutil.copyfile(run / "model.safetensors", partial))
+    card = records.card(
+        record,
+        run / "model.safetensors",
+        name,
+        LABELS.get(model.card["data"], Labels((), ())).licence,
+    )
+    write_whole(
+        shipped / f"{name}.safetensors",
+        lambda partial: shutil.copyfile(run / "model.safetensors", partial),
+    )
     write_whole(shipped / f"{name}.md", lambda partial: Path(partial).write_text(card))
     return [shipped / f"{name}.safetensors", shipped / f"{name}.md", records.write(record, results)]

@@ -1,4 +1,5 @@
 """Photos, folders of photos and videos as streams of frames, read ahead in a thread while the network computes."""
+
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -20,7 +21,11 @@ def is_video(path: Path) -> bool:
 
 def photos(folder: Path) -> list[Path]:
     """The photos of a folder, by name. Raises InputError where it has none."""
-    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in PHOTOS and not path.name.startswith("."))
+    found = sorted(
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() in PHOTOS and not path.name.startswith(".")
+    )
     if not found:
         raise InputError(f"{folder}: no photos in it (of {', '.join(PHOTOS)})")
     return found
@@ -82,7 +87,9 @@ def frame_rate(path: Path) -> float:
 def comment(path: Path) -> str | None:
     """What a video's file says of itself: of ours, "rflw". Raises InputError for what is no video."""
     with _opened(path) as file:
-        return next((value for key, value in file.metadata.items() if key.lower() == "comment"), None)
+        return next(
+            (value for key, value in file.metadata.items() if key.lower() == "comment"), None
+        )
 
 
 def _opened(path: Path):
@@ -105,15 +112,21 @@ class VideoWriter:
         self.av, self.lossless = _av(), lossless
         self.file = self.av.open(path, "w", format="matroska" if lossless else "mp4")
         self.file.metadata["comment"] = "rflw"
-        self.stream = self.file.add_stream("ffv1" if lossless else "libx264", rate=Fraction(rate).limit_denominator(1001))
-        self.stream.height, self.stream.width = size if lossless else (size[0] // 2 * 2, size[1] // 2 * 2)  # H.264 has even sizes
+        self.stream = self.file.add_stream(
+            "ffv1" if lossless else "libx264", rate=Fraction(rate).limit_denominator(1001)
+        )
+        self.stream.height, self.stream.width = (
+            size if lossless else (size[0] // 2 * 2, size[1] // 2 * 2)
+        )  # H.264 has even sizes
         self.stream.pix_fmt = "gray" if lossless else "yuv420p"
         if lossless:
             self.stream.gop_size = 1  # a broken frame spoils no other
 
     def write(self, picture: np.ndarray) -> None:
-        picture = np.ascontiguousarray(picture[:self.stream.height, :self.stream.width])
-        frame = self.av.VideoFrame.from_ndarray(picture, format="gray" if self.lossless else "rgb24")
+        picture = np.ascontiguousarray(picture[: self.stream.height, : self.stream.width])
+        frame = self.av.VideoFrame.from_ndarray(
+            picture, format="gray" if self.lossless else "rgb24"
+        )
         self.file.mux(self.stream.encode(frame))
 
     def close(self) -> None:
@@ -156,7 +169,9 @@ def read_ahead(items: Iterable, depth: int = 4) -> Iterator:
         given_up.set()
 
 
-def in_batches(items: Iterable[tuple[object, np.ndarray]], size: int) -> Iterator[tuple[list, np.ndarray]]:
+def in_batches(
+    items: Iterable[tuple[object, np.ndarray]], size: int
+) -> Iterator[tuple[list, np.ndarray]]:
     """(key, (H, W, 3)) pairs -> (keys, (B, H, W, 3)) of up to `size` consecutive images of one shape."""
     keys, images = [], []
     for key, image in items:

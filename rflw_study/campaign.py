@@ -1,4 +1,5 @@
 """The campaign: which experiments the study needs, which runs of them are missing, and running those."""
+
 from collections.abc import Iterator
 from dataclasses import dataclass
 import math
@@ -23,7 +24,9 @@ class Experiment:
     why: str  # the claim that it tests
 
 
-def _forms(data: str, forms: str, seeds: int, tier: str, why: str, encoder: str = "efficientnet_lite0") -> list[Experiment]:
+def _forms(
+    data: str, forms: str, seeds: int, tier: str, why: str, encoder: str = "efficientnet_lite0"
+) -> list[Experiment]:
     return [Experiment(f"{data}-{form}-{encoder}", seeds, tier, why) for form in forms.split()]
 
 
@@ -36,31 +39,100 @@ def _short(form: str) -> str:
 def _tuned(data: str) -> list[Experiment]:
     """The forms that the grid has chosen settings for, from the lightest."""
     forms = [_short(form) for form in COMPARED if (data, form) in CHOSEN]
-    return _forms(f"{data}-tuned", " ".join(reversed(forms)), {"camvid": 5, "nyu": 3}[data], "cpu",
-                  "the light-weight decoder keeps the original's accuracy; RCUs are redundant in it; CRP is not",
-                  COMPARED_ON[data])
+    return _forms(
+        f"{data}-tuned",
+        " ".join(reversed(forms)),
+        {"camvid": 5, "nyu": 3}[data],
+        "cpu",
+        "the light-weight decoder keeps the original's accuracy; RCUs are redundant in it; CRP is not",
+        COMPARED_ON[data],
+    )
 
 
 def _grid(data: str) -> list[Experiment]:
-    return [Experiment(f"{data}-grid-{how}-{init}-{_short(form)}-{COMPARED_ON[data]}", 1, "cpu",
-                       "each form's own settings, chosen on held-out training data") for form in reversed(COMPARED)
-            for how, init in GRID]
+    return [
+        Experiment(
+            f"{data}-grid-{how}-{init}-{_short(form)}-{COMPARED_ON[data]}",
+            1,
+            "cpu",
+            "each form's own settings, chosen on held-out training data",
+        )
+        for form in reversed(COMPARED)
+        for how, init in GRID
+    ]
 
 
 GROUPS = (
-    _tuned("camvid"), _tuned("nyu"), _grid("camvid"), _grid("nyu"),
-    [Experiment("camvid-long-lw-efficientnet_lite2", 1, "cpu", "the best network for CamVid, to use"),
-     Experiment("nyu-long-lw-mobilenet_v2", 1, "cpu", "the best network for NYUDv2, to use")],
-    _forms("camvid", "lw lw-rcu lw-nocrp", 3, "cpu", "RCUs are redundant in the light-weight decoder, CRP is not"),
-    _forms("embedded", "lw lw-rcu lw-nocrp lw-top2 norcu original", 5, "cpu", "what each block of either decoder is worth"),
-    [Experiment(f"camvid-tune-{what}", 1, "cpu", "settings for CamVid, chosen on held-out training frames")
-     for what in ("plain", "balance", "strong-balance", "rates", "adamw", "batch", "batch-adamw", "scale",
-                  "crop", "lite2")],
-    _forms("camvid-short", "lw lw-rcu norcu original", 1, "cpu", "light-weight against original, at the size that a CPU allows"),
-    _forms("camvid", "original norcu lw-top2", 3, "gpu", "the light-weight decoder keeps the original's accuracy"),
+    _tuned("camvid"),
+    _tuned("nyu"),
+    _grid("camvid"),
+    _grid("nyu"),
+    [
+        Experiment(
+            "camvid-long-lw-efficientnet_lite2", 1, "cpu", "the best network for CamVid, to use"
+        ),
+        Experiment("nyu-long-lw-mobilenet_v2", 1, "cpu", "the best network for NYUDv2, to use"),
+    ],
+    _forms(
+        "camvid",
+        "lw lw-rcu lw-nocrp",
+        3,
+        "cpu",
+        "RCUs are redundant in the light-weight decoder, CRP is not",
+    ),
+    _forms(
+        "embedded",
+        "lw lw-rcu lw-nocrp lw-top2 norcu original",
+        5,
+        "cpu",
+        "what each block of either decoder is worth",
+    ),
+    [
+        Experiment(
+            f"camvid-tune-{what}",
+            1,
+            "cpu",
+            "settings for CamVid, chosen on held-out training frames",
+        )
+        for what in (
+            "plain",
+            "balance",
+            "strong-balance",
+            "rates",
+            "adamw",
+            "batch",
+            "batch-adamw",
+            "scale",
+            "crop",
+            "lite2",
+        )
+    ],
+    _forms(
+        "camvid-short",
+        "lw lw-rcu norcu original",
+        1,
+        "cpu",
+        "light-weight against original, at the size that a CPU allows",
+    ),
+    _forms(
+        "camvid",
+        "original norcu lw-top2",
+        3,
+        "gpu",
+        "the light-weight decoder keeps the original's accuracy",
+    ),
     [Experiment(f"camvid-lw-efficientnet_lite{n}", 3, "gpu", "any encoder works") for n in (1, 2)],
-    *(_forms("camvid", "lw lw-rcu original", 3, "gpu", "the paper's encoder, from random weights", encoder)
-      for encoder in ("resnet50", "resnet101")),
+    *(
+        _forms(
+            "camvid",
+            "lw lw-rcu original",
+            3,
+            "gpu",
+            "the paper's encoder, from random weights",
+            encoder,
+        )
+        for encoder in ("resnet50", "resnet101")
+    ),
 )
 
 
@@ -82,17 +154,24 @@ def runs(tier: str, results: Path = records.FOLDER, folder: Path = Path("runs"))
     """All runs of a tier in order of worth. A run is done, or has failed, if a record of the same settings says so."""
     if tier not in TIERS:
         raise InputError(f"unknown tier {tier!r}: {' or '.join(TIERS)}")
-    found = {record["name"]: record for record in records.read_all(results) if record["kind"] == "train"}
+    found = {
+        record["name"]: record for record in records.read_all(results) if record["kind"] == "train"
+    }
     listed = []
     for group in GROUPS:
-        experiments = [experiment for experiment in group if experiment.tier == "cpu" or tier == "gpu"]
+        experiments = [
+            experiment for experiment in group if experiment.tier == "cpu" or tier == "gpu"
+        ]
         for seed in range(max((e.seeds for e in experiments), default=0)):
             for experiment in experiments:
                 run = Run(experiment, seed, "missing")
                 record = found.get(run.name)
                 if seed >= experiment.seeds:
                     continue
-                if record and Recipe.of(record["config"]).hash() == RECIPES[experiment.recipe].hash():
+                if (
+                    record
+                    and Recipe.of(record["config"]).hash() == RECIPES[experiment.recipe].hash()
+                ):
                     run.status, run.minutes = record["status"], record["wall_s"] / 60
                 elif (Path(folder) / run.name / "last.pt").exists():
                     run.status = "begun"
@@ -115,7 +194,12 @@ def _estimate(listed: list[Run], tier: str, found: dict) -> None:
         if plan in seen:
             run.minutes = median(seen[plan])
         else:
-            rates = [minutes / work(other) for other, costs in seen.items() for minutes in costs if other.data == plan.data]
+            rates = [
+                minutes / work(other)
+                for other, costs in seen.items()
+                for minutes in costs
+                if other.data == plan.data
+            ]
             run.minutes = work(plan) * median(rates) if rates else None
 
 
@@ -130,14 +214,24 @@ def work(plan: Recipe) -> float:
         from torch.utils.flop_counter import FlopCounterMode
 
         from rflw.nn.refinenet import build
+
         with torch.device("meta"), FlopCounterMode(display=False) as counter:
             build(plan.model, 2).eval()(torch.empty(1, 3, *plan.crop))
         _work[key] = counter.get_total_flops() / 2
     return _work[key] * sum(stage.epochs for stage in plan.stages)
 
 
-def run_missing(tier: str, budget_minutes: float, results: Path = records.FOLDER, folder: Path = Path("runs"), root=None,
-                workers: int = 0, retry: bool = False, only: str = "", progress: bool = False) -> Iterator[tuple[Run, str]]:
+def run_missing(
+    tier: str,
+    budget_minutes: float,
+    results: Path = records.FOLDER,
+    folder: Path = Path("runs"),
+    root=None,
+    workers: int = 0,
+    retry: bool = False,
+    only: str = "",
+    progress: bool = False,
+) -> Iterator[tuple[Run, str]]:
     """Train what is missing, begun runs first, in order of worth, until the time is spent -> (run, how it ended) of each:
     "done", "failed: why", "refused: why", "in use by another process" or "stopped: the time is spent".
 
@@ -146,6 +240,7 @@ def run_missing(tier: str, budget_minutes: float, results: Path = records.FOLDER
     damaged checkpoint) holds up no other: the first such InputError is raised when all others are through.
     """
     from rflw import training
+
     refused = None
     until = time.monotonic() + 60 * budget_minutes
     wanted = ("begun", "missing", "failed") if retry else ("begun", "missing")
@@ -155,8 +250,17 @@ def run_missing(tier: str, budget_minutes: float, results: Path = records.FOLDER
             return
         out = Path(folder) / run.name
         try:
-            _, record = training.fit(recipe(run.experiment.recipe), out, run.seed, root, "cuda" if tier == "gpu" else "cpu",
-                                     resume=True, workers=workers, progress=progress, until=until)
+            _, record = training.fit(
+                recipe(run.experiment.recipe),
+                out,
+                run.seed,
+                root,
+                "cuda" if tier == "gpu" else "cpu",
+                resume=True,
+                workers=workers,
+                progress=progress,
+                until=until,
+            )
         except training.InUse:
             yield run, "in use by another process"
             continue
@@ -172,7 +276,10 @@ def run_missing(tier: str, budget_minutes: float, results: Path = records.FOLDER
             yield run, "stopped: the time is spent"
             return
         _file(record, results)
-        yield run, f"done: mIoU {100 * (record['metrics']['miou'] or math.nan):.1f} %, {record['wall_s'] / 60:.0f} min"
+        yield (
+            run,
+            f"done: mIoU {100 * (record['metrics']['miou'] or math.nan):.1f} %, {record['wall_s'] / 60:.0f} min",
+        )
     if refused:
         raise refused
 

@@ -3,6 +3,7 @@
 A layer is named as in `named_modules()`, and means the map that the module hands back when it is first called; with `:input` behind
 the name it means the map that the module is given.
 """
+
 from collections.abc import Sequence
 from contextlib import contextmanager
 import difflib
@@ -29,8 +30,13 @@ def find(model: nn.Module, layer: str) -> tuple[nn.Module, bool]:
     name, _, end = layer.partition(":")
     modules = {key: module for key, module in model.named_modules() if key}
     if name not in modules or end not in ("", "input"):
-        near = difflib.get_close_matches(name, modules, 6, 0.5) or [key for key, _ in model.named_children()]
-        raise InputError(f"no layer {layer!r}; near it: {', '.join(near)}" + f" (with :input: what it takes, not {end!r})" * bool(end))
+        near = difflib.get_close_matches(name, modules, 6, 0.5) or [
+            key for key, _ in model.named_children()
+        ]
+        raise InputError(
+            f"no layer {layer!r}; near it: {', '.join(near)}"
+            + f" (with :input: what it takes, not {end!r})" * bool(end)
+        )
     return modules[name], bool(end)
 
 
@@ -53,8 +59,15 @@ def feature_maps(model: nn.Module, layers: Sequence[str], x: Tensor) -> list[Ten
     try:
         for layer in {*layers}:
             module, before = find(model, layer)
-            hooks.append(module.register_forward_pre_hook(lambda _, args, layer=layer: keep(layer, args[0] if args else None)) if before
-                         else module.register_forward_hook(lambda _, args, out, layer=layer: keep(layer, out)))
+            hooks.append(
+                module.register_forward_pre_hook(
+                    lambda _, args, layer=layer: keep(layer, args[0] if args else None)
+                )
+                if before
+                else module.register_forward_hook(
+                    lambda _, args, out, layer=layer: keep(layer, out)
+                )
+            )
         model(x)
     except _Reached:
         pass
@@ -65,7 +78,11 @@ def feature_maps(model: nn.Module, layers: Sequence[str], x: Tensor) -> list[Ten
         if layer not in found:
             raise InputError(f"layer {layer!r} is not called when the network runs")
         if not isinstance(found[layer], Tensor) or found[layer].ndim != 4:
-            what = tuple(found[layer].shape) if isinstance(found[layer], Tensor) else type(found[layer]).__name__
+            what = (
+                tuple(found[layer].shape)
+                if isinstance(found[layer], Tensor)
+                else type(found[layer]).__name__
+            )
             raise InputError(f"layer {layer!r} gives no map (B, C, H, W), but {what}")
     return [found[layer] for layer in layers]
 
@@ -83,6 +100,9 @@ def stacked(images) -> Tensor:
     images = [image.reshape(image.shape[-3:]) for image in images]
     odd = next((i for i, image in enumerate(images) if image.shape != images[0].shape), None)
     if odd is not None:
-        raise InputError("images of several sizes: number 0 is {1}x{0}, number {4} {3}x{2}".format(
-            *images[0].shape[-2:], *images[odd].shape[-2:], odd))
+        raise InputError(
+            "images of several sizes: number 0 is {1}x{0}, number {4} {3}x{2}".format(
+                *images[0].shape[-2:], *images[odd].shape[-2:], odd
+            )
+        )
     return torch.stack(images).contiguous(memory_format=torch.channels_last)

@@ -3,13 +3,25 @@
 Format: "MAT-File Format", MathWorks. A file is a header of 128 bytes and elements; an element is a tag (type, bytes) and its content.
 An element of type 14 is an array: elements for its flags, dimensions and name, then what it holds. Of type 15: one of those, compressed.
 """
+
 import io
 from math import prod
 from pathlib import Path
 import struct
 import zlib
 
-NUMBERS = {1: 1, 2: 1, 3: 2, 4: 2, 5: 4, 6: 4, 7: 4, 9: 8, 12: 8, 13: 8}  # type of numbers -> bytes of one
+NUMBERS = {
+    1: 1,
+    2: 1,
+    3: 2,
+    4: 2,
+    5: 4,
+    6: 4,
+    7: 4,
+    9: 8,
+    12: 8,
+    13: 8,
+}  # type of numbers -> bytes of one
 TEXT = {1, 2, 3, 4, 16, 17, 18}  # types that characters come in
 ARRAY, COMPRESSED = 14, 15
 CELL, STRUCT, OBJECT, CHAR, SPARSE = 1, 2, 3, 4, 5  # classes of arrays; 6 to 15 are numbers
@@ -21,6 +33,7 @@ def read(path: Path):
     """All variables of a file, as `scipy.io.loadmat(simplify_cells=True)` gives them. Raises ValueError for what is no whole file
     and OSError where there is none; SciPy raises errors of many kinds."""
     from scipy.io import loadmat  # only here: it takes time to load
+
     return loadmat(io.BytesIO(checked(path.read_bytes())), simplify_cells=True)
 
 
@@ -45,7 +58,7 @@ def checked(content: bytes) -> bytes:
             if after < len(element):
                 raise ValueError("more than one variable in a compressed element")
         else:
-            element = content[start - 8:end]
+            element = content[start - 8 : end]
             start, end = 8, len(element)
         if kind != ARRAY:
             raise ValueError(f"a variable of type {kind}")

@@ -42,10 +42,14 @@ class Cell:
     column: str  # the heading as printed, without its unit
     setting: str  # data set and split, or input width x height; empty for parameters
     value: float
-    decimals: int  # digits printed after the point: ours agrees where round(ours, decimals) == value
+    decimals: (
+        int  # digits printed after the point: ours agrees where round(ours, decimals) == value
+    )
     uncertainty: float | None  # standard deviation, runtimes only
     unit: str  # percent, M (millions), B (billions), ms
-    note: str  # "; " between notes: msc (multi-scale evaluation), footnote n, a link, source inferred
+    note: (
+        str  # "; " between notes: msc (multi-scale evaluation), footnote n, a link, source inferred
+    )
     source: str  # own, or quoted [n]
 
     @property
@@ -93,9 +97,21 @@ def table(n: int) -> tuple[Cell, ...]:
     """The cells of table `n` (1 to 5) in reading order."""
     if n not in TABLES:
         raise _unknown("table", n, TABLES, "in the paper")
-    columns = ("table", "row", "column", "setting", "value", "uncertainty", "unit", "note", "source")
+    columns = (
+        "table",
+        "row",
+        "column",
+        "setting",
+        "value",
+        "uncertainty",
+        "unit",
+        "note",
+        "source",
+    )
     found: dict[tuple[str, str], Cell] = {}
-    for place, line in _read(f"table{int(n)}.csv", columns, optional=("setting", "uncertainty", "note")):
+    for place, line in _read(
+        f"table{int(n)}.csv", columns, optional=("setting", "uncertainty", "note")
+    ):
         if line["table"] != str(int(n)):
             raise InputError(f"{place}: table {line['table']!r} in the file of table {n}")
         number, decimals = _number(place, line["value"])
@@ -103,7 +119,9 @@ def table(n: int) -> tuple[Cell, ...]:
         key = line["row"], line["column"]
         if key in found:
             raise InputError(f"{place}: a second value for {key[0]!r}, {key[1]!r}")
-        found[key] = Cell(**line | {"table": int(n), "value": number, "decimals": decimals, "uncertainty": spread})
+        found[key] = Cell(
+            **line | {"table": int(n), "value": number, "decimals": decimals, "uncertainty": spread}
+        )
     return tuple(found.values())
 
 
@@ -155,7 +173,9 @@ def statements() -> tuple[Statement, ...]:
     for place, line in _read("text.csv", columns):
         for field, allowed in (("kind", ("result", "setting")), ("relation", ("=", ">"))):
             if line[field] not in allowed:
-                raise InputError(f"{place}: {field} {line[field]!r} is none of {', '.join(allowed)}")
+                raise InputError(
+                    f"{place}: {field} {line[field]!r} is none of {', '.join(allowed)}"
+                )
         if line["id"] in found:
             raise InputError(f"{place}: a second statement {line['id']!r}")
         number, decimals = _number(place, line["value"])
@@ -171,7 +191,9 @@ def statement(id: str) -> Statement:
     return found[id]
 
 
-def _read(name: str, columns: tuple[str, ...], optional: tuple[str, ...] = ()) -> Iterator[tuple[str, dict[str, str]]]:
+def _read(
+    name: str, columns: tuple[str, ...], optional: tuple[str, ...] = ()
+) -> Iterator[tuple[str, dict[str, str]]]:
     """Yield each line of a file in FOLDER with its place, "file, line n"; only `optional` fields may be empty."""
     path = FOLDER / name
     try:
@@ -184,15 +206,21 @@ def _read(name: str, columns: tuple[str, ...], optional: tuple[str, ...] = ()) -
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: {error}") from error
     if header != columns:
-        raise InputError(f"{path}, line 1: the columns are {','.join(header)!r:.200}; expected {','.join(columns)}")
+        raise InputError(
+            f"{path}, line 1: the columns are {','.join(header)!r:.200}; expected {','.join(columns)}"
+        )
     for number, line in body:
         place = f"{path}, line {number}"
-        if None in line or None in line.values():  # how DictReader marks a field too many, or too few
+        if (
+            None in line or None in line.values()
+        ):  # how DictReader marks a field too many, or too few
             raise InputError(f"{place}: expected {len(columns)} fields")
         if empty := [c for c in columns if not line[c] and c not in optional]:
             raise InputError(f"{place}: {', '.join(empty)} is empty")
         if not re.fullmatch(r"own|quoted \[\d+\]", line["source"]):
-            raise InputError(f"{place}: source {line['source']!r} is neither 'own' nor 'quoted [n]'")
+            raise InputError(
+                f"{place}: source {line['source']!r} is neither 'own' nor 'quoted [n]'"
+            )
         yield place, line
 
 

@@ -3,6 +3,7 @@
 Features are computed once, for each image and its mirror image; then only heads are trained on them. The paper does not say what
 its heads are. Ours are what is least: one convolution to the classes, upsampled, and one linear map of the pooled features.
 """
+
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 import sys
@@ -31,7 +32,10 @@ class Head:
     decay: float = 1e-4
 
 
-HEADS = {"conv": Head(), "linear": Head(kernel=1, pool="max")}  # the second sees no neighbours, and one place of an image is enough
+HEADS = {
+    "conv": Head(),
+    "linear": Head(kernel=1, pool="max"),
+}  # the second sees no neighbours, and one place of an image is enough
 
 
 @dataclass(frozen=True)
@@ -47,19 +51,32 @@ class Features:
 
 
 @torch.no_grad()
-def collect(model: nn.Module, places: Sequence[str], batches: Iterable[tuple[Tensor, np.ndarray]], mirrored: bool = False,
-            progress: bool = False) -> list[Features]:
+def collect(
+    model: nn.Module,
+    places: Sequence[str],
+    batches: Iterable[tuple[Tensor, np.ndarray]],
+    mirrored: bool = False,
+    progress: bool = False,
+) -> list[Features]:
     """The features of several layers from the same passes. batches: (images (B, 3, H, W) as the network takes them, masks (B, H, W)).
     mirrored: those of the mirror images, too. Raises InputError for no images, or images of several sizes."""
     maps, masks = [[] for _ in places], []
     with evaluating(model):
-        for images, labels in tqdm(batches, desc="features", file=sys.stderr, disable=not progress or None):
+        for images, labels in tqdm(
+            batches, desc="features", file=sys.stderr, disable=not progress or None
+        ):
             labels = torch.as_tensor(np.asarray(labels))
-            for flip in (False, True)[:1 + mirrored]:
+            for flip in (False, True)[: 1 + mirrored]:
                 if masks and masks[0].shape[1:] != labels.shape[1:]:
-                    raise InputError("images of several sizes: {1}x{0} and {3}x{2}".format(*masks[0].shape[1:], *labels.shape[1:]))
+                    raise InputError(
+                        "images of several sizes: {1}x{0} and {3}x{2}".format(
+                            *masks[0].shape[1:], *labels.shape[1:]
+                        )
+                    )
                 masks.append(labels.flip(2) if flip else labels)
-                for found, own in zip(maps, feature_maps(model, places, images.flip(3) if flip else images)):
+                for found, own in zip(
+                    maps, feature_maps(model, places, images.flip(3) if flip else images)
+                ):
                     found.append(own.float().cpu())
     if not masks:
         raise InputError("no images")
@@ -89,23 +106,34 @@ class _Pool(nn.Module):
         return x.mean((2, 3)) if self.how == "mean" else x.amax((2, 3))
 
 
-def segmentation_head(features: Features, classes: int, head: Head = HEADS["conv"], seed: int = 0) -> nn.Module:
+def segmentation_head(
+    features: Features, classes: int, head: Head = HEADS["conv"], seed: int = 0
+) -> nn.Module:
     """Train a convolution to the classes -> module, (B, C, h, w) -> logits (B, K, h, w). The loss is the cross-entropy at every fourth
     pixel of every fourth row, where the networks give their own logits; void counts nowhere."""
     labels = features.masks[:, 2::4, 2::4].long()
 
     def loss(net, pick):
-        logits = F.interpolate(net(features.maps[pick]), labels.shape[1:], mode="bilinear", align_corners=False)
+        logits = F.interpolate(
+            net(features.maps[pick]), labels.shape[1:], mode="bilinear", align_corners=False
+        )
         wanted = labels[pick]
-        return F.cross_entropy(logits, wanted, ignore_index=VOID, reduction="sum") / (wanted != VOID).sum().clamp(min=1)
+        return F.cross_entropy(logits, wanted, ignore_index=VOID, reduction="sum") / (
+            wanted != VOID
+        ).sum().clamp(min=1)
 
     def make():
-        return nn.Sequential(_Standard(features.maps), nn.Conv2d(features.maps.shape[1], classes, head.kernel, padding=head.kernel // 2))
+        return nn.Sequential(
+            _Standard(features.maps),
+            nn.Conv2d(features.maps.shape[1], classes, head.kernel, padding=head.kernel // 2),
+        )
 
     return _trained(make, loss, len(labels), head, seed)
 
 
-def classification_head(features: Features, classes: int, head: Head = HEADS["conv"], seed: int = 0) -> nn.Module:
+def classification_head(
+    features: Features, classes: int, head: Head = HEADS["conv"], seed: int = 0
+) -> nn.Module:
     """Train a linear map of the pooled features -> module, (B, C, h, w) -> logits (B, K) of each class being there. The loss is the
     binary cross-entropy, over all classes."""
     wanted = features.present(classes).float()
@@ -114,7 +142,9 @@ def classification_head(features: Features, classes: int, head: Head = HEADS["co
         return F.binary_cross_entropy_with_logits(net(features.maps[pick]), wanted[pick])
 
     def make():
-        return nn.Sequential(_Standard(features.maps), _Pool(head.pool), nn.Linear(features.maps.shape[1], classes))
+        return nn.Sequential(
+            _Standard(features.maps), _Pool(head.pool), nn.Linear(features.maps.shape[1], classes)
+        )
 
     return _trained(make, loss, len(wanted), head, seed)
 
@@ -138,16 +168,28 @@ def _trained(make, loss, images: int, head: Head, seed: int) -> nn.Module:
 @torch.no_grad()
 def segment(net: nn.Module, features: Features, classes: int) -> Tensor:
     """Confusion matrices (N, K, K) of a segmentation head, its logits resized to the labels."""
-    def predicted(one, size):
-        return F.interpolate(net(one[None]), size, mode="bilinear", align_corners=False).argmax(1)[0]
 
-    return torch.stack([metrics.confusion_matrix(predicted(one, mask.shape), mask, classes)
-                        for one, mask in zip(features.maps, features.masks)])
+    def predicted(one, size):
+        return F.interpolate(net(one[None]), size, mode="bilinear", align_corners=False).argmax(1)[
+            0
+        ]
+
+    return torch.stack(
+        [
+            metrics.confusion_matrix(predicted(one, mask.shape), mask, classes)
+            for one, mask in zip(features.maps, features.masks)
+        ]
+    )
 
 
 @torch.no_grad()
-def multilabel(net: nn.Module, features: Features, classes: Sequence[str], background: str | None = None,
-               seen: Features | None = None) -> dict:
+def multilabel(
+    net: nn.Module,
+    features: Features,
+    classes: Sequence[str],
+    background: str | None = None,
+    seen: Features | None = None,
+) -> dict:
     """A classification head's scores -> {"accuracy": share of right answers whether a class is there, over images and classes,
     "accuracy_by_image": (N,) the same of each image, "majority": the accuracy of answering what holds for most images of `seen`,
     "average_precision": {class: value, None where it is in no image or in all}}. Of the `background` class nothing counts."""
@@ -156,10 +198,15 @@ def multilabel(net: nn.Module, features: Features, classes: Sequence[str], backg
     right = ((scores > 0) == truth)[:, counts].double()
     usual = (seen or features).present(len(classes)).double().mean(0) > 0.5
     precision = {classes[k]: average_precision(scores[:, k], truth[:, k]) for k in counts}
-    return {"accuracy": right.mean().item(), "accuracy_by_image": right.mean(1).tolist(),
-            "majority": (usual == truth)[:, counts].double().mean().item(),
-            "average_precision": {name: value if 0 < truth[:, classes.index(name)].sum() < len(truth) else None
-                                  for name, value in precision.items()}}
+    return {
+        "accuracy": right.mean().item(),
+        "accuracy_by_image": right.mean(1).tolist(),
+        "majority": (usual == truth)[:, counts].double().mean().item(),
+        "average_precision": {
+            name: value if 0 < truth[:, classes.index(name)].sum() < len(truth) else None
+            for name, value in precision.items()
+        },
+    }
 
 
 def average_precision(scores: Tensor, truth: Tensor) -> float:
@@ -167,7 +214,9 @@ def average_precision(scores: Tensor, truth: Tensor) -> float:
     Equal scores share one threshold."""
     order = scores.argsort(descending=True)
     scores, hits = scores[order], truth[order].double().cumsum(0)
-    last = torch.cat([scores[1:] != scores[:-1], torch.ones(1, dtype=torch.bool)])  # of its threshold
+    last = torch.cat(
+        [scores[1:] != scores[:-1], torch.ones(1, dtype=torch.bool)]
+    )  # of its threshold
     found, named = hits[last], torch.arange(1, len(hits) + 1)[last]
     rise = torch.diff(found, prepend=found.new_zeros(1))
     return ((rise * found / named).sum() / hits[-1]).item()

@@ -3,6 +3,7 @@
 A unit is a channel of a map (B, C, H, W) of a layer (`rflw_study.layers`); at each position it looks at another part of the
 image. Images are tensors as the network takes them, all of one size. A size is the square root of an area, in pixels of the image.
 """
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 import math
@@ -19,8 +20,12 @@ from rflw_study.reach import Partial, Span
 
 # Where the paper looks: Figure 3 (its "levels 4 and 3" are our stages 0 and 1), and Figure 8. Sums are taken before their ReLU, whose
 # gradient vanishes where they are negative.
-PLACES = {"before CRP": "decoder.stages.0.act:input", "after CRP": "decoder.stages.0.crp",
-          "after the first sum": "decoder.stages.1.act:input", "last layer": "decoder.classifier"}
+PLACES = {
+    "before CRP": "decoder.stages.0.act:input",
+    "after CRP": "decoder.stages.0.crp",
+    "after the first sum": "decoder.stages.1.act:input",
+    "last layer": "decoder.classifier",
+}
 GAUSS = 0.0455  # Luo et al.: what a Gaussian has left, relative to its centre, where they let the field end
 UNLIMITED = 2**14  # pixels; fields that reach further are called infinite
 
@@ -44,7 +49,9 @@ class Fields:
 def size_of(maps: Tensor, cut: float, cell: int = 1) -> Tensor:
     """(..., H, W) -> (...): square root of the area that is above `cut` times the largest value; nan where all is nought."""
     if not 0 <= cut < 1:
-        raise InputError(f"a field ends at a share of its largest value, 0 or more and below 1, not {cut}")
+        raise InputError(
+            f"a field ends at a share of its largest value, 0 or more and below 1, not {cut}"
+        )
     peak = maps.amax((-2, -1), keepdim=True)
     area = (maps > cut * peak).sum((-2, -1)).double()
     return torch.where(peak[..., 0, 0] > 0, area.sqrt() * cell, torch.nan)
@@ -85,10 +92,14 @@ class Strongest:
 
 
 @torch.no_grad()
-def strongest(model: nn.Module, layers: Sequence[str], images: Tensor, batch: int = 8, progress: bool = False) -> list[Strongest]:
+def strongest(
+    model: nn.Module, layers: Sequence[str], images: Tensor, batch: int = 8, progress: bool = False
+) -> list[Strongest]:
     """Of each layer, from the same passes."""
     found, widths = [([], []) for _ in layers], []
-    for part in tqdm(images.split(batch), desc="strongest", file=sys.stderr, disable=not progress or None):
+    for part in tqdm(
+        images.split(batch), desc="strongest", file=sys.stderr, disable=not progress or None
+    ):
         maps = feature_maps(model, layers, part)
         widths = [m.shape[3] for m in maps]
         for own, (values, places) in zip(maps, found):
@@ -96,14 +107,19 @@ def strongest(model: nn.Module, layers: Sequence[str], images: Tensor, batch: in
             values.append(value)
             places.append(place)
     pairs = [(torch.cat(values), torch.cat(places)) for values, places in found]
-    return [Strongest(values, places // width, places % width) for (values, places), width in zip(pairs, widths)]
+    return [
+        Strongest(values, places // width, places % width)
+        for (values, places), width in zip(pairs, widths)
+    ]
 
 
 # ---------------------------------------------------------------- four ways
 
 
 @torch.no_grad()
-def theoretical(model: nn.Module, layer: str, size: tuple[int, int] | None = None) -> tuple[float, float]:
+def theoretical(
+    model: nn.Module, layer: str, size: tuple[int, int] | None = None
+) -> tuple[float, float]:
     """Rows and columns of the image that the unit in the middle of a layer can depend on: of an image of `size`, or, for None, of
     one without borders. Infinite where a layer sees any image whole.
 
@@ -111,18 +127,30 @@ def theoretical(model: nn.Module, layer: str, size: tuple[int, int] | None = Non
     is outermost. Raises InputError where an operation is none that is known to look at maps.
     """
     dtype = next((p.dtype for p in model.parameters()), torch.float32)
-    limit = [size] if size else [(side, side) for side in (UNLIMITED // 16, UNLIMITED // 4, UNLIMITED)]
+    limit = (
+        [size] if size else [(side, side) for side in (UNLIMITED // 16, UNLIMITED // 4, UNLIMITED)]
+    )
     with evaluating(model):
         for rows, columns in limit:
             spans = feature_map(model, layer, Span.of_image((rows, columns), dtype=dtype))
-            middle = [(spans.first[axis][n // 2].item(), spans.last[axis][n // 2].item()) for axis, n in enumerate(spans.shape[-2:])]
+            middle = [
+                (spans.first[axis][n // 2].item(), spans.last[axis][n // 2].item())
+                for axis, n in enumerate(spans.shape[-2:])
+            ]
             if size or all(0 < first and last < rows - 1 for first, last in middle):
                 return tuple(max(last - first + 1, 0) for first, last in middle)
     return math.inf, math.inf
 
 
-def gradient(model: nn.Module, layer: str, images, units: Sequence[int] | None = None, cut: float = GAUSS, batch: int = 10,
-             progress: bool = False) -> Fields:
+def gradient(
+    model: nn.Module,
+    layer: str,
+    images,
+    units: Sequence[int] | None = None,
+    cut: float = GAUSS,
+    batch: int = 10,
+    progress: bool = False,
+) -> Fields:
     """Gradient of a unit in the middle of the map with respect to the image, its absolute values summed over colours and averaged
     over images, as Luo et al., "Understanding the effective receptive field in deep convolutional neural networks" (2016).
 
@@ -133,7 +161,9 @@ def gradient(model: nn.Module, layer: str, images, units: Sequence[int] | None =
     images = stacked(images)
     total, by_image = None, []
     with evaluating(model), torch.enable_grad():
-        for part in tqdm(images.split(batch), desc="gradients", file=sys.stderr, disable=not progress or None):
+        for part in tqdm(
+            images.split(batch), desc="gradients", file=sys.stderr, disable=not progress or None
+        ):
             part = part.clone().requires_grad_()
             maps = feature_map(model, layer, part)
             middle = maps[:, :, maps.shape[2] // 2, maps.shape[3] // 2]  # (B, C)
@@ -141,24 +171,45 @@ def gradient(model: nn.Module, layer: str, images, units: Sequence[int] | None =
             fields = []
             for unit in asked:
                 value = (middle if unit is None else middle[:, unit]).sum()
-                fields.append(torch.autograd.grad(value, part, retain_graph=unit != asked[-1])[0].abs().sum(1))
+                fields.append(
+                    torch.autograd.grad(value, part, retain_graph=unit != asked[-1])[0].abs().sum(1)
+                )
             fields = torch.stack(fields).detach()  # (U, B, H, W)
             total = fields.sum(1) + (0 if total is None else total)
             by_image.append(size_of(fields.sum(0), cut))
     maps = total / total.amax((1, 2), keepdim=True)
-    fields = Fields([-1] if units is None else asked, maps, 1, size_of(maps.nan_to_num(), cut), torch.cat(by_image))
+    fields = Fields(
+        [-1] if units is None else asked,
+        maps,
+        1,
+        size_of(maps.nan_to_num(), cut),
+        torch.cat(by_image),
+    )
     return _refuse_dead(fields, units, layer, len(images))
 
 
-def occlusion(model: nn.Module, layer: str, images, units: Sequence[int] | None = None, **options) -> Fields:
+def occlusion(
+    model: nn.Module, layer: str, images, units: Sequence[int] | None = None, **options
+) -> Fields:
     """Fields of one layer, see `occlusions`. Raises InputError if one of `units`, where given, never activates."""
     return occlusions(model, [layer], images, units, **options)[0]
 
 
 @torch.no_grad()
-def occlusions(model: nn.Module, layers: Sequence[str], images, units: Sequence[int] | None = None, top: int = 10, patch: int = 11,
-               stride: int = 3, cut: float = 0.2, batch: int = 16, seed: int = 0, partial: bool = True,
-               progress: bool = False) -> list[Fields]:
+def occlusions(
+    model: nn.Module,
+    layers: Sequence[str],
+    images,
+    units: Sequence[int] | None = None,
+    top: int = 10,
+    patch: int = 11,
+    stride: int = 3,
+    cut: float = 0.2,
+    batch: int = 16,
+    seed: int = 0,
+    partial: bool = True,
+    progress: bool = False,
+) -> list[Fields]:
     """As cited, Zhou et al., "Object detectors emerge in deep scene CNNs" (2015): a patch of random pixels slides over each of the
     `top` images that activate a unit most; how much it changes the activation where that is strongest gives a map of
     discrepancies; the maps, shifted so that this place is in the middle, are averaged.
@@ -172,7 +223,9 @@ def occlusions(model: nn.Module, layers: Sequence[str], images, units: Sequence[
     images = stacked(images)
     n, _, *size = images.shape
     if not 1 <= patch <= min(size) or stride < 1 or top < 1:
-        raise InputError(f"a patch of {patch} pixels at stride {stride} on {size[1]}x{size[0]}, {top} images: it must fit, all 1 at least")
+        raise InputError(
+            f"a patch of {patch} pixels at stride {stride} on {size[1]}x{size[0]}, {top} images: it must fit, all 1 at least"
+        )
     grid = [torch.arange(0, side - patch + 1, stride) for side in size]
     corners, shape = torch.cartesian_prod(*grid).to(images.device), [len(axis) for axis in grid]
     low, high = (bound(images, (0, 2, 3)).view(3, 1, 1) for bound in (torch.amin, torch.amax))
@@ -180,14 +233,31 @@ def occlusions(model: nn.Module, layers: Sequence[str], images, units: Sequence[
         peaks = strongest(model, layers, images, batch, progress)
         chosen = [_chosen(units, peak.values.shape[1], layer) for peak, layer in zip(peaks, layers)]
         wanted = [peak.best(top)[own] for peak, own in zip(peaks, chosen)]  # (U, K)
-        sums = [torch.zeros(len(own), *(2 * side - 1 for side in shape), device=images.device) for own in chosen]
-        times, by_image = [torch.zeros_like(total) for total in sums], [torch.full((n,), torch.nan, dtype=torch.double) for _ in layers]
+        sums = [
+            torch.zeros(len(own), *(2 * side - 1 for side in shape), device=images.device)
+            for own in chosen
+        ]
+        times, by_image = (
+            [torch.zeros_like(total) for total in sums],
+            [torch.full((n,), torch.nan, dtype=torch.double) for _ in layers],
+        )
         used = [i for i in range(n) if any((best == i).any() for best in wanted)]
-        bar = tqdm(total=len(used) * len(corners), desc="patches", file=sys.stderr, disable=not progress or None)
+        bar = tqdm(
+            total=len(used) * len(corners),
+            desc="patches",
+            file=sys.stderr,
+            disable=not progress or None,
+        )
         for i in used:
-            image, generator = images[i:i + 1], torch.Generator().manual_seed(seed * n + i)
-            noise = torch.rand(len(corners), 3, patch, patch, generator=generator).to(images) * (high - low) + low
-            asked = [torch.nonzero((best == i).any(1)).flatten() for best in wanted]  # numbers among `chosen`
+            image, generator = images[i : i + 1], torch.Generator().manual_seed(seed * n + i)
+            noise = (
+                torch.rand(len(corners), 3, patch, patch, generator=generator).to(images)
+                * (high - low)
+                + low
+            )
+            asked = [
+                torch.nonzero((best == i).any(1)).flatten() for best in wanted
+            ]  # numbers among `chosen`
             places = []
             for peak, own, numbers in zip(peaks, chosen, asked):
                 channels = torch.tensor(own, device=images.device)[numbers]
@@ -195,30 +265,54 @@ def occlusions(model: nn.Module, layers: Sequence[str], images, units: Sequence[
             undisturbed, changes = feature_maps(model, layers, image), [[] for _ in layers]
             for part, corner in zip(noise.split(batch), corners.split(batch)):
                 occluded = Partial(image, part, corner)
-                for found, out, place in zip(changes, feature_maps(model, layers, occluded if partial else occluded.whole()), places):
+                for found, out, place in zip(
+                    changes,
+                    feature_maps(model, layers, occluded if partial else occluded.whole()),
+                    places,
+                ):
                     found.append(out.at(*place) if isinstance(out, Partial) else out[:, *place])
                 bar.update(len(part))
-            for k, (found, clean, place, numbers) in enumerate(zip(changes, undisturbed, places, asked)):
+            for k, (found, clean, place, numbers) in enumerate(
+                zip(changes, undisturbed, places, asked)
+            ):
                 maps = (torch.cat(found) - clean[0, *place]).abs().T.view(-1, *shape)
-                for number, own, *at in zip(numbers.tolist(), maps, place[1].tolist(), place[2].tolist()):
+                for number, own, *at in zip(
+                    numbers.tolist(), maps, place[1].tolist(), place[2].tolist()
+                ):
                     # cell of the grid whose patch lies over the middle of the unit's position
-                    y, x = (min(max(round(((a + 0.5) * side / m - patch / 2) / stride), 0), g - 1)
-                            for a, side, m, g in zip(at, size, clean.shape[-2:], shape))
-                    sums[k][number, shape[0] - 1 - y:, shape[1] - 1 - x:][:shape[0], :shape[1]] += own
-                    times[k][number, shape[0] - 1 - y:, shape[1] - 1 - x:][:shape[0], :shape[1]] += 1
+                    y, x = (
+                        min(max(round(((a + 0.5) * side / m - patch / 2) / stride), 0), g - 1)
+                        for a, side, m, g in zip(at, size, clean.shape[-2:], shape)
+                    )
+                    sums[k][number, shape[0] - 1 - y :, shape[1] - 1 - x :][
+                        : shape[0], : shape[1]
+                    ] += own
+                    times[k][number, shape[0] - 1 - y :, shape[1] - 1 - x :][
+                        : shape[0], : shape[1]
+                    ] += 1
                 by_image[k][i] = size_of(maps, cut, stride).nanmean()
         bar.close()
     measured = []
     for layer, own, total, count, sides in zip(layers, chosen, sums, times, by_image):
         maps = torch.where(count > 0, total / count, 0)
-        fields = Fields(own, maps / maps.amax((1, 2), keepdim=True), stride, size_of(maps, cut, stride), sides)
+        fields = Fields(
+            own, maps / maps.amax((1, 2), keepdim=True), stride, size_of(maps, cut, stride), sides
+        )
         measured.append(_refuse_dead(fields, units, layer, n))
     return measured
 
 
 @torch.no_grad()
-def activation(model: nn.Module, layer: str, images, units: Sequence[int] | None = None, top: int = 10, cut: float = 0.2,
-               batch: int = 8, progress: bool = False) -> Fields:
+def activation(
+    model: nn.Module,
+    layer: str,
+    images,
+    units: Sequence[int] | None = None,
+    top: int = 10,
+    cut: float = 0.2,
+    batch: int = 8,
+    progress: bool = False,
+) -> Fields:
     """As the paper's author pointed to when asked: the maps of the `top` images that activate a unit most, divided by the largest
     value among them, upsampled to the image and cut at a fraction. That is how much of an image excites a unit, which need not be how
     much of it the unit sees.
@@ -227,12 +321,14 @@ def activation(model: nn.Module, layer: str, images, units: Sequence[int] | None
     """
     images = stacked(images)
     with evaluating(model):
-        peaks, = strongest(model, [layer], images, batch, progress)
+        (peaks,) = strongest(model, [layer], images, batch, progress)
         chosen = _chosen(units, peaks.values.shape[1], layer)
         peak, best = peaks.values.amax(0), peaks.best(top)
         sizes = torch.full((len(chosen), len(images)), torch.nan, dtype=torch.double)
         maps = torch.full((len(chosen), *images.shape[-2:]), torch.nan)
-        for i, image in enumerate(tqdm(images.split(1), desc="activations", file=sys.stderr, disable=not progress or None)):
+        for i, image in enumerate(
+            tqdm(images.split(1), desc="activations", file=sys.stderr, disable=not progress or None)
+        ):
             own = torch.nonzero((best[chosen] == i).any(1)).flatten().tolist()
             if not own:
                 continue
@@ -242,7 +338,9 @@ def activation(model: nn.Module, layer: str, images, units: Sequence[int] | None
                 sizes[k, i] = (relative > cut).sum().double().sqrt()
                 if best[chosen[k], 0] == i:
                     maps[k] = relative
-    return _refuse_dead(Fields(chosen, maps, 1, sizes.nanmean(1), sizes.nanmean(0)), units, layer, len(images))
+    return _refuse_dead(
+        Fields(chosen, maps, 1, sizes.nanmean(1), sizes.nanmean(0)), units, layer, len(images)
+    )
 
 
 def regions(maps: Tensor, peak: Tensor | float, size: tuple[int, int]) -> Tensor:
@@ -251,7 +349,9 @@ def regions(maps: Tensor, peak: Tensor | float, size: tuple[int, int]) -> Tensor
 
 
 @torch.no_grad()
-def top_images(model: nn.Module, layer: str, images, unit: int, top: int = 9, batch: int = 8) -> tuple[list[int], Tensor]:
+def top_images(
+    model: nn.Module, layer: str, images, unit: int, top: int = 9, batch: int = 8
+) -> tuple[list[int], Tensor]:
     """The images that activate a unit most, strongest first -> (their numbers, their maps relative to the strongest, (K, H, W)).
 
     Raises InputError for a unit that never activates.
@@ -261,6 +361,8 @@ def top_images(model: nn.Module, layer: str, images, unit: int, top: int = 9, ba
         maps = torch.cat([feature_map(model, layer, part)[:, unit] for part in images.split(batch)])
         peaks = maps.flatten(1).amax(1)
         if not peaks.max() > 0:
-            raise InputError(f"layer {layer!r}: unit {unit} never activates on {len(images)} images")
+            raise InputError(
+                f"layer {layer!r}: unit {unit} never activates on {len(images)} images"
+            )
         best = peaks.argsort(descending=True)[:top]
         return best.tolist(), regions(maps[best], peaks.max(), images.shape[-2:])

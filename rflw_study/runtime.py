@@ -3,6 +3,7 @@
 The paper's protocol (section 4): random input, passes counted after warm-up, mean and standard deviation. Here several calls take
 turns in one run, so that their ratios hold on a machine that does other things, too.
 """
+
 from collections.abc import Callable
 from copy import deepcopy
 import ctypes
@@ -21,15 +22,22 @@ from rflw.trace import record
 # ---------------------------------------------------------------- time
 
 
-def interleaved(calls: dict[str, Callable[[], object]], device: torch.device, passes: int = 100, warmup: int = 3,
-                progress: bool = False) -> dict[str, np.ndarray]:
+def interleaved(
+    calls: dict[str, Callable[[], object]],
+    device: torch.device,
+    passes: int = 100,
+    warmup: int = 3,
+    progress: bool = False,
+) -> dict[str, np.ndarray]:
     """Milliseconds of each pass of each call, (passes,): one of every call, then again. On CUDA measured by its own events.
 
     warmup: passes of each that do not count. On a CPU a short pause comes before each pass: threads of the pass before, which wait for
     more work by spinning, would take the processor from a call that has threads of its own.
     """
     found = {name: np.empty(passes) for name in calls}
-    for turn in tqdm(range(-warmup, passes), desc="passes", file=sys.stderr, disable=not progress or None):
+    for turn in tqdm(
+        range(-warmup, passes), desc="passes", file=sys.stderr, disable=not progress or None
+    ):
         for name, call in calls.items():
             if device.type == "cpu":
                 time.sleep(0.02)
@@ -57,8 +65,16 @@ def statistics(milliseconds: np.ndarray) -> dict[str, float]:
     """-> {"mean", "std" (of the sample), "median", "p5", "p95"}."""
     p5, median, p95 = np.percentile(milliseconds, [5, 50, 95])
     std = milliseconds.std(ddof=1) if len(milliseconds) > 1 else 0.0
-    return {name: round(float(value), 4) for name, value in
-            {"mean": milliseconds.mean(), "std": std, "median": median, "p5": p5, "p95": p95}.items()}
+    return {
+        name: round(float(value), 4)
+        for name, value in {
+            "mean": milliseconds.mean(),
+            "std": std,
+            "median": median,
+            "p5": p5,
+            "p95": p95,
+        }.items()
+    }
 
 
 def ratio(slow: np.ndarray, fast: np.ndarray, draws: int = 2000, seed: int = 0) -> dict[str, float]:
@@ -67,7 +83,11 @@ def ratio(slow: np.ndarray, fast: np.ndarray, draws: int = 2000, seed: int = 0) 
     turns = np.random.default_rng(seed).integers(0, len(slow), (draws, len(slow)))
     drawn = np.median(slow[turns], axis=1) / np.median(fast[turns], axis=1)
     low, high = np.percentile(drawn, [2.5, 97.5])
-    return {"ratio": round(float(np.median(slow) / np.median(fast)), 4), "low": round(float(low), 4), "high": round(float(high), 4)}
+    return {
+        "ratio": round(float(np.median(slow) / np.median(fast)), 4),
+        "low": round(float(low), 4),
+        "high": round(float(high), 4),
+    }
 
 
 # ---------------------------------------------------------------- the device
@@ -85,11 +105,17 @@ def peaks(device: torch.device, precisions: tuple[str, ...] = ("fp32", "bf16")) 
     for precision in precisions:
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
         a = torch.randn(n, n, device=device).to(dtype)
-        conv = nn.Conv2d(channels, channels, 1, bias=False).to(device, dtype, memory_format=torch.channels_last)
-        x = torch.randn(1, channels, 128, 128, device=device).to(dtype, memory_format=torch.channels_last)
+        conv = nn.Conv2d(channels, channels, 1, bias=False).to(
+            device, dtype, memory_format=torch.channels_last
+        )
+        x = torch.randn(1, channels, 128, 128, device=device).to(
+            dtype, memory_format=torch.channels_last
+        )
         product = min(_milliseconds(lambda a=a: a @ a, device) for _ in range(7))
         convolution = min(_milliseconds(lambda conv=conv, x=x: conv(x), device) for _ in range(7))
-        found[f"{precision}_gmacs"] = round(max(n**3 / product, channels**2 * 128**2 / convolution) / 1e6, 1)
+        found[f"{precision}_gmacs"] = round(
+            max(n**3 / product, channels**2 * 128**2 / convolution) / 1e6, 1
+        )
     source = torch.zeros(2**26, device=device)  # 268 MB
     target = torch.empty_like(source)
     best = min(_milliseconds(lambda: target.copy_(source), device) for _ in range(7))
@@ -100,7 +126,10 @@ def traffic(model: nn.Module, size: tuple[int, int], width: int = 4) -> int:
     """Bytes that one pass moves if every operation reads its inputs and weights and writes its result, once, from memory: what a
     plain graph does, and what joining operations saves. width: bytes a value. Nothing is computed."""
     steps = record(deepcopy(model).to("meta"), torch.empty(1, 3, *size, device="meta"))
-    moved = sum(prod(step.shape) + step.params + sum(prod(steps[i].shape) for i in step.inputs if i >= 0) for step in steps)
+    moved = sum(
+        prod(step.shape) + step.params + sum(prod(steps[i].shape) for i in step.inputs if i >= 0)
+        for step in steps
+    )
     return width * moved
 
 
@@ -139,7 +168,11 @@ def working_mb(call: Callable[[], object], device: torch.device) -> float | None
 
 
 def _resident(field: str) -> int:
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    line = next(
+        line
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith(field)
+    )
     return 1024 * int(line.split()[1])
 
 
@@ -162,6 +195,7 @@ def _energy_counter(device: torch.device) -> Callable[[], float] | None:
     try:
         if device.type == "cuda":
             import pynvml
+
             pynvml.nvmlInit()
             handle = pynvml.nvmlDeviceGetHandleByIndex(device.index or 0)
             pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)

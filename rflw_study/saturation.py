@@ -2,6 +2,7 @@
 
 A residual block computes y = x + t, or y = x + t1 + t2 + ...; each t is a term: the branch of an RCU, or a stage of CRP.
 """
+
 from collections.abc import Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -39,10 +40,18 @@ def norms(model: nn.Module, terms: Sequence[Term], batches: Iterable[Tensor]) ->
         at["t", term.name] = norm(out)
         found[term.name]["lively"] = (x > 0).any(3).any(2).any(0) | found[term.name]["lively"]
 
-    hooks = [find(model, block)[0].register_forward_pre_hook(lambda _, args, block=block: enter(block, args[0]))
-             for block in {term.block for term in terms}]
-    hooks += [find(model, term.source)[0].register_forward_hook(lambda _, args, out, term=term: leave(term, args[0], out))
-              for term in terms]
+    hooks = [
+        find(model, block)[0].register_forward_pre_hook(
+            lambda _, args, block=block: enter(block, args[0])
+        )
+        for block in {term.block for term in terms}
+    ]
+    hooks += [
+        find(model, term.source)[0].register_forward_hook(
+            lambda _, args, out, term=term: leave(term, args[0], out)
+        )
+        for term in terms
+    ]
     try:
         with evaluating(model):
             for images in batches:
@@ -52,9 +61,14 @@ def norms(model: nn.Module, terms: Sequence[Term], batches: Iterable[Tensor]) ->
     finally:
         for hook in hooks:
             hook.remove()
-    return {term.name: {"ratio": torch.cat(found[term.name]["ratio"]),
-                        "silent": 1 - found[term.name]["lively"].double().mean().item(),
-                        "weight": find(model, term.source)[0].weight.double().square().mean().sqrt().item()} for term in terms}
+    return {
+        term.name: {
+            "ratio": torch.cat(found[term.name]["ratio"]),
+            "silent": 1 - found[term.name]["lively"].double().mean().item(),
+            "weight": find(model, term.source)[0].weight.double().square().mean().sqrt().item(),
+        }
+        for term in terms
+    }
 
 
 @contextmanager
@@ -73,9 +87,17 @@ def without(model: nn.Module, terms: Sequence[Term]):
 
     for block in dict.fromkeys(term.block for term in terms):
         own = [term for term in terms if term.block == block]
-        hooks += [find(model, term.source)[0].register_forward_hook(lambda _, args, out, name=term.name: keep(name, out)) for term in own]
-        hooks.append(find(model, block)[0].register_forward_hook(
-            lambda _, args, out, names=tuple(term.name for term in own): take_off(names, out)))
+        hooks += [
+            find(model, term.source)[0].register_forward_hook(
+                lambda _, args, out, name=term.name: keep(name, out)
+            )
+            for term in own
+        ]
+        hooks.append(
+            find(model, block)[0].register_forward_hook(
+                lambda _, args, out, names=tuple(term.name for term in own): take_off(names, out)
+            )
+        )
     try:
         yield model
     finally:

@@ -2,6 +2,7 @@
 
 Only rows of one record took turns on one machine, so ratios are made of these alone.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
@@ -26,10 +27,19 @@ def timings(found: Iterable[dict]) -> list[dict]:
         hardware, metrics = record["hardware"], record["metrics"]
         for row in metrics["rows"]:
             cuda = row["device"] == "cuda"
-            rows.append(row | {
-                "record": record["name"], "passes": record["config"].get("passes", 1), "peaks": metrics.get("peaks", {}),
-                "where": hardware.get("gpu", "a GPU") if cuda else f"{hardware['cpu']}, {hardware['cores']} cores",
-                "precision": row["mode"].rpartition("-")[2], "done": _done(row)})
+            rows.append(
+                row
+                | {
+                    "record": record["name"],
+                    "passes": record["config"].get("passes", 1),
+                    "peaks": metrics.get("peaks", {}),
+                    "where": hardware.get("gpu", "a GPU")
+                    if cuda
+                    else f"{hardware['cpu']}, {hardware['cores']} cores",
+                    "precision": row["mode"].rpartition("-")[2],
+                    "done": _done(row),
+                }
+            )
     return rows
 
 
@@ -55,7 +65,10 @@ def ratio(over: dict, under: dict) -> Interval:
     Of medians: a pass that something else interrupted says nothing of a network. Their spread is that of a normal distribution with the
     same 5th and 95th percentile. A row without medians counts with its mean.
     """
-    return mean_ratio(*(_centre(row["latency_ms"]) for row in (over, under)), n=min(over["passes"], under["passes"]))
+    return mean_ratio(
+        *(_centre(row["latency_ms"]) for row in (over, under)),
+        n=min(over["passes"], under["passes"]),
+    )
 
 
 def _centre(latency: dict) -> tuple[float, float]:
@@ -70,8 +83,11 @@ def pairs(rows: Iterable[dict], slow: str, fast: str) -> list[dict]:
     many times longer that takes."""
     rows = list(rows)
     slower = {(*_together(row), row["mode"]): row for row in rows if row["model"] == slow}
-    return [row | {"slower": slower[key], "ratio": ratio(slower[key], row)} for row in rows
-            if row["model"] == fast and (key := (*_together(row), row["mode"])) in slower]
+    return [
+        row | {"slower": slower[key], "ratio": ratio(slower[key], row)}
+        for row in rows
+        if row["model"] == fast and (key := (*_together(row), row["mode"])) in slower
+    ]
 
 
 def gains(rows: Iterable[dict]) -> list[dict]:
@@ -83,13 +99,22 @@ def gains(rows: Iterable[dict]) -> list[dict]:
             if (before["model"], _together(before)) != (after["model"], _together(after)):
                 continue
             more = after["done"] - before["done"]
-            if before["precision"] == after["precision"] and before["done"] < after["done"] and len(more) == 1:
+            if (
+                before["precision"] == after["precision"]
+                and before["done"] < after["done"]
+                and len(more) == 1
+            ):
                 step = next(iter(more))
-            elif before["precision"] == "fp32" != after["precision"] and before["done"] == after["done"]:
+            elif (
+                before["precision"] == "fp32" != after["precision"]
+                and before["done"] == after["done"]
+            ):
                 step = after["precision"]
             else:
                 continue
-            found.append(after | {"step": step, "before": before["mode"], "ratio": ratio(before, after)})
+            found.append(
+                after | {"step": step, "before": before["mode"], "ratio": ratio(before, after)}
+            )
     return found
 
 
@@ -125,5 +150,7 @@ def table(lines: Sequence[dict], *index: str) -> pandas.DataFrame:
 
     frame = pandas.DataFrame(lines or [dict.fromkeys(index, "") | {"on record": "not measured"}])
     shared = [one for one in index[:-1] if frame[one].nunique() == 1]
-    frame.columns.name = ", ".join(f"batch {frame[one][0]}" if one == "batch" else str(frame[one][0]) for one in shared)
+    frame.columns.name = ", ".join(
+        f"batch {frame[one][0]}" if one == "batch" else str(frame[one][0]) for one in shared
+    )
     return frame.drop(columns=shared).set_index([one for one in index if one not in shared])

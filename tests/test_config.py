@@ -1,4 +1,5 @@
 """Recipes and schedules, against their formulas."""
+
 from dataclasses import MISSING, asdict, fields, replace
 import json
 import math
@@ -42,9 +43,17 @@ def test_contradictions_are_refused():
     with pytest.raises(InputError):
         Stage("camvid", 0, 1, 1)
     with pytest.raises(InputError, match="decoder_init"):
-        Recipe("a", "refinenet-lw-resnet50", (Stage("camvid", 3, 1, 1),), (64, 64), decoder_init="zeros")
+        Recipe(
+            "a",
+            "refinenet-lw-resnet50",
+            (Stage("camvid", 3, 1, 1),),
+            (64, 64),
+            decoder_init="zeros",
+        )
     with pytest.raises(InputError, match="optimiser"):
-        Recipe("a", "refinenet-lw-resnet50", (Stage("camvid", 3, 1, 1),), (64, 64), optimiser="adam")
+        Recipe(
+            "a", "refinenet-lw-resnet50", (Stage("camvid", 3, 1, 1),), (64, 64), optimiser="adam"
+        )
     with pytest.raises(InputError, match="unknown recipe"):
         recipe("imagenet")
 
@@ -70,7 +79,9 @@ def test_a_record_gives_its_recipe_back(name):
 
 
 def test_other_lengths_scale_the_milestones():
-    long = Recipe("x", "m", (Stage("camvid", 300, 1, 1, schedule="halve", milestones=(100, 200)),), (64, 64))
+    long = Recipe(
+        "x", "m", (Stage("camvid", 300, 1, 1, schedule="halve", milestones=(100, 200)),), (64, 64)
+    )
     short = long.with_epochs(30).stages[0]
     assert (short.epochs, short.milestones) == (30, (10, 20))
 
@@ -88,7 +99,9 @@ def test_every_stage_is_scaled_and_none_vanishes():
 def test_names_are_keys():
     assert all(name == r.name for name, r in RECIPES.items())
     assert recipe("own") is OWN and recipe("camvid-lw-resnet50") is RECIPES["camvid-lw-resnet50"]
-    with pytest.raises(InputError, match="unknown recipe 'camvid': one of paper-nyu-lw-resnet50, .*, own$"):
+    with pytest.raises(
+        InputError, match="unknown recipe 'camvid': one of paper-nyu-lw-resnet50, .*, own$"
+    ):
         recipe("camvid")
 
 
@@ -102,10 +115,35 @@ def test_the_same_on_other_data():
 # ---------------------------------------------------------------- settings do not drift
 
 # A hash leaves defaults out: one that changed would change what the recipes of old records mean, and no hash.
-DEFAULTS = {"weights": "imagenet", "init": "", "decoder_init": "default", "batch": 8, "scale": (0.5, 2.0), "min_side": 0, "flip": True,
-            "jitter": 0.0, "optimiser": "sgd", "momentum": 0.9, "weight_decay": 1e-5, "clip": 5.0, "ema": 0.0, "balance": 0.0,
-            "frozen_bn": True, "restart": False, "precision": "auto", "val_every": 5, "validation": "val", "note": ""}
-STAGE_DEFAULTS = {"split": "train", "schedule": "constant", "milestones": (), "gamma": 0.5, "power": 0.9}
+DEFAULTS = {
+    "weights": "imagenet",
+    "init": "",
+    "decoder_init": "default",
+    "batch": 8,
+    "scale": (0.5, 2.0),
+    "min_side": 0,
+    "flip": True,
+    "jitter": 0.0,
+    "optimiser": "sgd",
+    "momentum": 0.9,
+    "weight_decay": 1e-5,
+    "clip": 5.0,
+    "ema": 0.0,
+    "balance": 0.0,
+    "frozen_bn": True,
+    "restart": False,
+    "precision": "auto",
+    "val_every": 5,
+    "validation": "val",
+    "note": "",
+}
+STAGE_DEFAULTS = {
+    "split": "train",
+    "schedule": "constant",
+    "milestones": (),
+    "gamma": 0.5,
+    "power": 0.9,
+}
 
 
 def test_defaults_are_part_of_what_a_hash_means():
@@ -135,47 +173,102 @@ def test_records_were_made_with_the_recipes_as_they_are():
         assert record["config_hash"] == config.hash() == RECIPES[config.name].hash()
 
 
-@pytest.mark.parametrize(("name", "stages"), [
-    # section 4 and the supplement: rates 5e-4 and 5e-3 for ResNets, halved at these epochs; VOC: after 20 of COCO and 50 of SBD
-    ("paper-nyu-lw-resnet50", [("nyu", 300, 5e-4, 5e-3, "halve", (100, 200))]),
-    ("paper-person-lw-resnet152", [("person", 300, 5e-4, 5e-3, "halve", (100, 200))]),
-    ("paper-context-lw-resnet101", [("context", 200, 5e-4, 5e-3, "halve", (50, 100))]),
-    ("paper-cityscapes-lw-resnet101", [("cityscapes", 200, 5e-4, 5e-3, "halve", (50, 100))]),
-    ("paper-voc-lw-resnet101", [("coco", 20, 5e-4, 5e-3, "constant", ()), ("sbd", 50, 2.5e-4, 2.5e-3, "constant", ()),
-                                ("voc", 130, 1.25e-4, 1.25e-3, "constant", ())]),
-    ("paper-voc-lw-mobilenet_v2", [("coco", 20, 1e-3, 5e-3, "constant", ()), ("sbd", 50, 5e-4, 2.5e-3, "constant", ()),
-                                   ("voc", 130, 2.5e-4, 1.25e-3, "constant", ())]),
-    ("authors-2018-nyu-lw-resnet50", [("nyu", 100, 5e-4, 5e-3, "constant", ()), ("nyu", 100, 2.5e-4, 2.5e-3, "constant", ()),
-                                      ("nyu", 100, 1e-4, 1e-3, "constant", ())]),
-    ("authors-2020-nyu-lw-resnet50-steps", [("nyu", 300, 5e-4, 5e-3, "multistep", (100, 200))]),
-    ("authors-2020-sbd-lw-mobilenet_v2-poly", [("sbd", 200, 1e-3, 5e-3, "poly", ())])])
+@pytest.mark.parametrize(
+    ("name", "stages"),
+    [
+        # section 4 and the supplement: rates 5e-4 and 5e-3 for ResNets, halved at these epochs; VOC: after 20 of COCO and 50 of SBD
+        ("paper-nyu-lw-resnet50", [("nyu", 300, 5e-4, 5e-3, "halve", (100, 200))]),
+        ("paper-person-lw-resnet152", [("person", 300, 5e-4, 5e-3, "halve", (100, 200))]),
+        ("paper-context-lw-resnet101", [("context", 200, 5e-4, 5e-3, "halve", (50, 100))]),
+        ("paper-cityscapes-lw-resnet101", [("cityscapes", 200, 5e-4, 5e-3, "halve", (50, 100))]),
+        (
+            "paper-voc-lw-resnet101",
+            [
+                ("coco", 20, 5e-4, 5e-3, "constant", ()),
+                ("sbd", 50, 2.5e-4, 2.5e-3, "constant", ()),
+                ("voc", 130, 1.25e-4, 1.25e-3, "constant", ()),
+            ],
+        ),
+        (
+            "paper-voc-lw-mobilenet_v2",
+            [
+                ("coco", 20, 1e-3, 5e-3, "constant", ()),
+                ("sbd", 50, 5e-4, 2.5e-3, "constant", ()),
+                ("voc", 130, 2.5e-4, 1.25e-3, "constant", ()),
+            ],
+        ),
+        (
+            "authors-2018-nyu-lw-resnet50",
+            [
+                ("nyu", 100, 5e-4, 5e-3, "constant", ()),
+                ("nyu", 100, 2.5e-4, 2.5e-3, "constant", ()),
+                ("nyu", 100, 1e-4, 1e-3, "constant", ()),
+            ],
+        ),
+        ("authors-2020-nyu-lw-resnet50-steps", [("nyu", 300, 5e-4, 5e-3, "multistep", (100, 200))]),
+        ("authors-2020-sbd-lw-mobilenet_v2-poly", [("sbd", 200, 1e-3, 5e-3, "poly", ())]),
+    ],
+)
 def test_stages_are_those_of_the_paper_and_the_scripts(name, stages):
     found = RECIPES[name].stages
-    assert [(s.data, s.epochs, s.encoder_lr, s.decoder_lr, s.schedule, s.milestones) for s in found] == \
-        [(*stage[:2], *map(pytest.approx, stage[2:4]), *stage[4:]) for stage in stages]
-    assert RECIPES[name].restart == name.startswith("authors-2018") and RECIPES[name].batch == 6 and RECIPES[name].clip == 0
+    assert [
+        (s.data, s.epochs, s.encoder_lr, s.decoder_lr, s.schedule, s.milestones) for s in found
+    ] == [(*stage[:2], *map(pytest.approx, stage[2:4]), *stage[4:]) for stage in stages]
+    assert (
+        RECIPES[name].restart == name.startswith("authors-2018")
+        and RECIPES[name].batch == 6
+        and RECIPES[name].clip == 0
+    )
 
 
 # ---------------------------------------------------------------- settings from files
 
 
-@pytest.mark.parametrize(("where", "value"), [
-    ("batch", True), ("batch", 8.0), ("batch", "8"), ("jitter", math.nan), ("jitter", math.inf), ("jitter", False), ("name", 3),
-    ("weights", 3), ("crop", [64]), ("crop", [64, 64, 64]), ("crop", 64), ("crop", [64, "64"]), ("crop", [64, 64.5]), ("scale", [1, None]),
-    ("flip", 1), ("note", None)])
+@pytest.mark.parametrize(
+    ("where", "value"),
+    [
+        ("batch", True),
+        ("batch", 8.0),
+        ("batch", "8"),
+        ("jitter", math.nan),
+        ("jitter", math.inf),
+        ("jitter", False),
+        ("name", 3),
+        ("weights", 3),
+        ("crop", [64]),
+        ("crop", [64, 64, 64]),
+        ("crop", 64),
+        ("crop", [64, "64"]),
+        ("crop", [64, 64.5]),
+        ("scale", [1, None]),
+        ("flip", 1),
+        ("note", None),
+    ],
+)
 def test_settings_of_another_type_are_refused(where, value):
     with pytest.raises(InputError, match=f"not a recipe: {where} is .*, which is no "):
         Recipe.of(asdict(OWN) | {where: value})
 
 
-@pytest.mark.parametrize(("where", "value"), [
-    ("weights", None), ("weights", "imagenet"), ("jitter", 1), ("scale", [1, 2]), ("crop", [64, 65])])
+@pytest.mark.parametrize(
+    ("where", "value"),
+    [
+        ("weights", None),
+        ("weights", "imagenet"),
+        ("jitter", 1),
+        ("scale", [1, 2]),
+        ("crop", [64, 65]),
+    ],
+)
 def test_settings_of_the_right_type_are_taken(where, value):
     found = getattr(Recipe.of(json.loads(json.dumps(asdict(OWN) | {where: value}))), where)
     assert found == (tuple(value) if isinstance(value, list) else value)
 
 
-@pytest.mark.parametrize(("where", "value"), [("epochs", 2.0), ("milestones", [1, "2"]), ("milestones", 3), ("power", None)])
+@pytest.mark.parametrize(
+    ("where", "value"),
+    [("epochs", 2.0), ("milestones", [1, "2"]), ("milestones", 3), ("power", None)],
+)
 def test_settings_of_a_stage_are_checked_too(where, value):
     stage = asdict(OWN.stages[0]) | {where: value}
     with pytest.raises(InputError, match=f"not a recipe: {where} is "):
@@ -186,31 +279,54 @@ def test_a_stage_may_be_one_epoch_and_a_recipe_needs_one():
     assert Stage("camvid", 1, 1, 1, schedule="multistep", gamma=0.4).epochs == 1
     with pytest.raises(InputError, match="no stages"):
         replace(OWN, stages=())
-    for config in ({}, {"stages": 3}, {"stages": [3]}, {"stages": {"data": "x"}}, asdict(OWN) | {"stages": []}):
+    for config in (
+        {},
+        {"stages": 3},
+        {"stages": [3]},
+        {"stages": {"data": "x"}},
+        asdict(OWN) | {"stages": []},
+    ):
         with pytest.raises(InputError):
             Recipe.of(config)
 
 
 def rates(recipe):
     """[(data, encoder rate, decoder rate)] of every epoch."""
-    return [(stage.data, stage.encoder_lr * stage.lr_factor(epoch, 1), stage.decoder_lr * stage.lr_factor(epoch, 1))
-            for stage in recipe.stages for epoch in range(stage.epochs)]
+    return [
+        (
+            stage.data,
+            stage.encoder_lr * stage.lr_factor(epoch, 1),
+            stage.decoder_lr * stage.lr_factor(epoch, 1),
+        )
+        for stage in recipe.stages
+        for epoch in range(stage.epochs)
+    ]
 
 
 class TestPaper:
     """The paper's sections 3.3, 4 and 7, number by number; "lw" is the light-weight form."""
 
     NAMES = {
-        **{f"paper-{data}-lw-resnet{n}": data for data in ("nyu", "person", "voc") for n in (50, 101, 152)},
-        "paper-voc-lw-mobilenet_v2": "voc", "paper-voc-lw-nasnet_mobile": "voc",
-        "paper-context-lw-resnet101": "context", "paper-context-lw-resnet152": "context", "paper-cityscapes-lw-resnet101": "cityscapes",
-        **{f"paper-voc-{form}-resnet101": "voc" for form in ("original", "norcu", "lw-rcu")}}
+        **{
+            f"paper-{data}-lw-resnet{n}": data
+            for data in ("nyu", "person", "voc")
+            for n in (50, 101, 152)
+        },
+        "paper-voc-lw-mobilenet_v2": "voc",
+        "paper-voc-lw-nasnet_mobile": "voc",
+        "paper-context-lw-resnet101": "context",
+        "paper-context-lw-resnet152": "context",
+        "paper-cityscapes-lw-resnet101": "cityscapes",
+        **{f"paper-voc-{form}-resnet101": "voc" for form in ("original", "norcu", "lw-rcu")},
+    }
     # (data set, epochs, halvings of the first rate)
-    PARTS = {"nyu": [("nyu", 100, 0), ("nyu", 100, 1), ("nyu", 100, 2)],
-             "person": [("person", 100, 0), ("person", 100, 1), ("person", 100, 2)],
-             "context": [("context", 50, 0), ("context", 50, 1), ("context", 100, 2)],
-             "cityscapes": [("cityscapes", 50, 0), ("cityscapes", 50, 1), ("cityscapes", 100, 2)],
-             "voc": [("coco", 20, 0), ("sbd", 50, 1), ("voc", 130, 2)]}
+    PARTS = {
+        "nyu": [("nyu", 100, 0), ("nyu", 100, 1), ("nyu", 100, 2)],
+        "person": [("person", 100, 0), ("person", 100, 1), ("person", 100, 2)],
+        "context": [("context", 50, 0), ("context", 50, 1), ("context", 100, 2)],
+        "cityscapes": [("cityscapes", 50, 0), ("cityscapes", 50, 1), ("cityscapes", 100, 2)],
+        "voc": [("coco", 20, 0), ("sbd", 50, 1), ("voc", 130, 2)],
+    }
 
     def test_all_of_its_networks_and_data_sets(self):
         assert {name for name in RECIPES if name.startswith("paper-")} == set(self.NAMES)
@@ -219,10 +335,20 @@ class TestPaper:
     def test_rates_and_epochs(self, name):
         plan = RECIPES[name]
         first = 1e-3 if "mobile" in name else 5e-4
-        expected = [(data, first / 2**halvings) for data, epochs, halvings in self.PARTS[self.NAMES[name]] for _ in range(epochs)]
-        assert [(data, encoder) for data, encoder, _ in rates(plan)] == [(data, pytest.approx(rate)) for data, rate in expected]
+        expected = [
+            (data, first / 2**halvings)
+            for data, epochs, halvings in self.PARTS[self.NAMES[name]]
+            for _ in range(epochs)
+        ]
+        assert [(data, encoder) for data, encoder, _ in rates(plan)] == [
+            (data, pytest.approx(rate)) for data, rate in expected
+        ]
         assert len(expected) == (300 if self.NAMES[name] in ("nyu", "person") else 200)
-        assert plan.optimiser == "sgd" and plan.momentum > 0 and plan.frozen_bn == (plan.weights == "imagenet")
+        assert (
+            plan.optimiser == "sgd"
+            and plan.momentum > 0
+            and plan.frozen_bn == (plan.weights == "imagenet")
+        )
         assert (plan.weights == "imagenet") == ("nasnet" not in name)  # no package ships those
         form = name.split("-", 2)[2].removeprefix("original-")
         assert plan.model == f"refinenet-{form}"
@@ -231,15 +357,30 @@ class TestPaper:
 @pytest.mark.parametrize("encoder", ["resnet50", "resnet101", "resnet152"])
 def test_the_authors_script_of_2018(encoder):
     plan = RECIPES[f"authors-2018-nyu-lw-{encoder}"]
-    assert [(e, d) for _, e, d in rates(plan)] == [(5e-4, 5e-3)] * 100 + [(2.5e-4, 2.5e-3)] * 100 + [(1e-4, 1e-3)] * 100
-    assert plan.restart and plan.frozen_bn and plan.flip and (plan.optimiser, plan.momentum, plan.weight_decay) == ("sgd", 0.9, 1e-5)
+    assert [(e, d) for _, e, d in rates(plan)] == [(5e-4, 5e-3)] * 100 + [
+        (2.5e-4, 2.5e-3)
+    ] * 100 + [(1e-4, 1e-3)] * 100
+    assert (
+        plan.restart
+        and plan.frozen_bn
+        and plan.flip
+        and (plan.optimiser, plan.momentum, plan.weight_decay) == ("sgd", 0.9, 1e-5)
+    )
     assert (plan.batch, plan.crop, plan.scale, plan.min_side) == (6, (500, 500), (0.5, 2.0), 350)
     assert plan.clip == plan.ema == plan.balance == 0
 
 
 @pytest.mark.parametrize(("encoder", "first"), [("resnet50", 5e-4), ("mobilenet_v2", 1e-3)])
 def test_the_authors_script_of_2020(encoder, first):
-    steps, poly = (RECIPES[f"authors-2020-nyu-lw-{encoder}-{schedule}"] for schedule in ("steps", "poly"))
+    steps, poly = (
+        RECIPES[f"authors-2020-nyu-lw-{encoder}-{schedule}"] for schedule in ("steps", "poly")
+    )
     assert [e for _, e, _ in rates(steps)] == [first] * 100 + [first / 2] * 100 + [first / 4] * 100
-    assert [e for _, e, _ in rates(poly)] == [pytest.approx(first * (1 - epoch / 300) ** 0.9) for epoch in range(300)]
-    assert not steps.restart and steps.batch == poly.batch == 6 and {d for _, _, d in rates(steps)} == {5e-3, 2.5e-3, 1.25e-3}
+    assert [e for _, e, _ in rates(poly)] == [
+        pytest.approx(first * (1 - epoch / 300) ** 0.9) for epoch in range(300)
+    ]
+    assert (
+        not steps.restart
+        and steps.batch == poly.batch == 6
+        and {d for _, _, d in rates(steps)} == {5e-3, 2.5e-3, 1.25e-3}
+    )

@@ -1,4 +1,5 @@
 """Images, masks, data sets, transforms."""
+
 import hashlib
 
 import numpy as np
@@ -55,7 +56,9 @@ class TestImages:
         assert out.tolist() == [[[10, 20, 30], [40, 50, 60]], [[70, 80, 90], [40, 50, 60]]]
 
     def test_cmyk(self, tmp_path):
-        out = read_image(saved(tmp_path, Image.new("CMYK", (8, 8), (255, 0, 0, 0)), "x.jpg", quality=95))
+        out = read_image(
+            saved(tmp_path, Image.new("CMYK", (8, 8), (255, 0, 0, 0)), "x.jpg", quality=95)
+        )
         assert out[4, 4, 0] < 20 and out[4, 4, 1:].min() > 235
 
     def test_exif_rotation_is_applied(self, tmp_path):
@@ -69,8 +72,13 @@ class TestImages:
         whole = saved(tmp_path, Image.fromarray(np.tile(RGB, (40, 40, 1)))).read_bytes()
         (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
         Image.fromarray(np.ones((4, 4), np.float32)).save(tmp_path / "float.tiff")
-        for name, words in (("text.png", "not an image"), ("cut.png", "cannot be read"), ("none.png", "no such file"),
-                            ("float.tiff", "floating point"), (".", "cannot be read")):
+        for name, words in (
+            ("text.png", "not an image"),
+            ("cut.png", "cannot be read"),
+            ("none.png", "no such file"),
+            ("float.tiff", "floating point"),
+            (".", "cannot be read"),
+        ):
             with pytest.raises(InputError, match=words) as caught:
                 read_image(tmp_path / name)
             assert str(tmp_path) in str(caught.value)
@@ -104,7 +112,12 @@ class TestLabels:
 
     @pytest.mark.parametrize("labels", [*LABELS.values(), labels_for(map(str, range(40)))])
     def test_every_class_has_a_name_and_a_colour_of_its_own(self, labels):
-        assert len(set(labels.classes)) == len(set(labels.colours)) == len(labels.classes) == len(labels.colours)
+        assert (
+            len(set(labels.classes))
+            == len(set(labels.colours))
+            == len(labels.classes)
+            == len(labels.colours)
+        )
         assert len(labels.palette()) == 768 and labels.palette()[-3:] == [255, 255, 255]
 
 
@@ -115,7 +128,9 @@ def camvid(tmp_path):
         (tmp_path / "camvid" / folder).mkdir(parents=True)
     for i in range(3):
         Image.fromarray(RGB + np.uint8(i)).save(tmp_path / "camvid/train" / f"f{i}.png")
-        Image.fromarray(np.full((6, 8), 11 if i == 2 else i, np.uint8)).save(tmp_path / "camvid/trainannot" / f"f{i}.png")
+        Image.fromarray(np.full((6, 8), 11 if i == 2 else i, np.uint8)).save(
+            tmp_path / "camvid/trainannot" / f"f{i}.png"
+        )
     return tmp_path
 
 
@@ -130,7 +145,9 @@ class TestCamVid:
     def test_the_holdout_is_the_last_fifth_of_each_sequence(self, camvid):
         for folder in ("train", "trainannot"):
             for path in (camvid / "camvid" / folder).glob("*.png"):
-                for name in [f"{sequence}_{i}.png" for sequence in ("000001", "000002") for i in range(5)]:
+                for name in [
+                    f"{sequence}_{i}.png" for sequence in ("000001", "000002") for i in range(5)
+                ]:
                     (path.parent / name).write_bytes(path.read_bytes())
                 path.unlink()
         fit, holdout = (open_dataset("camvid", split, camvid) for split in ("fit", "holdout"))
@@ -149,7 +166,9 @@ class TestCamVid:
         with pytest.raises(InputError, match="f1.png is missing, the mask of"):
             CamVid(camvid / "camvid", "train")
         (camvid / "camvid/trainannot/f2.png").unlink()
-        with pytest.raises(InputError, match="f1.png is missing.*; and 1 more: `rflw data check` lists all$"):
+        with pytest.raises(
+            InputError, match="f1.png is missing.*; and 1 more: `rflw data check` lists all$"
+        ):
             CamVid(camvid / "camvid", "train")
         for name in ("f1", "f2"):
             (camvid / f"camvid/train/{name}.png").rename(camvid / f"camvid/trainannot/{name}.png")
@@ -176,7 +195,8 @@ class TestCamVid:
             "trainannot/f0.png: mask of 8x6, its image is 8x5",
             "train/f1x.png: not an image that can be read",
             "trainannot/f1x.png: a mask of class indices is a grey or palette image, this is RGB",
-            "trainannot/f2x.png: no such file"]
+            "trainannot/f2x.png: no such file",
+        ]
         assert len(val) == 1 and "no folder" in val[0] and not found["clean"]
         with pytest.raises(InputError, match="no folder .*camvid/train;"):
             check("camvid", camvid / "none")
@@ -195,7 +215,9 @@ class TestCamVid:
     def test_small_sets_are_held_in_memory(self, camvid, monkeypatch):
         dataset = open_dataset("camvid", "train", camvid)
         assert isinstance(in_memory(dataset), Resident)
-        monkeypatch.setattr(readers, "HELD", 3 * 6 * 8 * 4 - 1)  # bytes of three images and masks, less one
+        monkeypatch.setattr(
+            readers, "HELD", 3 * 6 * 8 * 4 - 1
+        )  # bytes of three images and masks, less one
         assert in_memory(dataset) is dataset
 
     def test_resident_reads_once(self, camvid):
@@ -232,14 +254,22 @@ class TestNYU:
 
     def test_frames_are_cut_where_they_are_not_yet(self, nyu):
         saved(nyu, Image.fromarray(FRAMES), "train_images/000003.png")
-        (nyu / "train.nyu").write_text("train_images/000003.png train_labels/000003.png\r\n"
-                                       "train_images/000004.jpg train_labels/000003.png\r\n")
+        (nyu / "train.nyu").write_text(
+            "train_images/000003.png train_labels/000003.png\r\n"
+            "train_images/000004.jpg train_labels/000003.png\r\n"
+        )
         train = open_dataset("nyu", "train", nyu.parent)
         assert (train.name, train.split, train.ids) == ("nyu", "train", ["000003", "000004"])
-        assert np.array_equal(train[0][0], FRAMES[6:474, 7:632]) and train[1][0].shape == (468, 625, 3)
+        assert np.array_equal(train[0][0], FRAMES[6:474, 7:632]) and train[1][0].shape == (
+            468,
+            625,
+            3,
+        )
         for _, mask in (train[0], train[1], open_dataset("nyu", "val", nyu.parent)[0]):
             assert np.array_equal(mask, OBJECTS[6:474, 7:632])
-        with pytest.raises(InputError, match="no split 'test'; choose from: train, val, fit, holdout$"):
+        with pytest.raises(
+            InputError, match="no split 'test'; choose from: train, val, fit, holdout$"
+        ):
             open_dataset("nyu", "test", nyu.parent)
 
     def test_the_holdout_is_every_fifth_row_of_numbers(self, nyu):
@@ -260,13 +290,18 @@ class TestNYU:
         with pytest.raises(InputError, match="attic is no number: 'fit' needs .* official numbers"):
             open_dataset("nyu", "fit", nyu.parent)
 
-    @pytest.mark.parametrize(("labels", "sign"), [
-        ((0, 1, 40), "label 40"), ((0, 40, 255), "label 40"), ((0, 1, 39), r"no void \(255\)")])
+    @pytest.mark.parametrize(
+        ("labels", "sign"),
+        [((0, 1, 40), "label 40"), ((0, 40, 255), "label 40"), ((0, 1, 39), r"no void \(255\)")],
+    )
     def test_masks_that_count_from_1_are_refused_with_what_to_do(self, nyu, labels, sign):
         mask = np.resize(np.array(labels, np.uint8), (468, 625))
         saved(nyu, Image.fromarray(mask), "val_labels/000009.png")
-        with pytest.raises(InputError, match=f"000009.png: {sign}, as where classes are 1..40 and "
-                                             "void is 0: write 0..39 for classes and 255 for void"):
+        with pytest.raises(
+            InputError,
+            match=f"000009.png: {sign}, as where classes are 1..40 and "
+            "void is 0: write 0..39 for classes and 255 for void",
+        ):
             open_dataset("nyu", "val", nyu.parent)[0]
         assert len(check("nyu", nyu.parent)["splits"]["val"]["faults"]) == 1
         told = np.where((mask == 0) | (mask == 255), 255, mask - np.uint8(1)).astype(np.uint8)
@@ -279,38 +314,53 @@ class TestNYU:
         train = found["splits"]["train"]
         assert found["clean"] and train["images"] == 3 and train["faults"] == found["shared"] == []
         cut = np.bincount(OBJECTS[6:474, 7:632].ravel(), minlength=256)
-        assert [*train["pixels"].values()] == (3 * cut[:40]).tolist() and train["void"] == 3 * cut[255]
+        assert [*train["pixels"].values()] == (3 * cut[:40]).tolist() and train["void"] == 3 * cut[
+            255
+        ]
         (nyu / "val_images/000009.jpg").write_bytes((nyu / "train_images/000004.jpg").read_bytes())
         found = check("nyu", nyu.parent)
         assert found["shared"] == [["train", "000004", "val", "000009"]] and not found["clean"]
 
     def test_a_check_lists_every_fault(self, nyu):
         first, last = (f"train_images/{n}.jpg train_labels/{n}.png" for n in ("000003", "000005"))
-        (nyu / "train.nyu").write_text(f"{first}\ntrain_images/000004.jpg\n{last}\nno.jpg no.png\n{first}\n"
-                                       f"{'x' * 300} train_labels/000003.png")
+        (nyu / "train.nyu").write_text(
+            f"{first}\ntrain_images/000004.jpg\n{last}\nno.jpg no.png\n{first}\n"
+            f"{'x' * 300} train_labels/000003.png"
+        )
         saved(nyu, Image.fromarray(FRAMES[:100]), "train_images/000003.jpg")
         wrong = OBJECTS.copy()
         wrong[200, 307] = 41
         saved(nyu, Image.fromarray(wrong), "train_labels/000003.png")
         saved(nyu, Image.fromarray(OBJECTS[:400]), "train_labels/000005.png")
         (nyu / "val.nyu").unlink()
-        with pytest.raises(InputError, match="line 2: not an image and its mask: train_images/000004.jpg"
-                                             "; and 4 more: `rflw data check` lists all$"):
+        with pytest.raises(
+            InputError,
+            match="line 2: not an image and its mask: train_images/000004.jpg"
+            "; and 4 more: `rflw data check` lists all$",
+        ):
             open_dataset("nyu", "train", nyu.parent)
         found = check("nyu", nyu.parent)["splits"]
         label = "train_labels/000003.png: label 41 at row 194, column 300: labels are 0..39, 255 for void"
         assert [line.replace(f"{nyu}/", "") for line in found["train"]["faults"]] == [
             "train.nyu, line 2: not an image and its mask: train_images/000004.jpg",
             "train.nyu, line 5: 000003 is there twice",
-            "train_images/000003.jpg: 640x100, NYUDv2 has 640x480 or, cut, 625x468", label,
+            "train_images/000003.jpg: 640x100, NYUDv2 has 640x480 or, cut, 625x468",
+            label,
             "train_labels/000005.png: 640x400, NYUDv2 has 640x480 or, cut, 625x468",
-            "no.jpg: no such file", "no.png: no such file",
-            f"{'x' * 300}: cannot be read ([Errno 36] File name too long: '{'x' * 300}')", label]
-        assert found["val"]["faults"] == [f"{nyu / 'val.nyu'}: cannot be read (No such file or directory)"]
+            "no.jpg: no such file",
+            "no.png: no such file",
+            f"{'x' * 300}: cannot be read ([Errno 36] File name too long: '{'x' * 300}')",
+            label,
+        ]
+        assert found["val"]["faults"] == [
+            f"{nyu / 'val.nyu'}: cannot be read (No such file or directory)"
+        ]
 
     def test_missing_files_are_named(self, nyu):
         (nyu / "val_labels/000009.png").unlink()
-        with pytest.raises(InputError, match="val.nyu, line 2: .*val_labels/000009.png is missing$"):
+        with pytest.raises(
+            InputError, match="val.nyu, line 2: .*val_labels/000009.png is missing$"
+        ):
             open_dataset("nyu", "val", nyu.parent)
 
     def test_a_prepared_folder_is_read_as_such(self, nyu):
@@ -356,7 +406,10 @@ class TestEmbedded:
                 if (mask == twin).sum() > 30:
                     values.append(image[mask == twin].mean(0))
         red, blue = (np.array(v) for v in means.values())
-        assert (abs(red.mean(0) - blue.mean(0)) < 4 * np.sqrt(red.var(0) / len(red) + blue.var(0) / len(blue))).all()
+        assert (
+            abs(red.mean(0) - blue.mean(0))
+            < 4 * np.sqrt(red.var(0) / len(red) + blue.var(0) / len(blue))
+        ).all()
 
     def test_splits(self):
         train, val = Embedded("train"), Embedded("val")
@@ -380,7 +433,13 @@ class TestTransforms:
         return image, (x // 20 + 3 * (y // 20)).astype(np.uint8)
 
     def apply(self, key, image, mask, **changes):
-        settings = {"crop": (32, 32), "scale": (0.5, 2.0), "min_side": 0, "flip": True, "jitter": 0.0} | changes
+        settings = {
+            "crop": (32, 32),
+            "scale": (0.5, 2.0),
+            "min_side": 0,
+            "flip": True,
+            "jitter": 0.0,
+        } | changes
         transform = training_transform(**settings, mean=self.MEAN, std=self.STD)
         return Augmented([(image, mask)], transform)[(key, 0)]
 
@@ -415,7 +474,9 @@ class TestTransforms:
         shorter = np.array([s[0] for s in sizes])
         assert all(abs(w - 1.5 * h) <= 1 for h, w in sizes)
         assert shorter.min() == 30 and 78 <= shorter.max() <= 80
-        assert np.mean(shorter == 30) == pytest.approx(1 / 6, abs=0.06)  # U(0.5, 2) is below 0.75 one time in six
+        assert np.mean(shorter == 30) == pytest.approx(
+            1 / 6, abs=0.06
+        )  # U(0.5, 2) is below 0.75 one time in six
 
     def test_masks_are_never_mixed(self):
         mask = np.where(np.indices((40, 60)).sum(0) % 2, 0, 10).astype(np.uint8)
@@ -425,13 +486,18 @@ class TestTransforms:
 
     def test_flip_happens_half_the_time(self):
         image, mask = self.pair()
-        flipped = [self.apply(key, image, mask, crop=(40, 60), scale=(1.0, 1.0))[1][0, 0].item() == 2 for key in range(100)]
+        flipped = [
+            self.apply(key, image, mask, crop=(40, 60), scale=(1.0, 1.0))[1][0, 0].item() == 2
+            for key in range(100)
+        ]
         assert 30 < sum(flipped) < 70
 
     def test_colour_jitter_leaves_the_mask_alone(self):
         image, mask = self.pair()
         plain = self.apply(3, image, mask, crop=(40, 60), scale=(1.0, 1.0), flip=False)
-        jittered = self.apply(3, image, mask, crop=(40, 60), scale=(1.0, 1.0), flip=False, jitter=0.5)
+        jittered = self.apply(
+            3, image, mask, crop=(40, 60), scale=(1.0, 1.0), flip=False, jitter=0.5
+        )
         assert torch.equal(plain[1], jittered[1])
         assert not torch.allclose(plain[0], jittered[0])
 
@@ -443,7 +509,9 @@ def own(tmp_path):
     for folder in ("images", "masks"):
         (root / folder).mkdir(parents=True)
     for i in range(7):
-        Image.fromarray(RGB + np.uint8(i)).save(root / "images" / f"{i}.{'jpg' if i == 3 else 'png'}")
+        Image.fromarray(RGB + np.uint8(i)).save(
+            root / "images" / f"{i}.{'jpg' if i == 3 else 'png'}"
+        )
         Image.fromarray(np.full(RGB.shape[:2], i % 3, np.uint8)).save(root / "masks" / f"{i}.png")
     (root / "classes.txt").write_text("road\n\n roof \nrest\n")
     return root
@@ -454,27 +522,45 @@ class TestOwn:
         train, val = (open_dataset(str(own), split) for split in ("train", "val"))
         assert (train.ids, val.ids) == (["0", "1", "2", "3", "5", "6"], ["4"])
         image, mask = val[0]
-        assert np.array_equal(image, RGB + np.uint8(4)) and (mask == 1).all() and train[3][0].shape == RGB.shape
+        assert (
+            np.array_equal(image, RGB + np.uint8(4))
+            and (mask == 1).all()
+            and train[3][0].shape == RGB.shape
+        )
         assert train.labels.classes == ("road", "roof", "rest") and len(train.labels.colours) == 3
 
     def test_split_lists_are_followed(self, own):
         (own / "splits").mkdir()
         (own / "splits" / "train.txt").write_text("6\n2\n")
         (own / "splits" / "test.txt").write_text("0")
-        assert open_dataset(str(own), "train").ids == ["6", "2"] and open_dataset(str(own), "test").ids == ["0"]
+        assert open_dataset(str(own), "train").ids == ["6", "2"] and open_dataset(
+            str(own), "test"
+        ).ids == ["0"]
         with pytest.raises(InputError, match=r"val\.txt: cannot be read \(No such file"):
             open_dataset(str(own), "val")
 
-    @pytest.mark.parametrize(("damage", "message"), [
-        (lambda root: (root / "masks" / "1.png").unlink(), r"1\.png is missing, the mask of .*1\.png"),
-        (lambda root: (root / "images" / "1.png").unlink(), r"masks/1\.png: has no image"),
-        (lambda root: (root / "images" / "1.png").rename(root / "images" / "0.jpg"), r"0\.jpg and 0\.png would have the same mask"),
-        (lambda root: (root / "classes.txt").unlink(), r"classes\.txt: cannot be read"),
-        (lambda root: (root / "classes.txt").write_text("one"), "1 names; 2 to 255"),
-        (lambda root: (root / "classes.txt").write_text("a\nb\na"), r"classes\.txt: a twice"),
-        (lambda root: (root / "classes.txt").write_bytes(b"\xff\xfe\n\n"), r"classes\.txt: cannot be read"),
-        (lambda root: (root / "masks").rename(root / "labels"), "no folder masks"),
-    ])
+    @pytest.mark.parametrize(
+        ("damage", "message"),
+        [
+            (
+                lambda root: (root / "masks" / "1.png").unlink(),
+                r"1\.png is missing, the mask of .*1\.png",
+            ),
+            (lambda root: (root / "images" / "1.png").unlink(), r"masks/1\.png: has no image"),
+            (
+                lambda root: (root / "images" / "1.png").rename(root / "images" / "0.jpg"),
+                r"0\.jpg and 0\.png would have the same mask",
+            ),
+            (lambda root: (root / "classes.txt").unlink(), r"classes\.txt: cannot be read"),
+            (lambda root: (root / "classes.txt").write_text("one"), "1 names; 2 to 255"),
+            (lambda root: (root / "classes.txt").write_text("a\nb\na"), r"classes\.txt: a twice"),
+            (
+                lambda root: (root / "classes.txt").write_bytes(b"\xff\xfe\n\n"),
+                r"classes\.txt: cannot be read",
+            ),
+            (lambda root: (root / "masks").rename(root / "labels"), "no folder masks"),
+        ],
+    )
     def test_what_is_wrong_is_named(self, own, damage, message):
         damage(own)
         with pytest.raises(InputError, match=message):
@@ -487,10 +573,17 @@ class TestOwn:
         (own / "splits/train.txt").write_text("0\r\nfirst one\r\n\r\n", encoding="utf-8-sig")
         (own / "classes.txt").write_text("road\r\nroof\r\nrest\r\n", encoding="utf-8-sig")
         dataset = open_dataset(str(own), "train")
-        assert dataset.ids == ["0", "first one"] and dataset.labels.classes == ("road", "roof", "rest")
+        assert dataset.ids == ["0", "first one"] and dataset.labels.classes == (
+            "road",
+            "roof",
+            "rest",
+        )
         assert (dataset[1][1] == 1).all()
 
-    @pytest.mark.parametrize(("text", "message"), [("9", "9: no such image"), ("1\n1", "1: twice"), ("", "no images in split")])
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [("9", "9: no such image"), ("1\n1", "1: twice"), ("", "no images in split")],
+    )
     def test_split_lists_that_do_not_fit(self, own, text, message):
         (own / "splits").mkdir()
         (own / "splits" / "train.txt").write_text(text)
@@ -509,9 +602,15 @@ class TestOwn:
         found = check(str(own))["splits"]
         assert [line.replace(f"{own}/", "") for line in found["train"]["faults"]] == [
             f"masks/x.png: has no image in {own / 'images'}".replace(f"{own}/", ""),
-            "splits/train.txt: 9: no such image (names are listed without their ending)", "splits/train.txt: 0: twice",
-            "masks/1.png: no such file", "images/2.png: not an image that can be read"]
-        assert found["train"]["images"] == 3 and found["val"]["faults"][-1] == f"{own}: no images in split 'val'"
+            "splits/train.txt: 9: no such image (names are listed without their ending)",
+            "splits/train.txt: 0: twice",
+            "masks/1.png: no such file",
+            "images/2.png: not an image that can be read",
+        ]
+        assert (
+            found["train"]["images"] == 3
+            and found["val"]["faults"][-1] == f"{own}: no images in split 'val'"
+        )
 
     def test_labels_beyond_the_classes_are_named(self, own):
         (own / "classes.txt").write_text("road\nroof")
@@ -535,7 +634,7 @@ class TestRaw:
         for name in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
             (folder / name).mkdir(parents=True)
         for i, key in enumerate(ids):
-            saved(folder / "JPEGImages", Image.fromarray(RGB[:3, i:i + 4]), f"{key}.jpg")
+            saved(folder / "JPEGImages", Image.fromarray(RGB[:3, i : i + 4]), f"{key}.jpg")
             picture = Image.fromarray(np.roll(self.MASK, i))
             picture.putpalette(LABELS["voc"].palette())
             saved(folder / "SegmentationClass", picture, f"{key}.png")
@@ -545,8 +644,12 @@ class TestRaw:
     @staticmethod
     def same(ours, theirs, remap=lambda mask: mask):
         assert len(ours) == len(theirs) > 0
-        for (image, mask), (picture, target) in zip((ours[i] for i in range(len(ours))), theirs, strict=True):
-            assert np.array_equal(image, picture.convert("RGB")) and np.array_equal(mask, remap(np.array(target)))
+        for (image, mask), (picture, target) in zip(
+            (ours[i] for i in range(len(ours))), theirs, strict=True
+        ):
+            assert np.array_equal(image, picture.convert("RGB")) and np.array_equal(
+                mask, remap(np.array(target))
+            )
 
     def test_voc(self, tmp_path):
         self.voc(tmp_path)
@@ -563,15 +666,26 @@ class TestRaw:
                 (tmp_path / "cityscapes" / kind / split / "ulm").mkdir(parents=True)
             base = f"{split}/ulm/ulm_00000{split == 'val':d}_000019"
             labels = np.arange(34, dtype=np.uint8).reshape(2, 17)
-            saved(tmp_path / "cityscapes/leftImg8bit", Image.new("RGB", (17, 2), "red"), f"{base}_leftImg8bit.png")
-            saved(tmp_path / "cityscapes/gtFine", Image.fromarray(labels), f"{base}_gtFine_labelIds.png")
+            saved(
+                tmp_path / "cityscapes/leftImg8bit",
+                Image.new("RGB", (17, 2), "red"),
+                f"{base}_leftImg8bit.png",
+            )
+            saved(
+                tmp_path / "cityscapes/gtFine",
+                Image.fromarray(labels),
+                f"{base}_gtFine_labelIds.png",
+            )
         table = np.full(256, 255, np.uint8)
         for c in Cityscapes.classes:
             if c.id >= 0 and c.train_id not in (-1, 255):
                 table[c.id] = c.train_id
         for split in ("train", "val"):
-            self.same(open_dataset("cityscapes", split, tmp_path), Cityscapes(tmp_path / "cityscapes", split, target_type="semantic"),
-                      lambda target: table[target])
+            self.same(
+                open_dataset("cityscapes", split, tmp_path),
+                Cityscapes(tmp_path / "cityscapes", split, target_type="semantic"),
+                lambda target: table[target],
+            )
 
     def test_sbd_with_voc(self, tmp_path):
         self.voc(tmp_path)
@@ -579,26 +693,41 @@ class TestRaw:
         release = tmp_path / "sbd/benchmark_RELEASE/dataset"
         for name in ("img", "cls"):
             (release / name).mkdir(parents=True)
-        for i, key in enumerate(("2008_000010", "2007_000001")):  # the second is a validation image of VOC
-            saved(release / "img", Image.fromarray(RGB[:3, i:i + 4]), f"{key}.jpg")
-            savemat(release / "cls" / f"{key}.mat", {"GTcls": {"Segmentation": self.MASK, "Boundaries": 0, "CategoriesPresent": 0}})
+        for i, key in enumerate(
+            ("2008_000010", "2007_000001")
+        ):  # the second is a validation image of VOC
+            saved(release / "img", Image.fromarray(RGB[:3, i : i + 4]), f"{key}.jpg")
+            savemat(
+                release / "cls" / f"{key}.mat",
+                {"GTcls": {"Segmentation": self.MASK, "Boundaries": 0, "CategoriesPresent": 0}},
+            )
         (release / "train.txt").write_text("2008_000010\n")
         (release / "val.txt").write_text("2007_000001\n")
         train = open_dataset("sbd", "train", tmp_path)
-        assert train.ids == ["2007_000002", "2007_000003", "2008_000010"]  # with VOC's training images, without its validation images
+        assert train.ids == [
+            "2007_000002",
+            "2007_000003",
+            "2008_000010",
+        ]  # with VOC's training images, without its validation images
         picture, target = SBDataset(release, image_set="train", mode="segmentation")[0]
         index = train.ids.index("2008_000010")
-        assert np.array_equal(train[index][0], picture) and np.array_equal(train[index][1], np.array(target))
+        assert np.array_equal(train[index][0], picture) and np.array_equal(
+            train[index][1], np.array(target)
+        )
 
     def test_archives_must_be_unpacked_or_prepared(self, tmp_path):
         (tmp_path / "voc").mkdir()
         (tmp_path / "voc/VOCtrainval_11-May-2012.tar").write_bytes(b"")
         with pytest.raises(InputError, match="no VOC2012/JPEGImages nor VOCtrainval"):
             open_dataset("voc", "train", tmp_path)
-        assert [path.name for path in (tmp_path / "voc").iterdir()] == ["VOCtrainval_11-May-2012.tar"]
+        assert [path.name for path in (tmp_path / "voc").iterdir()] == [
+            "VOCtrainval_11-May-2012.tar"
+        ]
 
     def test_masks_of_another_size_are_named(self, tmp_path):
         self.voc(tmp_path)
-        saved(tmp_path / "voc/VOCdevkit/VOC2012/JPEGImages", Image.fromarray(RGB), "2007_000001.jpg")
+        saved(
+            tmp_path / "voc/VOCdevkit/VOC2012/JPEGImages", Image.fromarray(RGB), "2007_000001.jpg"
+        )
         with pytest.raises(InputError, match="voc 2007_000001: mask of 4x3, its image is 8x6"):
             open_dataset("voc", "val", tmp_path)[0]

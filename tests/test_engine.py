@@ -1,4 +1,5 @@
 """Checkpoints, prediction, evaluation, training."""
+
 import hashlib
 import json
 
@@ -23,7 +24,9 @@ def model():
     torch.manual_seed(0)
     model = build("refinenet-lw-mobilenet_v2", 6).eval()
     with torch.no_grad():  # balance the classes, so that a random network predicts several of them
-        model.decoder.classifier.bias -= model(engine.normalise(PHOTO, model, torch.device("cpu"))).mean((0, 2, 3))
+        model.decoder.classifier.bias -= model(
+            engine.normalise(PHOTO, model, torch.device("cpu"))
+        ).mean((0, 2, 3))
     return model
 
 
@@ -31,10 +34,18 @@ class TestCheckpoints:
     def test_save_and_load(self, model, tmp_path):
         engine.save(model, tmp_path / "x.safetensors", CARD)
         loaded = rflw.load(tmp_path / "x.safetensors")
-        assert (loaded.name, loaded.training, loaded.card["data"]) == (model.name, False, "embedded")
-        for (key, a), b in zip(model.state_dict().items(), loaded.state_dict().values(), strict=True):
+        assert (loaded.name, loaded.training, loaded.card["data"]) == (
+            model.name,
+            False,
+            "embedded",
+        )
+        for (key, a), b in zip(
+            model.state_dict().items(), loaded.state_dict().values(), strict=True
+        ):
             assert torch.equal(a.half().to(a.dtype), b), key
-        assert (tmp_path / "x.safetensors").stat().st_size < 2.1 * sum(p.numel() for p in model.parameters()) + 1e6
+        assert (tmp_path / "x.safetensors").stat().st_size < 2.1 * sum(
+            p.numel() for p in model.parameters()
+        ) + 1e6
         assert [p.name for p in tmp_path.iterdir()] == ["x.safetensors"]
 
     def test_values_beyond_float16_are_kept(self, model, tmp_path):
@@ -51,11 +62,20 @@ class TestCheckpoints:
         (tmp_path / "cut.safetensors").write_bytes(whole[:-1000])
         (tmp_path / "text.safetensors").write_text("hello")
         from safetensors.torch import save_file
+
         save_file({"a": torch.zeros(1)}, tmp_path / "foreign.safetensors")
-        save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors",
-                  {"rflw": json.dumps({"model": model.name, **CARD})})
-        for name, words in (("cut", "not a whole"), ("text", "not a whole"), ("foreign", "not a checkpoint of rflw"),
-                            ("other", "missing"), ("none", "no such checkpoint")):
+        save_file(
+            {"a": torch.zeros(1)},
+            tmp_path / "other.safetensors",
+            {"rflw": json.dumps({"model": model.name, **CARD})},
+        )
+        for name, words in (
+            ("cut", "not a whole"),
+            ("text", "not a whole"),
+            ("foreign", "not a checkpoint of rflw"),
+            ("other", "missing"),
+            ("none", "no such checkpoint"),
+        ):
             with pytest.raises(InputError, match=words):
                 rflw.load(tmp_path / f"{name}.safetensors")
 
@@ -63,7 +83,9 @@ class TestCheckpoints:
 class TestPredict:
     def test_is_the_best_class_of_the_resized_logits(self, model):
         x = torch.from_numpy(PHOTO).permute(2, 0, 1)[None] / 255
-        x = (x - torch.tensor(model.mean).view(1, 3, 1, 1)) / torch.tensor(model.std).view(1, 3, 1, 1)
+        x = (x - torch.tensor(model.mean).view(1, 3, 1, 1)) / torch.tensor(model.std).view(
+            1, 3, 1, 1
+        )
         with torch.inference_mode():
             logits = F.interpolate(model(x), size=(50, 71), mode="bilinear", align_corners=False)
         out = rflw.predict(model, PHOTO)
@@ -87,16 +109,23 @@ class TestPredict:
         assert model.training
         assert np.array_equal(a, rflw.predict(model.eval(), PHOTO))
 
-    @pytest.mark.parametrize("array", [PHOTO / 255, PHOTO.astype(np.uint16), PHOTO[..., 0], np.dstack([PHOTO, PHOTO[..., :1]])])
+    @pytest.mark.parametrize(
+        "array",
+        [PHOTO / 255, PHOTO.astype(np.uint16), PHOTO[..., 0], np.dstack([PHOTO, PHOTO[..., :1]])],
+    )
     def test_other_arrays_are_refused(self, model, array):
         with pytest.raises(InputError, match="uint8"):
             rflw.predict(model, array)
 
     def test_arrays_may_be_views(self, model):
-        assert np.array_equal(rflw.predict(model, PHOTO[..., ::-1]), rflw.predict(model, PHOTO[..., ::-1].copy()))
+        assert np.array_equal(
+            rflw.predict(model, PHOTO[..., ::-1]), rflw.predict(model, PHOTO[..., ::-1].copy())
+        )
 
     def test_the_network_sees_the_short_side(self, model):
-        assert not np.array_equal(rflw.predict(model, PHOTO, short_side=100), rflw.predict(model, PHOTO))
+        assert not np.array_equal(
+            rflw.predict(model, PHOTO, short_side=100), rflw.predict(model, PHOTO)
+        )
 
     @pytest.mark.parametrize("size", [(1, 1), (32, 100)])
     def test_too_small(self, model, size):
@@ -108,8 +137,12 @@ class TestEvaluate:
     def test_sums_the_matrices_of_predictions(self, model):
         data = [scene("val", i) for i in range(3)]
         matrices = engine.evaluate(model, data, "fp32")
-        expected = [confusion_matrix(torch.from_numpy(rflw.predict(model, image)), torch.from_numpy(mask), 6)
-                    for image, mask in data]
+        expected = [
+            confusion_matrix(
+                torch.from_numpy(rflw.predict(model, image)), torch.from_numpy(mask), 6
+            )
+            for image, mask in data
+        ]
         assert torch.equal(matrices, torch.stack(expected))
 
     def test_scales_and_flips_are_averaged_as_probabilities(self, model):
@@ -121,8 +154,13 @@ class TestEvaluate:
                 scaled = F.interpolate(x, (h, w), mode="bilinear", antialias=True)
                 for dims in ((), (3,)):
                     logits = model(scaled.flip(dims)).flip(dims)
-                    expected += F.interpolate(logits, size, mode="bilinear", align_corners=False).softmax(1) / 4
-        torch.testing.assert_close(engine.scores(model, image, size, "fp32", (1.0, 1.5), flip=True), expected)
+                    expected += (
+                        F.interpolate(logits, size, mode="bilinear", align_corners=False).softmax(1)
+                        / 4
+                    )
+        torch.testing.assert_close(
+            engine.scores(model, image, size, "fp32", (1.0, 1.5), flip=True), expected
+        )
 
     def test_processes_share_the_images_and_modes_stay(self, model):
         data = [scene("val", i) for i in range(3)]
@@ -138,11 +176,13 @@ class TestEvaluate:
     def test_summary(self):
         matrices = torch.tensor([[[3, 1, 0], [1, 5, 0], [0, 0, 0]]])
         assert engine.summary(matrices, ("a", "b", "c")) == {
-            "miou": pytest.approx((3 / 5 + 5 / 7) / 2), "pixel_accuracy": 0.8,
+            "miou": pytest.approx((3 / 5 + 5 / 7) / 2),
+            "pixel_accuracy": 0.8,
             "iou": {"a": pytest.approx(3 / 5), "b": pytest.approx(5 / 7), "c": None},
             "miou_interval": pytest.approx(2 * [(3 / 5 + 5 / 7) / 2]),
             "miou_absent_as_one": pytest.approx((3 / 5 + 5 / 7 + 1) / 3),
-            "frequency_weighted_iou": pytest.approx(0.4 * 3 / 5 + 0.6 * 5 / 7)}
+            "frequency_weighted_iou": pytest.approx(0.4 * 3 / 5 + 0.6 * 5 / 7),
+        }
 
 
 def test_shipped_networks_are_those_of_their_records():
@@ -150,7 +190,9 @@ def test_shipped_networks_are_those_of_their_records():
         model, card = rflw.load(path), path.with_suffix(".md").read_text()
         record = rflw.records.read(f"{model.card['recipe']}-s{model.card['seed']}")
         assert hashlib.sha256(path.read_bytes()).hexdigest() in card and path.stat().st_size < 16e6
-        assert card == rflw.records.card(record, path, path.stem, LABELS[model.card["data"]].licence)
+        assert card == rflw.records.card(
+            record, path, path.stem, LABELS[model.card["data"]].licence
+        )
 
 
 class TestPlaces:
@@ -177,5 +219,6 @@ def test_an_image_that_is_too_small_is_named(model):
         def __getitem__(self, i):
             side = (40, 8)[i]
             return np.zeros((side, side, 3), np.uint8), np.zeros((side, side), np.uint8)
+
     with pytest.raises(InputError, match="tiny: input of 8x8 pixels: the smallest is 33x33"):
         engine.evaluate(model, Small())

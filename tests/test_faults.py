@@ -1,4 +1,5 @@
 """Trainings, data sets, campaigns and evaluations that are killed go on to the same end. The long run is `python -m tests.faults`."""
+
 from pathlib import Path
 import subprocess
 import sys
@@ -25,13 +26,32 @@ def forgetful(self, saved, steps):
     restore(self, saved | {"optimiser": saved["optimiser"] | {"state": {}}}, steps)
 training.State.restore = forgetful
 """,
-    "nothing": ""}
+    "nothing": "",
+}
 
 
 def test_killed_processes_go_on(tmp_path):
     """A few kills of each kind."""
-    run = subprocess.run([sys.executable, "-m", "tests.faults", "--share", "0.1", "--only", "training", "data prepare", "evaluation",
-                          "two processes", "read-only target", "--results", tmp_path], cwd=ROOT, capture_output=True, text=True)
+    run = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "tests.faults",
+            "--share",
+            "0.1",
+            "--only",
+            "training",
+            "data prepare",
+            "evaluation",
+            "two processes",
+            "read-only target",
+            "--results",
+            tmp_path,
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     assert run.returncode == 0, run.stderr[-2000:]
     found = records.read(tmp_path / "reliability-faults.json")["metrics"]
     assert found["held"] == len(found["scenarios"]) == 5 and found["kills"] >= 4
@@ -58,6 +78,12 @@ with harness.quietly():
     except AssertionError as e:
         print("red:", e)
 """
-    run = subprocess.run([sys.executable, "-c", script, tmp_path], cwd=ROOT, capture_output=True, text=True)
-    expected = {"writes that are not whole": "not a whole checkpoint", "a state that is not all of it": "differs", "nothing": "held"}
+    run = subprocess.run(
+        [sys.executable, "-c", script, tmp_path], cwd=ROOT, capture_output=True, text=True
+    )
+    expected = {
+        "writes that are not whole": "not a whole checkpoint",
+        "a state that is not all of it": "differs",
+        "nothing": "held",
+    }
     assert expected[fault] in run.stdout, run.stdout + run.stderr[-2000:]

@@ -1,4 +1,5 @@
 """Numbers do not drift: every network gives what it gave, by the file that `tests/golden.py` wrote."""
+
 import json
 from statistics import mean, stdev
 
@@ -11,7 +12,9 @@ from rflw import list_models
 from rflw.complexity import count
 
 GOLDEN = json.loads(FILE.read_text())
-CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="compares a CUDA device with the CPU, and there is none")
+CUDA = pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="compares a CUDA device with the CPU, and there is none"
+)
 
 
 def deviation(found: torch.Tensor, name: str) -> float:
@@ -24,7 +27,9 @@ def test_the_file_holds_every_network():
     assert list(GOLDEN["networks"]) == list_models(ablations=True)
     answers = np.array([row["logits"] for row in GOLDEN["networks"].values()])
     assert (np.abs(answers[:, :-1]).max(1) <= answers[:, -1] * (1 + 1e-6)).all()
-    assert (answers[:, :-1].std(1) > 0.05 * answers[:, -1]).all()  # one number everywhere would show nothing
+    assert (
+        answers[:, :-1].std(1) > 0.05 * answers[:, -1]
+    ).all()  # one number everywhere would show nothing
 
 
 @pytest.mark.parametrize("name", list_models(ablations=True))
@@ -44,8 +49,14 @@ def test_a_small_change_of_one_weight_shows():
 
 
 @CUDA
-@pytest.mark.parametrize("name", [f"{form}-{encoder}" for form in ("refinenet", "refinenet-lw-rcu", "refinenet-lw")
-                                  for encoder in ("resnet50", "mobilenet_v2", "nasnet_mobile", "efficientnet_lite0")])
+@pytest.mark.parametrize(
+    "name",
+    [
+        f"{form}-{encoder}"
+        for form in ("refinenet", "refinenet-lw-rcu", "refinenet-lw")
+        for encoder in ("resnet50", "mobilenet_v2", "nasnet_mobile", "efficientnet_lite0")
+    ],
+)
 def test_a_cuda_device_gives_what_a_cpu_gives(name, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
@@ -56,8 +67,16 @@ def test_the_training_curve_of_another_seed_stays_within_the_spread_of_the_store
     """The band: four standard deviations about the mean of the stored seeds, for each epoch's loss and mIoU."""
     stored = GOLDEN["curves"]
     assert len(stored) == SEEDS
-    bands = [[(mean(values) - 4 * stdev(values), mean(values) + 4 * stdev(values)) for values in zip(*rows)] for rows in zip(*stored)]
-    assert bands[-1][0][1] < min(run[0][0] for run in stored)  # narrow enough to tell a network that learns nothing after an epoch
+    bands = [
+        [
+            (mean(values) - 4 * stdev(values), mean(values) + 4 * stdev(values))
+            for values in zip(*rows)
+        ]
+        for rows in zip(*stored)
+    ]
+    assert bands[-1][0][1] < min(
+        run[0][0] for run in stored
+    )  # narrow enough to tell a network that learns nothing after an epoch
     found = curve(seed=SEEDS)  # the first that is not stored
     assert len(found) == EPOCHS
     for epoch, (row, band) in enumerate(zip(found, bands), 1):

@@ -2,6 +2,7 @@
 
 The longer attack is `python -m tests.fuzz`.
 """
+
 import gzip
 import io
 import json
@@ -59,8 +60,22 @@ class Limited:
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux")
 def test_no_parser_crashes_or_hangs(tmp_path):
     """A few spoiled files for each parser, always the same."""
-    run = subprocess.run([sys.executable, "-m", "tests.fuzz", "--minutes", "5", "--examples", "8", "--results", tmp_path], cwd=ROOT,
-                         capture_output=True, text=True)
+    run = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "tests.fuzz",
+            "--minutes",
+            "5",
+            "--examples",
+            "8",
+            "--results",
+            tmp_path,
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     assert run.returncode == 0, run.stdout
     found = records.read(tmp_path / "reliability-hostile-files.json")["metrics"]
     assert (found["crashes"], found["hangs"], found["escapes"]) == (0, 0, 0)
@@ -85,11 +100,22 @@ for name, fault in faults.items():
     found = run.attack([name], 2, examples=3)
     print(name, found["targets"][name]["crashes"], found["targets"][name]["hangs"], found["targets"][name]["escapes"] > 0)
 """
-    run = subprocess.run([sys.executable, "-c", script, tmp_path / "x"], cwd=ROOT, capture_output=True, text=True)
+    run = subprocess.run(
+        [sys.executable, "-c", script, tmp_path / "x"], cwd=ROOT, capture_output=True, text=True
+    )
     rows = [line.split() for line in run.stdout.splitlines()]
-    seen = {name: (int(crashes) > 0, int(hangs) > 0, escapes == "True") for name, crashes, hangs, escapes in rows}
-    assert seen == {"crash": (True, False, False), "hang": (False, True, False), "death": (True, False, False),
-                    "start": (False, False, True), "write": (False, False, True), "none": (False, False, False)}, run.stderr[-500:]
+    seen = {
+        name: (int(crashes) > 0, int(hangs) > 0, escapes == "True")
+        for name, crashes, hangs, escapes in rows
+    }
+    assert seen == {
+        "crash": (True, False, False),
+        "hang": (False, True, False),
+        "death": (True, False, False),
+        "start": (False, False, True),
+        "write": (False, False, True),
+        "none": (False, False, False),
+    }, run.stderr[-500:]
 
 
 # ---------------------------------------------------------------- images
@@ -97,12 +123,24 @@ for name, fault in faults.items():
 
 def png(width: int, height: int, rows: bytes = b"") -> bytes:
     def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
-            + chunk(b"IDAT", zlib.compress(rows, 9)) + chunk(b"IEND", b""))
+        return (
+            struct.pack(">I", len(content))
+            + kind
+            + content
+            + struct.pack(">I", zlib.crc32(kind + content))
+        )
+
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
+        + chunk(b"IDAT", zlib.compress(rows, 9))
+        + chunk(b"IEND", b"")
+    )
 
 
-@pytest.mark.parametrize(("width", "height"), [(100_000, 10_000), (2**31 - 1, 1), (1, 2**31 - 1), (2**31 - 1, 2**31 - 1)])
+@pytest.mark.parametrize(
+    ("width", "height"), [(100_000, 10_000), (2**31 - 1, 1), (1, 2**31 - 1), (2**31 - 1, 2**31 - 1)]
+)
 def test_a_header_of_a_billion_pixels(tmp_path, width, height):
     (tmp_path / "x.png").write_bytes(png(width, height))
     with Limited():
@@ -122,7 +160,12 @@ def test_compressed_text_in_an_image(tmp_path):
     """PNG's text chunks are compressed, too: 200 MB in 200 KB."""
     content = png(4, 4, bytes(20))
     text = b"note\0\0" + zlib.compress(bytes(200_000_000), 9)
-    chunk = struct.pack(">I", len(text)) + b"zTXt" + text + struct.pack(">I", zlib.crc32(b"zTXt" + text))
+    chunk = (
+        struct.pack(">I", len(text))
+        + b"zTXt"
+        + text
+        + struct.pack(">I", zlib.crc32(b"zTXt" + text))
+    )
     (tmp_path / "x.png").write_bytes(content[:33] + chunk + content[33:])
     with Limited():
         refused("x.png: cannot be read|not an image", read_image, tmp_path / "x.png")
@@ -144,7 +187,12 @@ def test_a_zip_bomb(tmp_path, unpacked):
     with zipfile.ZipFile(tmp_path / "x.zip", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         for i in range(24):
             archive.writestr(f"{i}.jpg", bytes(50_000_000))
-    refused("x.zip: would unpack to 1.2 GB, .* times its size", prepare.unpack, tmp_path / "x.zip", unpacked)
+    refused(
+        "x.zip: would unpack to 1.2 GB, .* times its size",
+        prepare.unpack,
+        tmp_path / "x.zip",
+        unpacked,
+    )
     assert nothing_left(unpacked)
 
 
@@ -167,9 +215,15 @@ def test_more_than_the_disk_holds(tmp_path, unpacked, monkeypatch):
         else:
             with zipfile.ZipFile(tmp_path / name, "w") as archive:
                 archive.write(tmp_path / "a.jpg", "a.jpg")
-        monkeypatch.setattr(prepare.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 1999}))
-        refused(f"{name}: would unpack to .* has room for", prepare.unpack, tmp_path / name, unpacked)
-        monkeypatch.setattr(prepare.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 2000}))
+        monkeypatch.setattr(
+            prepare.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 1999})
+        )
+        refused(
+            f"{name}: would unpack to .* has room for", prepare.unpack, tmp_path / name, unpacked
+        )
+        monkeypatch.setattr(
+            prepare.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 2000})
+        )
         prepare.unpack(tmp_path / name, tmp_path / form)
         assert (tmp_path / form / "a.jpg").stat().st_size == 2000
 
@@ -184,16 +238,30 @@ def test_attributes_of_a_tar_member_are_not_read_into_memory(tmp_path, unpacked)
         file.write(stream.compress(bytes(1_000_000)))
         file.write(stream.flush())
     with Limited():
-        refused("x.tar.gz: cannot be unpacked.*attributes of 4000000000 bytes", prepare.unpack, tmp_path / "x.tar.gz", unpacked)
+        refused(
+            "x.tar.gz: cannot be unpacked.*attributes of 4000000000 bytes",
+            prepare.unpack,
+            tmp_path / "x.tar.gz",
+            unpacked,
+        )
     assert nothing_left(unpacked)
 
 
 # ---------------------------------------------------------------- MATLAB files
 
 
-TREES = [{"a": np.arange(12, dtype=np.uint8).reshape(3, 4)}, {"a": {"b": np.eye(3), "c": "text", "d": {"e": np.zeros((0, 3))}}},
-         {"a": np.array([{"x": 1}, {"x": 2}], object), "b": 1 + 2j, "c": np.array([], float), "d": "", "e": np.float32(3)},
-         {"s": np.array([(1, "u"), (2, "v")], [("n", object), ("t", object)])}]
+TREES = [
+    {"a": np.arange(12, dtype=np.uint8).reshape(3, 4)},
+    {"a": {"b": np.eye(3), "c": "text", "d": {"e": np.zeros((0, 3))}}},
+    {
+        "a": np.array([{"x": 1}, {"x": 2}], object),
+        "b": 1 + 2j,
+        "c": np.array([], float),
+        "d": "",
+        "e": np.float32(3),
+    },
+    {"s": np.array([(1, "u"), (2, "v")], [("n", object), ("t", object)])},
+]
 
 
 @pytest.mark.parametrize("compressed", [True, False])
@@ -206,12 +274,18 @@ def test_whole_mat_files_are_read_as_scipy_does(tmp_path, tree, compressed):
 
 def test_sparse_arrays_are_read(tmp_path):
     from scipy.sparse import csc_matrix
+
     savemat(tmp_path / "x.mat", {"a": csc_matrix(np.eye(3))})
     assert np.array_equal(matlab.read(tmp_path / "x.mat")["a"].toarray(), np.eye(3))
 
 
 def mat(array: bytes, order: str = "<") -> bytes:
-    return b"MATLAB 5.0 MAT-file".ljust(124) + struct.pack(f"{order}H", 0x0100) + (b"IM" if order == "<" else b"MI") + array
+    return (
+        b"MATLAB 5.0 MAT-file".ljust(124)
+        + struct.pack(f"{order}H", 0x0100)
+        + (b"IM" if order == "<" else b"MI")
+        + array
+    )
 
 
 def element(kind: int, content: bytes, order: str = "<") -> bytes:
@@ -219,37 +293,61 @@ def element(kind: int, content: bytes, order: str = "<") -> bytes:
 
 
 def array(kind: int, dims: tuple, *parts: bytes) -> bytes:
-    return element(14, element(6, struct.pack("<II", kind, 0)) + element(5, struct.pack(f"<{len(dims)}i", *dims)) + element(1, b"a")
-                   + b"".join(parts))
+    return element(
+        14,
+        element(6, struct.pack("<II", kind, 0))
+        + element(5, struct.pack(f"<{len(dims)}i", *dims))
+        + element(1, b"a")
+        + b"".join(parts),
+    )
 
 
 def test_mat_files_of_the_other_byte_order():
-    flags, dims = element(6, struct.pack(">II", 9, 0), ">"), element(5, struct.pack(">2i", 1, 2), ">")
-    content = mat(element(14, flags + dims + element(1, b"a", ">") + element(2, b"\3\4", ">"), ">"), ">")
+    flags, dims = (
+        element(6, struct.pack(">II", 9, 0), ">"),
+        element(5, struct.pack(">2i", 1, 2), ">"),
+    )
+    content = mat(
+        element(14, flags + dims + element(1, b"a", ">") + element(2, b"\3\4", ">"), ">"), ">"
+    )
     assert loadmat(io.BytesIO(matlab.checked(content)))["a"].tolist() == [[3, 4]]
 
 
-@pytest.mark.parametrize(("content", "says"), [
-    (array(9, (2, 2), element(0, bytes(4))), "type 0"),  # crashes SciPy's reader
-    (array(9, (2, 2), element(14, bytes(8))), "type 14"),
-    (array(9, (2, 3), element(2, bytes(4))), "6 numbers in 4 bytes"),
-    (array(9, (2, -2), element(2, bytes(4))), "dimensions"),
-    (array(9, (2,), element(2, bytes(4))), "dimensions"),
-    (array(1, (40_000, 50_000)), "2000000000 entries"),  # would take 16 GB
-    (array(2, (40_000, 50_000), element(5, struct.pack("<i", 4)), element(1, b"x\0\0\0")), "2000000000 entries"),
-    (array(2, (1, 1), element(5, struct.pack("<i", 0)), element(1, b"x\0\0\0")), "no length"),
-    (array(4, (1, 9), element(16, bytes(8))), "9 characters in 8 bytes"),
-    (array(17, (1, 1)), "class 17"),
-    (array(9, (1, 1), element(2, b"\1"))[:-4], "cut off"),
-    (element(2, bytes(8)), "a variable of type 2"),
-    (element(15, zlib.compress(bytes(300_000_000), 9)), "cut off or too many"),
-    (element(15, zlib.compress(array(9, (1, 1), element(2, b"\1")))[:-3]), "cut off or too many"),
-    (element(15, b"not deflated"), "damaged"),
-])
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (array(9, (2, 2), element(0, bytes(4))), "type 0"),  # crashes SciPy's reader
+        (array(9, (2, 2), element(14, bytes(8))), "type 14"),
+        (array(9, (2, 3), element(2, bytes(4))), "6 numbers in 4 bytes"),
+        (array(9, (2, -2), element(2, bytes(4))), "dimensions"),
+        (array(9, (2,), element(2, bytes(4))), "dimensions"),
+        (array(1, (40_000, 50_000)), "2000000000 entries"),  # would take 16 GB
+        (
+            array(2, (40_000, 50_000), element(5, struct.pack("<i", 4)), element(1, b"x\0\0\0")),
+            "2000000000 entries",
+        ),
+        (array(2, (1, 1), element(5, struct.pack("<i", 0)), element(1, b"x\0\0\0")), "no length"),
+        (array(4, (1, 9), element(16, bytes(8))), "9 characters in 8 bytes"),
+        (array(17, (1, 1)), "class 17"),
+        (array(9, (1, 1), element(2, b"\1"))[:-4], "cut off"),
+        (element(2, bytes(8)), "a variable of type 2"),
+        (element(15, zlib.compress(bytes(300_000_000), 9)), "cut off or too many"),
+        (
+            element(15, zlib.compress(array(9, (1, 1), element(2, b"\1")))[:-3]),
+            "cut off or too many",
+        ),
+        (element(15, b"not deflated"), "damaged"),
+    ],
+)
 def test_mat_files_that_mean_harm(tmp_path, content, says):
     (tmp_path / "x.mat").write_bytes(mat(content))
     with Limited():
-        refused(f"x.mat: cannot be read as a MATLAB 5 file .*{says}", prepare._mat, tmp_path / "x.mat", "a")
+        refused(
+            f"x.mat: cannot be read as a MATLAB 5 file .*{says}",
+            prepare._mat,
+            tmp_path / "x.mat",
+            "a",
+        )
 
 
 def test_arrays_within_arrays_without_end(tmp_path):
@@ -277,7 +375,9 @@ def test_no_picture_starts_a_program(tmp_path, monkeypatch):
     assert trap.exists()  # the trap was a real one
 
 
-@pytest.mark.parametrize("form", ["BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP"])  # AVIF: not in the oldest Pillow
+@pytest.mark.parametrize(
+    "form", ["BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP"]
+)  # AVIF: not in the oldest Pillow
 def test_photos_of_every_form_are_read(tmp_path, form):
     Image.new("RGB", (40, 30), "red").save(tmp_path / "photo", form)
     assert read_image(tmp_path / "photo").shape == (30, 40, 3)
@@ -288,7 +388,7 @@ def test_photos_of_every_form_are_read(tmp_path, form):
 def test_a_picture_that_is_cut_off_is_told_in_one_line(tmp_path, recwarn, compression, share):
     path = tmp_path / "photo.tif"
     Image.effect_noise((64, 64), 50).convert("RGB").save(path, compression=compression)
-    path.write_bytes(path.read_bytes()[:int(share * path.stat().st_size)])
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
     refused("photo.tif", read_image, path)
     assert not recwarn.list
 
@@ -296,18 +396,34 @@ def test_a_picture_that_is_cut_off_is_told_in_one_line(tmp_path, recwarn, compre
 # ---------------------------------------------------------------- JSON, YAML and what they hold
 
 
-@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "1" * 100_000, "\ufeff{", "NaN", '"x"', "[]", "{}"])
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, '{"a":' * 100_000, "1" * 100_000, "\ufeff{", "NaN", '"x"', "[]", "{}"]
+)
 def test_json_of_any_depth(tmp_path, text):
     (tmp_path / "manifest.json").write_text(text)
     refused("manifest.json", read_manifest, tmp_path)
     refused("manifest.json", records.read, tmp_path / "manifest.json")
 
 
-@pytest.mark.parametrize("changes", [
-    {"unexpected": {"train": "few"}}, {"unexpected": {"train": [1, 2]}}, {"unexpected": {"train": {}}},
-    {"unexpected": {"train": {"found": 1}}}, {"unexpected": []}, {"statements": {}}, {"splits": [1]}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"unexpected": {"train": "few"}},
+        {"unexpected": {"train": [1, 2]}},
+        {"unexpected": {"train": {}}},
+        {"unexpected": {"train": {"found": 1}}},
+        {"unexpected": []},
+        {"statements": {}},
+        {"splits": [1]},
+    ],
+)
 def test_manifests_of_other_entries(tmp_path, changes):
-    whole = {"splits": {}, "sha256": {}, "statements": [], "unexpected": {"train": {"official": 2, "found": 1}}}
+    whole = {
+        "splits": {},
+        "sha256": {},
+        "statements": [],
+        "unexpected": {"train": {"official": 2, "found": 1}},
+    }
     (tmp_path / "manifest.json").write_text(json.dumps(whole))
     assert read_manifest(tmp_path) == whole
     (tmp_path / "manifest.json").write_text(json.dumps(whole | changes))
@@ -318,19 +434,38 @@ def test_manifests_of_other_entries(tmp_path, changes):
 def test_sums_of_files_outside_the_folder(tmp_path, line):
     """None is opened: a missing one would be called missing."""
     (tmp_path / "SHA256SUMS").write_text(f"{line}\n")
-    assert check._changed(tmp_path) == [f"{tmp_path / 'SHA256SUMS'}: {line[3:]} leads out of the folder"]
+    assert check._changed(tmp_path) == [
+        f"{tmp_path / 'SHA256SUMS'}: {line[3:]} leads out of the folder"
+    ]
 
 
-@pytest.mark.parametrize("content", [
-    {"size": [10**5, 10**5], "polygon": [[0, 0, 1, 0, 1, 1]]}, {"size": [10**9, 10**9], "polygon": []}, {"size": [2.5, 4], "polygon": []},
-    {"size": [3, 4], "polygon": [[0, 0, 1e9, 0, 1, 1]]}, {"size": [3, 4], "polygon": [[0, 0, float("nan"), 0, 1, 1]]},
-    {"size": [3, 4], "polygon": {"size": [3, 4], "counts": [1 << 40]}}, {"size": [3, 4], "polygon": [dict.fromkeys("abcdef", 1)]},
-    {"size": [3, 4], "polygon": [["a"] * 6]}, {"size": [3, 4], "polygon": {"size": [10**6, 10**6], "counts": [12]}},
-    {"size": [3, 4], "polygon": {"size": [4, 3], "counts": [12]}}, {"size": [3, 4], "polygon": {"size": 12, "counts": [12]}}])
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"size": [10**5, 10**5], "polygon": [[0, 0, 1, 0, 1, 1]]},
+        {"size": [10**9, 10**9], "polygon": []},
+        {"size": [2.5, 4], "polygon": []},
+        {"size": [3, 4], "polygon": [[0, 0, 1e9, 0, 1, 1]]},
+        {"size": [3, 4], "polygon": [[0, 0, float("nan"), 0, 1, 1]]},
+        {"size": [3, 4], "polygon": {"size": [3, 4], "counts": [1 << 40]}},
+        {"size": [3, 4], "polygon": [dict.fromkeys("abcdef", 1)]},
+        {"size": [3, 4], "polygon": [["a"] * 6]},
+        {"size": [3, 4], "polygon": {"size": [10**6, 10**6], "counts": [12]}},
+        {"size": [3, 4], "polygon": {"size": [4, 3], "counts": [12]}},
+        {"size": [3, 4], "polygon": {"size": 12, "counts": [12]}},
+    ],
+)
 def test_regions_of_any_size(content):
     paint = prepare._paint_with_coco()
     with Limited():
-        refused("a region of image 7 cannot be decoded", paint, Path("x.json"), "7", tuple(content["size"]), [(1, content["polygon"])])
+        refused(
+            "a region of image 7 cannot be decoded",
+            paint,
+            Path("x.json"),
+            "7",
+            tuple(content["size"]),
+            [(1, content["polygon"])],
+        )
 
 
 class TestYaml:
@@ -339,8 +474,14 @@ class TestYaml:
         with Limited():
             refused(words, claims.load, tmp_path / "claims.yaml")
 
-    @pytest.mark.parametrize("tag", ["!!python/object/apply:os.system ['touch {}']", "!!python/object/new:pathlib.Path ['{}']",
-                                     "!!python/name:os.system"])
+    @pytest.mark.parametrize(
+        "tag",
+        [
+            "!!python/object/apply:os.system ['touch {}']",
+            "!!python/object/new:pathlib.Path ['{}']",
+            "!!python/name:os.system",
+        ],
+    )
     def test_tags_that_build_objects(self, tmp_path, tag):
         trap = tmp_path / "executed"
         text = f"tolerances: {tag.format(trap)}\nnetworks: {{}}\nclaims: []\n"
@@ -362,11 +503,27 @@ class TestYaml:
         self.refuse(tmp_path, "[" * 50_000, "not YAML|expected|too deep")
 
 
-@pytest.mark.parametrize(("field", "value"), [("batch", "8"), ("batch", 2.5), ("batch", True), ("crop", [96]), ("crop", [96, "128"]),
-                                              ("scale", [float("nan"), 1.0]), ("momentum", float("inf")), ("model", 3), ("flip", 1),
-                                              ("name", None), ("stages", [[]]), ("stages", {}), ("stages", 3)])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("batch", "8"),
+        ("batch", 2.5),
+        ("batch", True),
+        ("crop", [96]),
+        ("crop", [96, "128"]),
+        ("scale", [float("nan"), 1.0]),
+        ("momentum", float("inf")),
+        ("model", 3),
+        ("flip", 1),
+        ("name", None),
+        ("stages", [[]]),
+        ("stages", {}),
+        ("stages", 3),
+    ],
+)
 def test_recipes_of_other_types(field, value):
     from dataclasses import asdict
+
     config = json.loads(json.dumps(asdict(RECIPES["embedded-lw-efficientnet_lite0"])))
     assert Recipe.of(config) == RECIPES["embedded-lw-efficientnet_lite0"]
     refused("not a recipe|no stages", Recipe.of, config | {field: value})
@@ -375,6 +532,7 @@ def test_recipes_of_other_types(field, value):
 @pytest.mark.parametrize("name", ["batch\nsize", "\r\n", "a\u2028b", "a\x0bb\x0cc\x85d"])
 def test_settings_of_many_lines(name):
     from dataclasses import asdict
+
     config = json.loads(json.dumps(asdict(RECIPES["embedded-lw-efficientnet_lite0"])))
     refused("^not a recipe", Recipe.of, config | {name: 1})
     refused("^not a recipe", Recipe.of, config | {"stages": [config["stages"][0] | {name: 1}]})
@@ -397,26 +555,59 @@ def test_weights_that_are_no_numbers(network, tmp_path, value):
     network.decoder.classifier.bias.data[1] = value
     engine.save(network, tmp_path / "x.safetensors", CARD)
     network.decoder.classifier.bias.data[1] = 0
-    refused("x.safetensors: decoder.classifier.bias: holds infinities or what is not a number", engine.load, tmp_path / "x.safetensors")
+    refused(
+        "x.safetensors: decoder.classifier.bias: holds infinities or what is not a number",
+        engine.load,
+        tmp_path / "x.safetensors",
+    )
 
 
-@pytest.mark.parametrize("card", [{"model": ["x"]}, {"model": {}}, {"classes": "ab"}, {"classes": [1, 2]}, {"classes": {"a": 1, "b": 2}},
-                                  {"model": "refinenet-lw-timm:hf-hub:x/y"}, {"model": "refinenet-lw-timm:local-dir:/tmp"},
-                                  {"model": "refinenet-lw-timm:../../x"}])
+@pytest.mark.parametrize(
+    "card",
+    [
+        {"model": ["x"]},
+        {"model": {}},
+        {"classes": "ab"},
+        {"classes": [1, 2]},
+        {"classes": {"a": 1, "b": 2}},
+        {"model": "refinenet-lw-timm:hf-hub:x/y"},
+        {"model": "refinenet-lw-timm:local-dir:/tmp"},
+        {"model": "refinenet-lw-timm:../../x"},
+    ],
+)
 def test_cards_that_describe_no_model(network, tmp_path, card):
     from safetensors.torch import save_file
-    save_file({"a": torch.zeros(1)}, tmp_path / "y.safetensors", {"rflw": json.dumps({"model": network.name} | CARD | card)})
+
+    save_file(
+        {"a": torch.zeros(1)},
+        tmp_path / "y.safetensors",
+        {"rflw": json.dumps({"model": network.name} | CARD | card)},
+    )
     refused("y.safetensors: its header describes no model", engine.load, tmp_path / "y.safetensors")
 
 
-OTHER_ENTRIES = [{"data": 3}, {"data": None}, {"data": ["x"]}, {"data": {}}, {"short_side": "a"}, {"short_side": [1]},
-                 {"short_side": float("nan")}, {"short_side": 10**9}, {"short_side": 1}, {"short_side": True}, {"recipe": ["x"], "seed": 0},
-                 {"recipe": "../../x", "seed": 0}, {"recipe": "nul\0l", "seed": 0}, {"recipe": "x", "seed": "../../x"}]
+OTHER_ENTRIES = [
+    {"data": 3},
+    {"data": None},
+    {"data": ["x"]},
+    {"data": {}},
+    {"short_side": "a"},
+    {"short_side": [1]},
+    {"short_side": float("nan")},
+    {"short_side": 10**9},
+    {"short_side": 1},
+    {"short_side": True},
+    {"recipe": ["x"], "seed": 0},
+    {"recipe": "../../x", "seed": 0},
+    {"recipe": "nul\0l", "seed": 0},
+    {"recipe": "x", "seed": "../../x"},
+]
 
 
 def whole(network, file: Path, weights: dict = {}, **card) -> Path:  # noqa: B006
     """A checkpoint of the network, with some entries of its weights and its card changed."""
     from safetensors.torch import save_file
+
     weights = {key: value.contiguous() for key, value in (network.state_dict() | weights).items()}
     save_file(weights, file, {"rflw": json.dumps({"model": network.name} | CARD | card)})
     return file
@@ -425,23 +616,45 @@ def whole(network, file: Path, weights: dict = {}, **card) -> Path:  # noqa: B00
 @pytest.mark.parametrize("card", OTHER_ENTRIES)
 def test_cards_whose_entries_are_of_other_types(network, tmp_path, card):
     """Of networks that are whole, so that commands would come to use them."""
-    refused("x.safetensors: its header describes no model .its ", engine.load, whole(network, tmp_path / "x.safetensors", **card))
+    refused(
+        "x.safetensors: its header describes no model .its ",
+        engine.load,
+        whole(network, tmp_path / "x.safetensors", **card),
+    )
 
 
 def test_a_card_that_names_no_data(network, tmp_path):
     from safetensors.torch import save_file
-    save_file(network.state_dict(), tmp_path / "x.safetensors", {"rflw": json.dumps({"model": network.name, "classes": ["a", "b"]})})
-    refused("x.safetensors: its header describes no model .'data'", engine.load, tmp_path / "x.safetensors")
+
+    save_file(
+        network.state_dict(),
+        tmp_path / "x.safetensors",
+        {"rflw": json.dumps({"model": network.name, "classes": ["a", "b"]})},
+    )
+    refused(
+        "x.safetensors: its header describes no model .'data'",
+        engine.load,
+        tmp_path / "x.safetensors",
+    )
 
 
 def test_a_card_of_a_recipe_without_a_seed(network, tmp_path):
-    assert studies.title(engine.load(whole(network, tmp_path / "x.safetensors", recipe="x"))) == network.name
-    assert studies.title(engine.load(whole(network, tmp_path / "x.safetensors", recipe="x", seed=3))) == "x-s3"
+    assert (
+        studies.title(engine.load(whole(network, tmp_path / "x.safetensors", recipe="x")))
+        == network.name
+    )
+    assert (
+        studies.title(engine.load(whole(network, tmp_path / "x.safetensors", recipe="x", seed=3)))
+        == "x-s3"
+    )
 
 
 @pytest.mark.parametrize("side", [None, 0, 33, 4096])
 def test_cards_of_any_sound_shorter_side(network, tmp_path, side):
-    assert engine.load(whole(network, tmp_path / "x.safetensors", short_side=side)).card["short_side"] == side
+    assert (
+        engine.load(whole(network, tmp_path / "x.safetensors", short_side=side)).card["short_side"]
+        == side
+    )
 
 
 @pytest.mark.parametrize("name", ["x" * 5000, "nul\0l", "\ud800"])
@@ -451,11 +664,21 @@ def test_data_sets_that_no_folder_can_be_named(name):
         open_dataset(f"a/{name}", "val")
 
 
-@pytest.mark.parametrize("weights", [torch.tensor([0, complex(float("nan"), 0)]), torch.zeros(2, dtype=torch.complex64),
-                                     torch.full((2,), 1e300, dtype=torch.float64)])
+@pytest.mark.parametrize(
+    "weights",
+    [
+        torch.tensor([0, complex(float("nan"), 0)]),
+        torch.zeros(2, dtype=torch.complex64),
+        torch.full((2,), 1e300, dtype=torch.float64),
+    ],
+)
 def test_weights_that_are_no_numbers_once_they_are_loaded(network, tmp_path, weights):
     file = whole(network, tmp_path / "x.safetensors", {"decoder.classifier.bias": weights})
-    refused("x.safetensors: decoder.classifier.bias: (holds infinities|.* no dense tensor of real numbers)", engine.load, file)
+    refused(
+        "x.safetensors: decoder.classifier.bias: (holds infinities|.* no dense tensor of real numbers)",
+        engine.load,
+        file,
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
@@ -471,10 +694,17 @@ def test_a_safetensors_header_without_end(tmp_path):
         refused("not a whole safetensors file", engine.load, tmp_path / "x.safetensors")
 
 
-@pytest.mark.parametrize(("model", "classes"), [("refinenet-lw-mobilenet_v2", 60_000), ("refinenet-timm:vgg19", 2),
-                                                ("refinenet-lw-timm:convnext_xxlarge", 2)])
+@pytest.mark.parametrize(
+    ("model", "classes"),
+    [
+        ("refinenet-lw-mobilenet_v2", 60_000),
+        ("refinenet-timm:vgg19", 2),
+        ("refinenet-lw-timm:convnext_xxlarge", 2),
+    ],
+)
 def test_a_small_file_that_names_a_network_of_gigabytes(tmp_path, model, classes):
     from safetensors.torch import save_file
+
     card = {"model": model, "classes": [str(i) for i in range(classes)], "data": "own"}
     save_file({"a": torch.zeros(1)}, tmp_path / "x.safetensors", {"rflw": json.dumps(card)})
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -485,9 +715,15 @@ def test_a_small_file_that_names_a_network_of_gigabytes(tmp_path, model, classes
 @pytest.mark.parametrize("how", ["deflated", "one part under many names"])
 def test_checkpoints_that_are_zip_bombs(tmp_path, how):
     """Of tensors that take a gigabyte in a megabyte."""
-    tensors = {f"layer1.{i}.conv1.weight": torch.zeros(25_000_000) for i in range(1 if how == "deflated" else 10)}
+    tensors = {
+        f"layer1.{i}.conv1.weight": torch.zeros(25_000_000)
+        for i in range(1 if how == "deflated" else 10)
+    }
     torch.save(tensors, tmp_path / "whole.pth")
-    with zipfile.ZipFile(tmp_path / "whole.pth") as whole, zipfile.ZipFile(tmp_path / "x.pth", "w", zipfile.ZIP_DEFLATED) as bomb:
+    with (
+        zipfile.ZipFile(tmp_path / "whole.pth") as whole,
+        zipfile.ZipFile(tmp_path / "x.pth", "w", zipfile.ZIP_DEFLATED) as bomb,
+    ):
         first = None
         for member in whole.infolist():
             large = member.file_size > 1e6
@@ -510,18 +746,33 @@ def test_checkpoints_that_are_zip_bombs(tmp_path, how):
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_of_the_authors_that_are_no_numbers(tmp_path, value):
     torch.save({"segm.weight": torch.full((2, 4, 3, 3), value)}, tmp_path / "x.pth")
-    refused("x.pth: segm.weight: holds infinities or what is not a number", engine.load_official, tmp_path / "x.pth", 2)
+    refused(
+        "x.pth: segm.weight: holds infinities or what is not a number",
+        engine.load_official,
+        tmp_path / "x.pth",
+        2,
+    )
 
 
-@pytest.mark.parametrize("value", [
-    torch.zeros(1).expand(4, 200, 1000, 1000),  # 3.2 GB of one number
-    torch.zeros(70_000).as_strided((4, 200, 100, 100), (1, 1, 300, 300)), torch.zeros(4, 2, 1, 1, device="meta"),
-    torch.zeros(4, 2, 1, 1, dtype=torch.complex64), torch.full((4, 2, 1, 1), 1e300, dtype=torch.float64)])
+@pytest.mark.parametrize(
+    "value",
+    [
+        torch.zeros(1).expand(4, 200, 1000, 1000),  # 3.2 GB of one number
+        torch.zeros(70_000).as_strided((4, 200, 100, 100), (1, 1, 300, 300)),
+        torch.zeros(4, 2, 1, 1, device="meta"),
+        torch.zeros(4, 2, 1, 1, dtype=torch.complex64),
+        torch.full((4, 2, 1, 1), 1e300, dtype=torch.float64),
+    ],
+)
 def test_tensors_that_are_not_what_they_seem(tmp_path, value):
     torch.save({"segm.weight": value}, tmp_path / "x.pth")
     assert (tmp_path / "x.pth").stat().st_size < 300_000
     with Limited():
-        refused("x.pth: segm.weight: (a Tensor that is no dense|holds infinities)", engine.weights_of, tmp_path / "x.pth")
+        refused(
+            "x.pth: segm.weight: (a Tensor that is no dense|holds infinities)",
+            engine.weights_of,
+            tmp_path / "x.pth",
+        )
 
 
 def test_a_classifier_of_many_classes_without_weights(tmp_path):
@@ -533,7 +784,13 @@ def test_a_classifier_of_many_classes_without_weights(tmp_path):
 def test_a_pickle_bomb_where_a_run_goes_on(tmp_path):
     trap = tmp_path / "executed"
     torch.save({"identity": Bomb(trap)}, tmp_path / "last.pt")
-    refused("last.pt: not a whole checkpoint of a run", training._open_run, tmp_path, True, torch.device("cpu"))
+    refused(
+        "last.pt: not a whole checkpoint of a run",
+        training._open_run,
+        tmp_path,
+        True,
+        torch.device("cpu"),
+    )
     assert not trap.exists()
     torch.load(tmp_path / "last.pt", weights_only=False)
     assert trap.exists()  # the trap was a real one
@@ -553,18 +810,37 @@ def test_pipes_are_not_waited_for(tmp_path):
     os.mkfifo(pipe)
     sitting = engine.Sitting(1, 6)
     sitting.file = pipe
-    for read in (read_image, lambda path: read_mask(path, 6), engine.load, lambda path: engine.load_tensors(path, "cpu"),
-                 lambda path: prepare.sum_line(tmp_path, path.relative_to(tmp_path)), lambda path: sitting._read(),
-                 video.frame_rate):
+    for read in (
+        read_image,
+        lambda path: read_mask(path, 6),
+        engine.load,
+        lambda path: engine.load_tensors(path, "cpu"),
+        lambda path: prepare.sum_line(tmp_path, path.relative_to(tmp_path)),
+        lambda path: sitting._read(),
+        video.frame_rate,
+    ):
         refused("x.mp4: not a file but a pipe", read, pipe)
     skipped = []
-    assert list(video.read_photos([pipe], skipped)) == [] and len(skipped) == 1 and "a pipe" in skipped[0]
+    assert (
+        list(video.read_photos([pipe], skipped)) == []
+        and len(skipped) == 1
+        and "a pipe" in skipped[0]
+    )
     refused("a folder, not a checkpoint", engine.load, tmp_path)
-    refused("cannot be written .it is a folder", records.write_whole, tmp_path, lambda partial: None)
-    refused("cannot be written .File name too long", records.write_whole, tmp_path / ("a" * 300), lambda partial: None)
+    refused(
+        "cannot be written .it is a folder", records.write_whole, tmp_path, lambda partial: None
+    )
+    refused(
+        "cannot be written .File name too long",
+        records.write_whole,
+        tmp_path / ("a" * 300),
+        lambda partial: None,
+    )
 
 
-@pytest.mark.parametrize("claim", [b"r" + struct.pack("<I", 10**8), b"p100000000\n", b"\x96" + struct.pack("<Q", 10**9)])
+@pytest.mark.parametrize(
+    "claim", [b"r" + struct.pack("<I", 10**8), b"p100000000\n", b"\x96" + struct.pack("<Q", 10**9)]
+)
 def test_a_pickle_that_claims_more_than_it_is_takes_no_memory(tmp_path, claim):
     """To remember something as number 100,000,000, and a gigabyte of bytes that are not there, in a file that torch cannot read."""
     path, whole = tmp_path / "x.pth", b"\x80\x02N."
@@ -588,7 +864,16 @@ def test_a_place_in_a_picture_that_is_a_fraction(tmp_path):
     path = tmp_path / "x.tif"
     Image.new("L", (32, 24)).save(path)
     content = path.read_bytes()
-    place = next(content.find(struct.pack("<HHI", 273, kind, 1)) for kind in (3, 4) if struct.pack("<HHI", 273, kind, 1) in content)
-    path.write_bytes(content[:place] + struct.pack("<HHII", 273, 5, 1, len(content)) + content[place + 12:] + struct.pack("<II", 9, 2))
+    place = next(
+        content.find(struct.pack("<HHI", 273, kind, 1))
+        for kind in (3, 4)
+        if struct.pack("<HHI", 273, kind, 1) in content
+    )
+    path.write_bytes(
+        content[:place]
+        + struct.pack("<HHII", 273, 5, 1, len(content))
+        + content[place + 12 :]
+        + struct.pack("<II", 9, 2)
+    )
     refused("x.tif: cannot be read", read_mask, path, 21)
     refused("x.tif: cannot be read", read_image, path)

@@ -1,4 +1,5 @@
 """Metrics against counts by hand, scikit-learn, torchmetrics and SciPy."""
+
 import math
 import warnings
 
@@ -52,7 +53,9 @@ def test_pixel_accuracy_by_hand():
 
 def test_frequency_weighted_iou_by_hand():
     # of the 10 labelled pixels 4, 4 and 2 are of the classes 0, 1 and 2
-    assert frequency_weighted_iou(torch.tensor(MATRIX)) == pytest.approx(0.4 * 3 / 6 + 0.4 * 3 / 6 + 0.2 * 0)
+    assert frequency_weighted_iou(torch.tensor(MATRIX)) == pytest.approx(
+        0.4 * 3 / 6 + 0.4 * 3 / 6 + 0.2 * 0
+    )
 
 
 def test_boundaries_along_void_are_none():
@@ -64,7 +67,9 @@ def test_boundaries_along_void_are_none():
 
 def test_matrices_of_images_add_up():
     whole = confusion_matrix(PREDICTION, TARGET, 4)
-    parts = confusion_matrix(PREDICTION[:1], TARGET[:1], 4) + confusion_matrix(PREDICTION[1:], TARGET[1:], 4)
+    parts = confusion_matrix(PREDICTION[:1], TARGET[:1], 4) + confusion_matrix(
+        PREDICTION[1:], TARGET[1:], 4
+    )
     assert torch.equal(whole, parts)
 
 
@@ -75,12 +80,18 @@ def test_all_void_counts_nothing():
 @pytest.mark.parametrize("seed", range(5))
 def test_against_torchmetrics(seed):
     from torchmetrics.functional.classification import multiclass_jaccard_index
+
     generator = torch.Generator().manual_seed(seed)
     target = torch.randint(0, 6, (2, 40, 50), generator=generator)
-    prediction = torch.where(torch.rand(target.shape, generator=generator) < 0.6, target,
-                             torch.randint(0, 6, target.shape, generator=generator))
+    prediction = torch.where(
+        torch.rand(target.shape, generator=generator) < 0.6,
+        target,
+        torch.randint(0, 6, target.shape, generator=generator),
+    )
     target[:, :5] = 255
-    expected = multiclass_jaccard_index(prediction, target, num_classes=6, average=None, ignore_index=255)
+    expected = multiclass_jaccard_index(
+        prediction, target, num_classes=6, average=None, ignore_index=255
+    )
     torch.testing.assert_close(iou(confusion_matrix(prediction, target, 6)).float(), expected)
 
 
@@ -92,8 +103,14 @@ def cases(draw):
     """Maps of some classes, of which not all need be there, and predictions that are right for a share of the pixels; some are void."""
     classes, seed = draw(st.integers(2, 8)), draw(st.integers(0, 2**32 - 1))
     shape = draw(st.tuples(st.integers(1, 3), st.integers(2, 24), st.integers(2, 24)))
-    random, present = np.random.RandomState(seed), draw(st.lists(st.integers(0, classes - 1), min_size=1, unique=True))
-    target, guess = random.choice(present, shape), random.choice(draw(st.sampled_from([present, [*range(classes)]])), shape)
+    random, present = (
+        np.random.RandomState(seed),
+        draw(st.lists(st.integers(0, classes - 1), min_size=1, unique=True)),
+    )
+    target, guess = (
+        random.choice(present, shape),
+        random.choice(draw(st.sampled_from([present, [*range(classes)]])), shape),
+    )
     prediction = np.where(random.rand(*shape) < draw(st.floats(0, 1)), target, guess)
     target[random.rand(*shape) < draw(st.sampled_from([0, 0.3]))] = 255
     target[0, 0, 0] = present[0]  # where all is void, there is nothing to compare
@@ -108,12 +125,20 @@ def test_random_cases_against_scikit_learn(case):
     truth, guess, labels = target.numpy()[valid], prediction.numpy()[valid], list(range(classes))
     assert matrix.tolist() == sklearn.confusion_matrix(truth, guess, labels=labels).tolist()
     seen = sorted({*truth.tolist(), *guess.tolist()})
-    per_class = dict(zip(seen, sklearn.jaccard_score(truth, guess, labels=seen, average=None, zero_division=0)))
-    assert iou(matrix).tolist() == pytest.approx([per_class.get(label, math.nan) for label in labels], nan_ok=True)
+    per_class = dict(
+        zip(seen, sklearn.jaccard_score(truth, guess, labels=seen, average=None, zero_division=0))
+    )
+    assert iou(matrix).tolist() == pytest.approx(
+        [per_class.get(label, math.nan) for label in labels], nan_ok=True
+    )
     assert mean_iou(matrix) == pytest.approx(np.mean(list(per_class.values())))
-    assert mean_iou(matrix, "one") == pytest.approx(np.mean([per_class.get(label, 1.0) for label in labels]))
+    assert mean_iou(matrix, "one") == pytest.approx(
+        np.mean([per_class.get(label, 1.0) for label in labels])
+    )
     assert pixel_accuracy(matrix) == pytest.approx(sklearn.accuracy_score(truth, guess))
-    weighted = sklearn.jaccard_score(truth, guess, labels=sorted(set(truth.tolist())), average="weighted", zero_division=0)
+    weighted = sklearn.jaccard_score(
+        truth, guess, labels=sorted(set(truth.tolist())), average="weighted", zero_division=0
+    )
     assert frequency_weighted_iou(matrix) == pytest.approx(weighted)
 
 
@@ -125,6 +150,7 @@ def test_random_cases_against_torchmetrics(case):
         multiclass_confusion_matrix,
         multiclass_jaccard_index,
     )
+
     prediction, target, classes = case
     options = {"num_classes": classes, "ignore_index": 255}
     matrix = confusion_matrix(prediction, target, classes)
@@ -132,7 +158,9 @@ def test_random_cases_against_torchmetrics(case):
         warnings.simplefilter("ignore")  # of classes that are nowhere
         assert torch.equal(matrix, multiclass_confusion_matrix(prediction, target, **options))
         per_class = multiclass_jaccard_index(prediction, target, average=None, **options)
-        assert pixel_accuracy(matrix) == pytest.approx(multiclass_accuracy(prediction, target, average="micro", **options).item())
+        assert pixel_accuracy(matrix) == pytest.approx(
+            multiclass_accuracy(prediction, target, average="micro", **options).item()
+        )
     torch.testing.assert_close(iou(matrix).nan_to_num().float(), per_class.nan_to_num())
 
 
@@ -153,8 +181,12 @@ def boundary_f_by_distances(prediction, target, classes, tolerance):
         if not true.any():
             scores.append(math.nan)
             continue
-        precision, recall = (((ndimage.distance_transform_edt(~others) <= radius) & edges).sum() / edges.sum()
-                             if edges.any() and others.any() else 0.0 for edges, others in ((own, true), (true, own)))
+        precision, recall = (
+            ((ndimage.distance_transform_edt(~others) <= radius) & edges).sum() / edges.sum()
+            if edges.any() and others.any()
+            else 0.0
+            for edges, others in ((own, true), (true, own))
+        )
         scores.append(2 * precision * recall / (precision + recall) if precision + recall else 0.0)
     return scores
 
@@ -164,11 +196,18 @@ def boundary_f_by_distances(prediction, target, classes, tolerance):
 def test_boundary_f_against_distances(seed, tolerance):
     random = np.random.RandomState(seed)
     coarse = random.randint(0, 4, (7, 9)).repeat(5, 0).repeat(6, 1)
-    target, prediction = coarse[:33, :47].copy(), np.roll(coarse, (random.randint(3), random.randint(3)), (0, 1))[:33, :47].copy()
+    target, prediction = (
+        coarse[:33, :47].copy(),
+        np.roll(coarse, (random.randint(3), random.randint(3)), (0, 1))[:33, :47].copy(),
+    )
     target[random.rand(*target.shape) < 0.05] = 255
     target[target == 3] = random.randint(3)  # predicted, but nowhere in the labels
-    found = boundary_f(torch.from_numpy(prediction), torch.from_numpy(target), 5, tolerance).tolist()
-    assert found == pytest.approx(boundary_f_by_distances(prediction, target, 5, tolerance), nan_ok=True)
+    found = boundary_f(
+        torch.from_numpy(prediction), torch.from_numpy(target), 5, tolerance
+    ).tolist()
+    assert found == pytest.approx(
+        boundary_f_by_distances(prediction, target, 5, tolerance), nan_ok=True
+    )
     assert math.isnan(found[3]) and math.isnan(found[4]) and 0 < min(found[:3])
 
 
@@ -183,23 +222,38 @@ def test_boundary_f_with_wide_tolerances(radius, monkeypatch):
     tolerance = (radius + 0.3) / math.hypot(*target.shape)
     expected = boundary_f_by_distances(prediction, target, 4, tolerance)
     real = ndimage.distance_transform_edt
-    monkeypatch.setattr(ndimage, "distance_transform_edt", lambda edge: asked.append(edge) or real(edge))
+    monkeypatch.setattr(
+        ndimage, "distance_transform_edt", lambda edge: asked.append(edge) or real(edge)
+    )
 
     def found():
-        return boundary_f(torch.from_numpy(prediction), torch.from_numpy(target), 4, tolerance).tolist()
-    assert found() == pytest.approx(expected, nan_ok=True) and bool(asked) == (radius > metrics.LARGE_REACH)
+        return boundary_f(
+            torch.from_numpy(prediction), torch.from_numpy(target), 4, tolerance
+        ).tolist()
+
+    assert found() == pytest.approx(expected, nan_ok=True) and bool(asked) == (
+        radius > metrics.LARGE_REACH
+    )
     monkeypatch.setattr(metrics, "LARGE_REACH", 0 if radius <= metrics.LARGE_REACH else 100)
     assert found() == pytest.approx(expected, nan_ok=True)
 
 
-@pytest.mark.parametrize(("maps", "together"), [(1, [1] * 5), (2 * 48 - 1, [1] * 5), (2 * 48, [2, 2, 1]), (2**24, [5])])
+@pytest.mark.parametrize(
+    ("maps", "together"), [(1, [1] * 5), (2 * 48 - 1, [1] * 5), (2 * 48, [2, 2, 1]), (2**24, [5])]
+)
 def test_so_many_classes_are_looked_at_together_as_memory_is_meant_for(monkeypatch, maps, together):
     target = torch.arange(48).view(6, 8) % 5
     prediction = target.roll(1, 0)
     expected, seen, real = boundary_f(prediction, target, 5).tolist(), [], metrics.F.conv2d
-    assert 4 * metrics.MAPS <= 2**26 and metrics.MAPS >= 11 * 360 * 480  # bytes in float32; all of CamVid's classes at once
+    assert (
+        4 * metrics.MAPS <= 2**26 and metrics.MAPS >= 11 * 360 * 480
+    )  # bytes in float32; all of CamVid's classes at once
     monkeypatch.setattr(metrics, "MAPS", maps)
-    monkeypatch.setattr(metrics.F, "conv2d", lambda x, *args, **options: seen.append(len(x)) or real(x, *args, **options))
+    monkeypatch.setattr(
+        metrics.F,
+        "conv2d",
+        lambda x, *args, **options: seen.append(len(x)) or real(x, *args, **options),
+    )
     assert boundary_f(prediction, target, 5).tolist() == expected
     assert seen == [n for n in together for _ in range(2)]  # precision and recall
 
@@ -209,7 +263,10 @@ def test_boundary_f_by_hand():
     target[:, 4:] = 1
     moved = target.roll(2, 1)
     moved[:, :2] = 0
-    assert boundary_f(target, target, 2).tolist() == [1.0, 1.0]  # no tolerance at this size: the diagonal is ten pixels
+    assert boundary_f(target, target, 2).tolist() == [
+        1.0,
+        1.0,
+    ]  # no tolerance at this size: the diagonal is ten pixels
     assert boundary_f(moved, target, 2).tolist() == [0.0, 0.0]
     assert boundary_f(moved, target, 2, tolerance=0.2).tolist() == [1.0, 1.0]  # just the two pixels
     assert boundary_f(moved, target, 2, tolerance=0.199).tolist() == [0.0, 0.0]
@@ -219,18 +276,31 @@ def test_the_bootstrap_interval_is_that_of_images_drawn_anew():
     random = np.random.RandomState(0)
     matrices = torch.from_numpy(random.randint(0, 50, (12, 3, 3)) + np.diag([60, 40, 20])[None])
     low, high = bootstrap_interval(matrices)
-    draws = [mean_iou(matrices[random.randint(0, 12, 12)].sum(0)) for _ in range(4000)]  # one by one, by another generator
+    draws = [
+        mean_iou(matrices[random.randint(0, 12, 12)].sum(0)) for _ in range(4000)
+    ]  # one by one, by another generator
     spread = np.std(draws)
-    assert [low, high] == pytest.approx(np.quantile(draws, (0.025, 0.975)).tolist(), abs=0.2 * spread)
+    assert [low, high] == pytest.approx(
+        np.quantile(draws, (0.025, 0.975)).tolist(), abs=0.2 * spread
+    )
     picks = torch.randint(12, (2000, 12), generator=torch.Generator().manual_seed(0))
-    same = np.quantile([mean_iou(matrices[pick].sum(0)) for pick in picks], (0.025, 0.975))  # one by one, of the same images
+    same = np.quantile(
+        [mean_iou(matrices[pick].sum(0)) for pick in picks], (0.025, 0.975)
+    )  # one by one, of the same images
     assert [low, high] == pytest.approx(same.tolist(), rel=1e-12)
-    assert bootstrap_interval(matrices) == (low, high) and bootstrap_interval(matrices, seed=1) != (low, high)
+    assert bootstrap_interval(matrices) == (low, high) and bootstrap_interval(matrices, seed=1) != (
+        low,
+        high,
+    )
     inner = bootstrap_interval(matrices, level=0.5)
     assert low < inner[0] < inner[1] < high
-    assert inner[1] - inner[0] == pytest.approx(np.subtract(*np.quantile(draws, (0.75, 0.25))), rel=0.2)
+    assert inner[1] - inner[0] == pytest.approx(
+        np.subtract(*np.quantile(draws, (0.75, 0.25))), rel=0.2
+    )
     alone = bootstrap_interval(matrices[:1])
-    assert alone == pytest.approx((mean_iou(matrices[0]),) * 2)  # one image is all that can be drawn
+    assert alone == pytest.approx(
+        (mean_iou(matrices[0]),) * 2
+    )  # one image is all that can be drawn
 
 
 def test_what_is_nowhere_and_what_is_void_have_no_share():
@@ -239,12 +309,15 @@ def test_what_is_nowhere_and_what_is_void_have_no_share():
     assert frequency_weighted_iou(torch.tensor(MATRIX)) == pytest.approx(0.4 * 3 / 6 + 0.4 * 3 / 6)
 
 
-@pytest.mark.parametrize(("prediction", "target", "words"), [
-    (torch.zeros(2, 3), torch.zeros(3, 2), "against labels"),
-    (torch.tensor([0, 0]), torch.tensor([0, 4]), "label 4"),
-    (torch.tensor([0, 3, 7, 8]), torch.tensor([0, 0, 0, 0]), "class 7"),
-    (torch.tensor([-1]), torch.tensor([0]), "class -1"),
-])
+@pytest.mark.parametrize(
+    ("prediction", "target", "words"),
+    [
+        (torch.zeros(2, 3), torch.zeros(3, 2), "against labels"),
+        (torch.tensor([0, 0]), torch.tensor([0, 4]), "label 4"),
+        (torch.tensor([0, 3, 7, 8]), torch.tensor([0, 0, 0, 0]), "class 7"),
+        (torch.tensor([-1]), torch.tensor([0]), "class -1"),
+    ],
+)
 def test_bad_input_is_refused(prediction, target, words):
     with pytest.raises(InputError, match=words):
         confusion_matrix(prediction, target, 4)

@@ -61,7 +61,9 @@ def norms(module):
 # Published counts
 
 
-@pytest.mark.parametrize("classes, expected", [(1000, 5_289_978), (None, 4_232_978), (21, 4_232_978 + 1057 * 21)])
+@pytest.mark.parametrize(
+    "classes, expected", [(1000, 5_289_978), (None, 4_232_978), (21, 4_232_978 + 1057 * 21)]
+)
 def test_parameters(classes, expected):
     with torch.device("meta"):  # values cost time
         net = NASNetMobile(num_classes=classes)
@@ -81,13 +83,22 @@ def formula(sizes, classes=1000):
     def normal(c, cur, prev, n):
         return n * c * (cur + prev) + sum(separable_macs(k, c, c, n) for k in (5, 3, 5, 3, 3))
 
-    def reduction(c, cur, prev, n_in, n):  # prev None: the first cell takes it unsqueezed, with 32 channels
+    def reduction(
+        c, cur, prev, n_in, n
+    ):  # prev None: the first cell takes it unsqueezed, with 32 channels
         p = c if prev else 32
         taking_prev = sum(separable_macs(k, p, c, n) for k in (7, 7, 5))
-        return n_in * c * (cur + (prev or 0)) + separable_macs(5, c, c, n) + taking_prev + separable_macs(3, c, c, n)
+        return (
+            n_in * c * (cur + (prev or 0))
+            + separable_macs(5, c, c, n)
+            + taking_prev
+            + separable_macs(3, c, c, n)
+        )
 
     total = pixels[0] * 32 * 3 * 9
-    total += reduction(11, 32, None, pixels[0], pixels[1]) + reduction(22, 44, 32, pixels[1], pixels[2])
+    total += reduction(11, 32, None, pixels[0], pixels[1]) + reduction(
+        22, 44, 32, pixels[1], pixels[2]
+    )
     prev, cur = 44, 88
     for group, n in enumerate(pixels[2:]):
         c = 44 * 2**group
@@ -100,14 +111,22 @@ def formula(sizes, classes=1000):
     return total + cur * classes
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")  # of fvcore's import and its tracing
+@pytest.mark.filterwarnings(
+    "ignore:.*torch.jit:FutureWarning"
+)  # of fvcore's import and its tracing
 def test_macs_at_224(published):
     from fvcore.nn import FlopCountAnalysis
 
-    macs = FlopCountAnalysis(published, torch.zeros(1, 3, 224, 224)).unsupported_ops_warnings(False).by_operator()
+    macs = (
+        FlopCountAnalysis(published, torch.zeros(1, 3, 224, 224))
+        .unsupported_ops_warnings(False)
+        .by_operator()
+    )
     # fvcore counts batch norm (9 M), too; the paper convolutions and the classifier
     assert macs["conv"] + macs["linear"] == formula(sizes=(111, 56, 28, 14, 7))
-    assert macs["conv"] + macs["linear"] == pytest.approx(564e6, abs=0.5e6)  # Table 2 prints 564 M: whole millions
+    assert macs["conv"] + macs["linear"] == pytest.approx(
+        564e6, abs=0.5e6
+    )  # Table 2 prints 564 M: whole millions
 
 
 def test_norms_have_tf_slims_constants(published):
@@ -125,7 +144,8 @@ def test_taps_have_their_channels_and_sizes(net, h, w):
     with torch.no_grad():
         taps = net.features(torch.zeros(1, 3, h, w))
     assert {name: tuple(tap.shape) for name, tap in taps._asdict().items()} == {
-        name: (1, channels, -(-h // stride), -(-w // stride)) for name, (channels, stride) in TAPS.items()
+        name: (1, channels, -(-h // stride), -(-w // stride))
+        for name, (channels, stride) in TAPS.items()
     }
 
 
@@ -138,7 +158,9 @@ def test_every_size_works(net, published, padding):
             taps = (net if padding else published).features(torch.zeros(1, 3, h, w))
         for tap, (_, stride) in zip(taps, TAPS.values()):
             # ceil(n / stride); without padding the first convolution gives (n - 1) // 2, ceilings follow
-            expected = [-(-n // stride) if padding else -(-((n - 1) // 2) // (stride // 2)) for n in (h, w)]
+            expected = [
+                -(-n // stride) if padding else -(-((n - 1) // 2) // (stride // 2)) for n in (h, w)
+            ]
             assert list(tap.shape[-2:]) == expected, (h, w, stride)
 
 
@@ -169,7 +191,9 @@ def test_half_of_the_pooled_features_are_dropped_in_training_only(net):
     finally:
         dropout.eval()
     assert set(kept.unique().tolist()) == {0.0, 2.0}
-    assert kept.mean().item() == pytest.approx(1, abs=0.02)  # six standard deviations of a mean of 100,000
+    assert kept.mean().item() == pytest.approx(
+        1, abs=0.02
+    )  # six standard deviations of a mean of 100,000
 
 
 def test_without_classes_the_pooled_features_come_back():
@@ -204,7 +228,9 @@ def test_cells_are_in_order_and_have_the_operations_of_figure_4(published):
     cells = [cell for stage in published.stages for cell in stage]
     assert "".join("N" if cell.plan is NORMAL else "R" for cell in cells) == "RRNNNNRNNNNRNNNN"
     for cell in cells:
-        assert [f"{describe(left)} {describe(right)}" for left, right in cell.blocks] == OPERATIONS[cell.plan]
+        assert [f"{describe(left)} {describe(right)}" for left, right in cell.blocks] == OPERATIONS[
+            cell.plan
+        ]
 
 
 # With cur = 1 and prev = 10, left operations that multiply by 1 and the right one of block i by 100 i. By hand, normal:
@@ -212,7 +238,8 @@ def test_cells_are_in_order_and_have_the_operations_of_figure_4(published):
 # cur + 200 prev, cur + 300 prev, first + 400 second, first + 500 cur. Both states of its fourth block are blocks,
 # in the order of `OPERATIONS`.
 @pytest.mark.parametrize(
-    "plan, expected", [(NORMAL, [10, 1001, 2010, 3001, 4010, 501]), (REDUCTION, [2001, 3001, 801_401, 1501])]
+    "plan, expected",
+    [(NORMAL, [10, 1001, 2010, 3001, 4010, 501]), (REDUCTION, [2001, 3001, 801_401, 1501])],
 )
 def test_operations_are_wired_as_in_figure_4(plan, expected):
     cell = Cell(plan, width=1, cur=1, prev=1, halve=False, match=True)
@@ -230,7 +257,10 @@ def test_a_cell_gets_the_last_output_and_the_one_before(net):
         got.append(inputs)
         made.append(output)
 
-    hooks = [m.register_forward_hook(note) for m in (net.stem, *(cell for stage in net.stages for cell in stage))]
+    hooks = [
+        m.register_forward_hook(note)
+        for m in (net.stem, *(cell for stage in net.stages for cell in stage))
+    ]
     with torch.no_grad():
         taps = net.features(torch.randn(1, 3, 33, 33))
     for hook in hooks:
@@ -253,7 +283,9 @@ def test_factorized_reduction_samples_even_and_odd_pixels():
         x[0, 0][pixel] = 1
         out = reduction(x).detach()
         assert out.shape == (1, 4, 4, 5)
-        assert out.sum().item() == pytest.approx(out.count_nonzero().item(), rel=1e-3)  # ones, but for the epsilon
+        assert out.sum().item() == pytest.approx(
+            out.count_nonzero().item(), rel=1e-3
+        )  # ones, but for the epsilon
         where[pixel] = [tuple(i) for i in out[0].nonzero().tolist()]
     assert where == {
         (2, 4): [(0, 1, 2), (1, 1, 2)],  # channels 0 and 1: even rows and columns
@@ -270,7 +302,12 @@ def test_separable_is_relu_depthwise_pointwise_norm_twice():
     operation = separable(6, 4, kernel=5, stride=2)
     assert [type(m) for m in operation] == 2 * [nn.ReLU, nn.Conv2d, nn.Conv2d, nn.BatchNorm2d]
     shapes = [tuple(m.weight.shape) for m in operation if isinstance(m, nn.Conv2d)]
-    assert shapes == [(6, 1, 5, 5), (4, 6, 1, 1), (4, 1, 5, 5), (4, 4, 1, 1)]  # the first changes the channels
+    assert shapes == [
+        (6, 1, 5, 5),
+        (4, 6, 1, 1),
+        (4, 1, 5, 5),
+        (4, 4, 1, 1),
+    ]  # the first changes the channels
 
 
 def test_windows_are_centred_on_even_pixels_and_averages_leave_the_padding_out():
@@ -292,7 +329,9 @@ def test_gradients_reach_every_parameter(padding):
     net = NASNetMobile(num_classes=10, stem_padding=padding).train()
     net.classifier[0].p = 0.0
     (net(torch.randn(4, 3, 65, 65)) * torch.randn(4, 10)).sum().backward()
-    without = [name for name, p in net.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
+    without = [
+        name for name, p in net.named_parameters() if p.grad is None or not p.grad.abs().max() > 0
+    ]
     assert not without
 
 
@@ -310,7 +349,9 @@ def test_channels_last_is_kept_and_changes_nothing(net):
     with torch.no_grad():
         expected = net.features(x)
         try:
-            taps = net.to(memory_format=torch.channels_last).features(x.to(memory_format=torch.channels_last))
+            taps = net.to(memory_format=torch.channels_last).features(
+                x.to(memory_format=torch.channels_last)
+            )
         finally:
             net.to(memory_format=torch.contiguous_format)
     for name, tap in taps._asdict().items():

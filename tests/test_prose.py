@@ -1,5 +1,6 @@
 """No result is typed into prose: a number with a unit of results comes from {num}, {glue} or a quote of the paper, in the README from a
 marked place that `.ci/timing.py` fills, or `prose_allowed.txt` says why it is none."""
+
 import importlib.util
 import json
 from pathlib import Path
@@ -13,21 +14,30 @@ from rflw_study import claims, paper
 ROOT = Path(__file__).resolve().parents[1]
 ALLOWED = Path(__file__).with_name("prose_allowed.txt")
 README = ROOT / "README.md"
-PAGES = sorted([*ROOT.glob("book/*.md"), *ROOT.glob("notebooks/*.ipynb"), ROOT / "CHANGELOG.md", README])
+PAGES = sorted(
+    [*ROOT.glob("book/*.md"), *ROOT.glob("notebooks/*.ipynb"), ROOT / "CHANGELOG.md", README]
+)
 SPEC = importlib.util.spec_from_file_location("timing", ROOT / ".ci" / "timing.py")
 timing = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(timing)
 
-NUMBER = (r"(?<![\w.,/-])[-−+]?\d[\d.,]*(?: (?:to|and|or) \d[\d.,]*)?"
-          r"|\b(?:two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|fifteen|twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety"
-          r"|hundred|thousand)(?=[ -])")
-UNIT = (r"%|per ?cent|(?:percentage )?points?|ms|milliseconds?|s|sec|seconds?|min|minutes?|h|hours?|days?|weeks?|FPS|fps|(?:images|frames)"
-        r"(?:/s| (?:a|per) second)|times|fold|x|×|[GMT]?FLOPs?|[GM]MACs?|[GMB]|billions?|millions?|[GM]i?B|(?:giga|mega)bytes?"
-        r"|Wh?|J|mIoU|IoU")
-RESULT = re.compile(rf"(?:{NUMBER})[ \u00a0\u202f-]?(?:{UNIT})(?![\w-])|\b(?:mIoU|IoU|accuracy|F-score)\b[^.\d]{{0,30}}(?:\d+\.\d|\d\d)|"
-                    r"\b(?:twice|thrice|half|double) (?:as|the (?:time|speed|size|parameters|work|score))|"
-                    r"\b(?:half|third|quarter|fifth|tenth) (?:faster|slower|smaller|larger|less|more|fewer)|"
-                    rf"(?:{NUMBER}) (?:of the )?claims (?:are|were) (?:{'|'.join(claims.VERDICTS)})", re.IGNORECASE)
+NUMBER = (
+    r"(?<![\w.,/-])[-−+]?\d[\d.,]*(?: (?:to|and|or) \d[\d.,]*)?"
+    r"|\b(?:two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|fifteen|twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety"
+    r"|hundred|thousand)(?=[ -])"
+)
+UNIT = (
+    r"%|per ?cent|(?:percentage )?points?|ms|milliseconds?|s|sec|seconds?|min|minutes?|h|hours?|days?|weeks?|FPS|fps|(?:images|frames)"
+    r"(?:/s| (?:a|per) second)|times|fold|x|×|[GMT]?FLOPs?|[GM]MACs?|[GMB]|billions?|millions?|[GM]i?B|(?:giga|mega)bytes?"
+    r"|Wh?|J|mIoU|IoU"
+)
+RESULT = re.compile(
+    rf"(?:{NUMBER})[ \u00a0\u202f-]?(?:{UNIT})(?![\w-])|\b(?:mIoU|IoU|accuracy|F-score)\b[^.\d]{{0,30}}(?:\d+\.\d|\d\d)|"
+    r"\b(?:twice|thrice|half|double) (?:as|the (?:time|speed|size|parameters|work|score))|"
+    r"\b(?:half|third|quarter|fifth|tenth) (?:faster|slower|smaller|larger|less|more|fewer)|"
+    rf"(?:{NUMBER}) (?:of the )?claims (?:are|were) (?:{'|'.join(claims.VERDICTS)})",
+    re.IGNORECASE,
+)
 
 
 def without_code(text: str) -> str:
@@ -35,12 +45,24 @@ def without_code(text: str) -> str:
     kept, inside = [], []  # inside: fences that are open, each with whether it is a directive's
     for line in text.splitlines():
         fence = re.match(r"(`{3,}|:{3,})(.*)", line)
-        if fence and inside and not fence[2].strip() and len(fence[1]) >= len(inside[-1][0]) and fence[1][0] == inside[-1][0][0]:
+        if (
+            fence
+            and inside
+            and not fence[2].strip()
+            and len(fence[1]) >= len(inside[-1][0])
+            and fence[1][0] == inside[-1][0][0]
+        ):
             inside.pop()
         elif fence and all(directive for _, directive in inside):
             inside.append((fence[1], fence[2].startswith("{")))
-            kept.append(re.sub(r"^\{[\w:-]+\}", "", fence[2]) if fence[2].startswith(("{table}", "{dropdown}")) else "")
-        elif all(directive for _, directive in inside) and not (inside and re.match(r":(?!alt:)[\w-]+:", line)):
+            kept.append(
+                re.sub(r"^\{[\w:-]+\}", "", fence[2])
+                if fence[2].startswith(("{table}", "{dropdown}"))
+                else ""
+            )
+        elif all(directive for _, directive in inside) and not (
+            inside and re.match(r":(?!alt:)[\w-]+:", line)
+        ):
             kept.append(line)
     return "\n".join(kept)
 
@@ -52,7 +74,11 @@ def prose(page: Path) -> str:
         for cell in json.loads(page.read_text(encoding="utf-8"))["cells"]:
             shown = cell["metadata"].get("mystnb", {})
             own = "".join(cell["source"]) if cell["cell_type"] == "markdown" else ""
-            parts += [own, shown.get("figure", {}).get("caption", ""), shown.get("image", {}).get("alt", "")]
+            parts += [
+                own,
+                shown.get("figure", {}).get("caption", ""),
+                shown.get("image", {}).get("alt", ""),
+            ]
         text = "\n\n".join(parts)
     else:
         text = timing.MARKED.sub("", page.read_text(encoding="utf-8"))
@@ -66,17 +92,26 @@ def plain(text: str) -> str:
     return re.sub(r"\W+", "", text).lower()
 
 
-QUOTES = [plain(quote) for quote in [*(c.quote for c in claims.load()), *(s.quote for s in paper.statements())]]
+QUOTES = [
+    plain(quote)
+    for quote in [*(c.quote for c in claims.load()), *(s.quote for s in paper.statements())]
+]
 
 
 def without_quotes(text: str) -> str:
     """Words of the paper, in quotation marks, may hold its numbers."""
-    return re.sub(r'"([^"]+)"', lambda m: "" if any(plain(m[1]) in quote for quote in QUOTES) else m[0], text)
+    return re.sub(
+        r'"([^"]+)"', lambda m: "" if any(plain(m[1]) in quote for quote in QUOTES) else m[0], text
+    )
 
 
 def allowed() -> list[tuple[str, str, str]]:
     """(page, phrase, why) of each line."""
-    lines = [line for line in ALLOWED.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
+    lines = [
+        line
+        for line in ALLOWED.read_text(encoding="utf-8").splitlines()
+        if line and not line.startswith("#")
+    ]
     return [tuple(part.strip() for part in line.split(" | ")) for line in lines]
 
 
@@ -86,7 +121,7 @@ def typed(page: str, text: str) -> list[str]:
     for where, phrase, _ in allowed():
         if where in (page, "*"):
             text = text.replace(phrase, " ")
-    return [text[max(0, found.start() - 30):found.end() + 10] for found in RESULT.finditer(text)]
+    return [text[max(0, found.start() - 30) : found.end() + 10] for found in RESULT.finditer(text)]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -102,27 +137,74 @@ def test_what_is_allowed_is_there_and_has_a_reason():
         assert any(phrase in text for name, text in texts.items() if page in (name, "*")), line
 
 
-@pytest.mark.parametrize("text", [
-    "It reaches 73.2 % on CamVid.", "an mIoU of 0.73", "It takes 4.5 ms.", "2.75x faster", "3 times as fast", "in 12 minutes",
-    "12.5 images a second", "at 55 FPS", "46 M parameters", "a gain of 1.5 points", "twice as fast", "ten times", "7 to 9 hours",
-    "a 3-fold gain", "73.2 per cent", "mIoU rises from 0.712 to 0.732", "mIoU of about 0.73", "mIoU = 0.73", "mIoU: 0.73",
-    "in twelve minutes", "28 claims are reproduced", "thirty times", "a third faster", "eleven points", "2 gigabytes", "an accuracy of 93"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "It reaches 73.2 % on CamVid.",
+        "an mIoU of 0.73",
+        "It takes 4.5 ms.",
+        "2.75x faster",
+        "3 times as fast",
+        "in 12 minutes",
+        "12.5 images a second",
+        "at 55 FPS",
+        "46 M parameters",
+        "a gain of 1.5 points",
+        "twice as fast",
+        "ten times",
+        "7 to 9 hours",
+        "a 3-fold gain",
+        "73.2 per cent",
+        "mIoU rises from 0.712 to 0.732",
+        "mIoU of about 0.73",
+        "mIoU = 0.73",
+        "mIoU: 0.73",
+        "in twelve minutes",
+        "28 claims are reproduced",
+        "thirty times",
+        "a third faster",
+        "eleven points",
+        "2 gigabytes",
+        "an accuracy of 93",
+    ],
+)
 def test_results_are_found(text):
     assert typed("x.md", text)
 
 
-@pytest.mark.parametrize("text", [
-    "Table 3 has 5 columns.", "480x360 pixels", "a 3x3 convolution", "ResNet-50", "367 frames",
-    'says "more than 5% performance drop on the same dataset"', "stride 32", "section 3.3", "2018", "batches of 8"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Table 3 has 5 columns.",
+        "480x360 pixels",
+        "a 3x3 convolution",
+        "ResNet-50",
+        "367 frames",
+        'says "more than 5% performance drop on the same dataset"',
+        "stride 32",
+        "section 3.3",
+        "2018",
+        "batches of 8",
+    ],
+)
 def test_settings_and_names_are_none(text):
     assert not typed("x.md", text)
 
 
 def test_code_roles_and_addresses_are_no_prose(tmp_path):
-    (tmp_path / "x.md").write_text("a {num}`r:metrics.miou:.1%` b `9 ms` [c](https://x.org/5%) $5\\%$\n\n```bash\nsleep 5 s\n```\n\n"
-                                   "```{figure} x.png\n:width: 50%\n:alt: about 60 % road\n\nA caption of 70 %.\n```\n\nand 80 %\n\n"
-                                   "**81** %\n\n````{table} Of 90 %.\n\n```python\n1 %\n```\n````\n\n```\n2 %\n```\n3 %")
-    assert RESULT.findall(prose(tmp_path / "x.md")) == ["60 %", "70 %", "80 %", "81 %", "90 %", "3 %"]
+    (tmp_path / "x.md").write_text(
+        "a {num}`r:metrics.miou:.1%` b `9 ms` [c](https://x.org/5%) $5\\%$\n\n```bash\nsleep 5 s\n```\n\n"
+        "```{figure} x.png\n:width: 50%\n:alt: about 60 % road\n\nA caption of 70 %.\n```\n\nand 80 %\n\n"
+        "**81** %\n\n````{table} Of 90 %.\n\n```python\n1 %\n```\n````\n\n```\n2 %\n```\n3 %"
+    )
+    assert RESULT.findall(prose(tmp_path / "x.md")) == [
+        "60 %",
+        "70 %",
+        "80 %",
+        "81 %",
+        "90 %",
+        "3 %",
+    ]
 
 
 def test_numbers_of_the_readme_are_those_on_record(tmp_path):
@@ -132,8 +214,11 @@ def test_numbers_of_the_readme_are_those_on_record(tmp_path):
     marked = "<!--num bench-x:metrics.rows[mode=fast].images_per_s:,.1f-->{}<!--/num--> a second"
     assert timing.refreshed(marked.format("3.7"), tmp_path) == marked.format("not measured yet")
     rows = [{"mode": "slow", "images_per_s": 1.0}, {"mode": "fast", "images_per_s": 1234.56}]
-    records.write({field: kind() for field, kind in records.REQUIRED.items()} | {
-        "name": "bench-x", "hardware": {"cpu": "Fast", "cores": 2}, "metrics": {"rows": rows}}, tmp_path)
+    records.write(
+        {field: kind() for field, kind in records.REQUIRED.items()}
+        | {"name": "bench-x", "hardware": {"cpu": "Fast", "cores": 2}, "metrics": {"rows": rows}},
+        tmp_path,
+    )
     assert timing.refreshed(marked.format("not measured yet"), tmp_path) == marked.format("1,234.6")
 
 
@@ -141,7 +226,9 @@ def test_commands_are_timed_and_a_failure_files_nothing(tmp_path):
     path = timing.timings(["true", "sleep 0.9"], tmp_path)
     record = records.read(path)
     claims.check(record)
-    assert path.name == "bench-rerun.json" and [row["what"] for row in record["metrics"]["rows"]] == ["true", "sleep 0.9"]
+    assert path.name == "bench-rerun.json" and [
+        row["what"] for row in record["metrics"]["rows"]
+    ] == ["true", "sleep 0.9"]
     assert record["metrics"]["rows"][1]["minutes"] >= 0.01 > record["metrics"]["rows"][0]["minutes"]
     path.unlink()
     with pytest.raises(InputError, match="false: exit status 1"):

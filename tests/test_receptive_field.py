@@ -1,4 +1,5 @@
 """Fields of toy networks that are known exactly, and passes that compute only what a patch can reach against whole ones."""
+
 import math
 
 import pytest
@@ -36,7 +37,9 @@ class Skip(nn.Module):
     def forward(self, x):
         x = self.stem(x)
         x = x + self.branch(x.relu())
-        x = x + F.interpolate(self.down(x), x.shape[-2:], mode="bilinear", align_corners=self.corners)
+        x = x + F.interpolate(
+            self.down(x), x.shape[-2:], mode="bilinear", align_corners=self.corners
+        )
         return x * x.mean((2, 3), keepdim=True).sigmoid() if self.scale else x
 
 
@@ -61,19 +64,30 @@ class InPlace(nn.Module):
 # ---------------------------------------------------------------- in theory
 
 
-@pytest.mark.parametrize(("net", "rows", "columns"), [
-    (nn.Sequential(conv(3)), 3, 3),
-    (nn.Sequential(conv(3), conv(3, cin=4)), 5, 5),
-    (nn.Sequential(conv((1, 5))), 1, 5),
-    (nn.Sequential(conv(3, dilation=2)), 5, 5),
-    (nn.Sequential(conv(3, stride=2), conv(3, cin=4)), 3 + 2 * 2, 7),  # a step of the second is two pixels
-    (nn.Sequential(conv(3, stride=2), nn.MaxPool2d(5, 1, 2), nn.ReLU(), nn.BatchNorm2d(4)), 3 + 4 * 2, 11),
-    (nn.Sequential(conv(1), nn.AvgPool2d(4)), 4, 4),
-    (nn.Sequential(conv(1), nn.AvgPool2d(4, 2), nn.AvgPool2d(4)), 4 + 3 * 2, 10),
-    (nn.Sequential(nn.ZeroPad2d(3), conv(7)), 7, 7),
-    (nn.Sequential(conv(2, stride=2), nn.ConvTranspose2d(4, 4, 2, 2)), 2, 2),
-    (nn.Sequential(conv(3, stride=2), nn.Upsample(scale_factor=2, mode="nearest")), 3, 3),
-])
+@pytest.mark.parametrize(
+    ("net", "rows", "columns"),
+    [
+        (nn.Sequential(conv(3)), 3, 3),
+        (nn.Sequential(conv(3), conv(3, cin=4)), 5, 5),
+        (nn.Sequential(conv((1, 5))), 1, 5),
+        (nn.Sequential(conv(3, dilation=2)), 5, 5),
+        (
+            nn.Sequential(conv(3, stride=2), conv(3, cin=4)),
+            3 + 2 * 2,
+            7,
+        ),  # a step of the second is two pixels
+        (
+            nn.Sequential(conv(3, stride=2), nn.MaxPool2d(5, 1, 2), nn.ReLU(), nn.BatchNorm2d(4)),
+            3 + 4 * 2,
+            11,
+        ),
+        (nn.Sequential(conv(1), nn.AvgPool2d(4)), 4, 4),
+        (nn.Sequential(conv(1), nn.AvgPool2d(4, 2), nn.AvgPool2d(4)), 4 + 3 * 2, 10),
+        (nn.Sequential(nn.ZeroPad2d(3), conv(7)), 7, 7),
+        (nn.Sequential(conv(2, stride=2), nn.ConvTranspose2d(4, 4, 2, 2)), 2, 2),
+        (nn.Sequential(conv(3, stride=2), nn.Upsample(scale_factor=2, mode="nearest")), 3, 3),
+    ],
+)
 def test_theory_of_chains(net, rows, columns):
     assert rf.theoretical(net, str(len(net) - 1)) == (rows, columns)
 
@@ -90,7 +104,14 @@ def test_theory_at_the_border_is_what_is_left():
     assert rf.theoretical(net, "0") == (9, 9)
     assert rf.theoretical(net, "0", (5, 40)) == (5, 9)
     span = net(Span.of_image((20, 20)))
-    assert span.first[0][:6].tolist() == [0, 0, 0, 0, 0, 1] and span.last[1][-6:].tolist() == [18, 19, 19, 19, 19, 19]
+    assert span.first[0][:6].tolist() == [0, 0, 0, 0, 0, 1] and span.last[1][-6:].tolist() == [
+        18,
+        19,
+        19,
+        19,
+        19,
+        19,
+    ]
 
 
 @pytest.mark.parametrize("corners", [True, False])
@@ -105,18 +126,26 @@ def test_theory_is_what_a_gradient_finds(corners, size):
         grad = torch.autograd.grad(out[0, 0][place], x, retain_graph=True)[0].abs().sum((0, 1))
         for axis in (0, 1):
             seen = torch.nonzero(grad.sum(1 - axis)).flatten()
-            assert (span.first[axis][place[axis]], span.last[axis][place[axis]]) == (seen[0], seen[-1])
+            assert (span.first[axis][place[axis]], span.last[axis][place[axis]]) == (
+                seen[0],
+                seen[-1],
+            )
 
 
 def test_theory_refuses_what_it_does_not_know():
     with pytest.raises(InputError, match="bicubic"):
-        rf.theoretical(nn.Sequential(conv(2, stride=2), nn.Upsample(scale_factor=2, mode="bicubic")), "1")
+        rf.theoretical(
+            nn.Sequential(conv(2, stride=2), nn.Upsample(scale_factor=2, mode="bicubic")), "1"
+        )
     with pytest.raises(InputError, match="no map|not known"):
         rf.theoretical(nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 4)), "1", (8, 8))
 
 
 def test_theory_of_the_networks_grows_from_block_to_block():
-    sizes = [rf.theoretical(build("refinenet-lw-efficientnet_lite0", 6), layer)[0] for layer in rf.PLACES.values()]
+    sizes = [
+        rf.theoretical(build("refinenet-lw-efficientnet_lite0", 6), layer)[0]
+        for layer in rf.PLACES.values()
+    ]
     # five CRP windows of 4 x 4 positions at stride 32, then at stride 16, 8 and 4, each with what interpolation adds
     assert sizes[1] - sizes[0] == 4 * 4 * 32
     assert sizes == sorted(sizes) and sizes[0] > 512
@@ -126,13 +155,21 @@ def test_theory_of_the_networks_grows_from_block_to_block():
 
 
 def test_gradient_of_a_box_is_the_box():
-    fields = rf.gradient(ones(nn.Sequential(conv(5, padding=2), conv(3, padding=1, cin=4, cout=2))), "0", torch.rand(3, 3, 21, 21))
+    fields = rf.gradient(
+        ones(nn.Sequential(conv(5, padding=2), conv(3, padding=1, cin=4, cout=2))),
+        "0",
+        torch.rand(3, 3, 21, 21),
+    )
     assert fields.sizes.tolist() == [5] and fields.by_image.tolist() == [5, 5, 5]
-    assert fields.maps.shape == (1, 21, 21) and (fields.maps[0, 8:13, 8:13] == 1).all() and fields.maps.sum() == 25
+    assert (
+        fields.maps.shape == (1, 21, 21)
+        and (fields.maps[0, 8:13, 8:13] == 1).all()
+        and fields.maps.sum() == 25
+    )
 
 
 def test_gradient_of_a_gaussian_ends_where_luo_et_al_let_it():
-    kernel = torch.exp(-torch.linspace(-3, 3, 61) ** 2 / 2)  # deviations 10 pixels
+    kernel = torch.exp(-(torch.linspace(-3, 3, 61) ** 2) / 2)  # deviations 10 pixels
     net = nn.Sequential(nn.Conv2d(3, 1, 61, padding=30, bias=False))
     net[0].weight.data[:] = kernel[:, None] * kernel
     fields = rf.gradient(net, "0", torch.rand(1, 3, 81, 81), [0])
@@ -145,11 +182,15 @@ def test_gradient_of_several_units_and_images():
     for unit, side in enumerate((1, 3, 5, 7)):  # each channel another box
         mask = torch.zeros(7, 7)
         edge = (7 - side) // 2
-        mask[edge:edge + side, edge:edge + side] = 1
+        mask[edge : edge + side, edge : edge + side] = 1
         net[0].weight.data[unit] *= mask
     images = torch.rand(5, 3, 15, 15)
     fields = rf.gradient(net, "0", images, [3, 0, 2], batch=2)
-    assert fields.units == [3, 0, 2] and fields.sizes.tolist() == [7, 1, 5] and fields.by_image.tolist() == [7] * 5
+    assert (
+        fields.units == [3, 0, 2]
+        and fields.sizes.tolist() == [7, 1, 5]
+        and fields.by_image.tolist() == [7] * 5
+    )
     assert rf.gradient(net, "0", images).sizes.tolist() == [7]  # together: the largest
 
 
@@ -161,17 +202,25 @@ def test_occlusion_with_a_pixel_is_the_field(partial):
     torch.manual_seed(0)
     net = ones(nn.Sequential(conv(5, padding=2), nn.ReLU(), conv(3, padding=1, cin=4, cout=2)))
     images = torch.rand(2, 3, 24, 30)
-    fields = rf.occlusion(net, "2", images, top=2, patch=1, stride=1, cut=1e-4, partial=partial)  # above rounding
+    fields = rf.occlusion(
+        net, "2", images, top=2, patch=1, stride=1, cut=1e-4, partial=partial
+    )  # above rounding
     assert fields.sizes.tolist() == [7, 7]
-    middle = fields.maps[0][23 - 4:23 + 5, 29 - 4:29 + 5] > 1e-4
-    assert middle.sum() == 49 and middle[1:8, 1:8].all()  # in the middle of the map, wherever the unit was strongest
+    middle = fields.maps[0][23 - 4 : 23 + 5, 29 - 4 : 29 + 5] > 1e-4
+    assert (
+        middle.sum() == 49 and middle[1:8, 1:8].all()
+    )  # in the middle of the map, wherever the unit was strongest
 
 
 def test_occlusion_with_a_patch_is_the_field_widened_by_the_patch():
     images = torch.rand(1, 3, 30, 30)
-    fields = rf.occlusion(ones(nn.Sequential(conv(3, padding=1))), "0", images, [1], patch=5, stride=1, cut=0.0)
+    fields = rf.occlusion(
+        ones(nn.Sequential(conv(3, padding=1))), "0", images, [1], patch=5, stride=1, cut=0.0
+    )
     assert fields.cell == 1 and fields.sizes.tolist() == [3 + 5 - 1]
-    fields = rf.occlusion(ones(nn.Sequential(conv(1))), "0", images, [1], patch=6, stride=3, cut=0.0)
+    fields = rf.occlusion(
+        ones(nn.Sequential(conv(1))), "0", images, [1], patch=6, stride=3, cut=0.0
+    )
     assert fields.cell == 3 and fields.sizes.tolist() == [6]
 
 
@@ -181,7 +230,9 @@ def test_occlusion_takes_the_images_that_activate_most():
     fields = rf.occlusion(net, "0", images, top=2, patch=3, stride=2)
     assert [not math.isnan(v) for v in fields.by_image] == [False, True, False, True]
     best, maps = rf.top_images(net, "0", images, unit=2, top=3)
-    assert best == [3, 1, 2] and maps.shape == (3, 20, 20) and maps[0].max() == 1 and maps[1].max() < 1
+    assert (
+        best == [3, 1, 2] and maps.shape == (3, 20, 20) and maps[0].max() == 1 and maps[1].max() < 1
+    )
 
 
 def test_occlusion_does_not_depend_on_the_batch():
@@ -201,7 +252,9 @@ def test_activation_of_a_blob():
     images[1, :, 4:8, 4:8] = 0.5
     images[2, :, 4:8, 4:8] = 0.1  # below a fifth of the strongest
     fields = rf.activation(net, "0", images, top=3)
-    assert fields.sizes.tolist() == pytest.approx([(6 + 4 + 0) / 3] * 2) and fields.by_image.tolist() == [6, 4, 0]
+    assert fields.sizes.tolist() == pytest.approx(
+        [(6 + 4 + 0) / 3] * 2
+    ) and fields.by_image.tolist() == [6, 4, 0]
     assert rf.activation(net, "0", images, top=1).sizes.tolist() == [6, 6]
     assert fields.maps[0].sum() == 36
 
@@ -210,16 +263,43 @@ def test_activation_of_a_blob():
 
 
 NETS = {
-    "chain": lambda: nn.Sequential(conv(3, padding=1), nn.BatchNorm2d(4), nn.ReLU(inplace=True), conv(5, 2, 2, cin=4),
-                                   nn.MaxPool2d(3, 2, 1), nn.ReLU6(), conv(3, padding=2, dilation=2, cin=4)),
-    "strides": lambda: nn.Sequential(conv(1, stride=2), conv(2, stride=3, cin=4), conv(1, stride=2, cin=4), conv(3, padding=1, cin=4)),
-    "pads": lambda: nn.Sequential(nn.ZeroPad2d((1, 2, 0, 3)), conv(3, 2), nn.ConstantPad2d(2, 0.5), conv((5, 2), cin=4)),
-    "pools": lambda: nn.Sequential(conv(3, padding=1), nn.MaxPool2d(2, 1, 1), nn.AvgPool2d(3, 1, 1), nn.MaxPool2d(5, 1, 2),
-                                   nn.AvgPool2d(2), nn.MaxPool2d(3, 2, ceil_mode=True)),
+    "chain": lambda: nn.Sequential(
+        conv(3, padding=1),
+        nn.BatchNorm2d(4),
+        nn.ReLU(inplace=True),
+        conv(5, 2, 2, cin=4),
+        nn.MaxPool2d(3, 2, 1),
+        nn.ReLU6(),
+        conv(3, padding=2, dilation=2, cin=4),
+    ),
+    "strides": lambda: nn.Sequential(
+        conv(1, stride=2),
+        conv(2, stride=3, cin=4),
+        conv(1, stride=2, cin=4),
+        conv(3, padding=1, cin=4),
+    ),
+    "pads": lambda: nn.Sequential(
+        nn.ZeroPad2d((1, 2, 0, 3)), conv(3, 2), nn.ConstantPad2d(2, 0.5), conv((5, 2), cin=4)
+    ),
+    "pools": lambda: nn.Sequential(
+        conv(3, padding=1),
+        nn.MaxPool2d(2, 1, 1),
+        nn.AvgPool2d(3, 1, 1),
+        nn.MaxPool2d(5, 1, 2),
+        nn.AvgPool2d(2),
+        nn.MaxPool2d(3, 2, ceil_mode=True),
+    ),
     "sums": lambda: Skip(),
     "scaled": lambda: Skip(scale=True),
-    "in place": lambda: nn.Sequential(conv(3, padding=1), InPlace(), InPlace(whole=True), nn.MaxPool2d(2)),
-    "groups": lambda: nn.Sequential(conv(3, padding=1), nn.Conv2d(4, 4, 5, 2, 2, groups=4), nn.Hardswish(), nn.Upsample(scale_factor=2)),
+    "in place": lambda: nn.Sequential(
+        conv(3, padding=1), InPlace(), InPlace(whole=True), nn.MaxPool2d(2)
+    ),
+    "groups": lambda: nn.Sequential(
+        conv(3, padding=1),
+        nn.Conv2d(4, 4, 5, 2, 2, groups=4),
+        nn.Hardswish(),
+        nn.Upsample(scale_factor=2),
+    ),
 }
 
 
@@ -233,14 +313,21 @@ def test_partial_passes_equal_whole_ones(name, size):
             module.running_mean.normal_()
             nn.init.normal_(module.bias)
     clean = torch.randn(1, 3, *size).double()
-    corner = torch.tensor([(y, x) for y in (0, 1, 7, size[0] - 4) for x in (0, 5, size[1] - 5, size[1] - 4)])
+    corner = torch.tensor(
+        [(y, x) for y in (0, 1, 7, size[0] - 4) for x in (0, 5, size[1] - 5, size[1] - 4)]
+    )
     partial = Partial(clean, torch.randn(len(corner), 3, 4, 4).double(), corner)
     with torch.no_grad():
         expected, found = net(partial.whole()), net(partial)
         assert type(expected) is torch.Tensor and found.shape == expected.shape
         if isinstance(found, Partial):
             y, x = torch.randint(expected.shape[2], (4,)), torch.randint(expected.shape[3], (4,))
-            assert torch.allclose(found.at(torch.arange(4), y, x), expected[:, torch.arange(4), y, x], rtol=0, atol=1e-12)
+            assert torch.allclose(
+                found.at(torch.arange(4), y, x),
+                expected[:, torch.arange(4), y, x],
+                rtol=0,
+                atol=1e-12,
+            )
             found = found.whole()
         assert torch.allclose(found, expected, rtol=0, atol=1e-12)
 
@@ -248,7 +335,9 @@ def test_partial_passes_equal_whole_ones(name, size):
 def test_partial_passes_compute_less():
     """Windows stay as small as arithmetic allows: a 4x4 patch after a 3x3 convolution reaches 6x6, after one of stride 2 more, 4x4."""
     with torch.no_grad():
-        x = Partial(torch.randn(1, 3, 64, 64), torch.randn(2, 3, 4, 4), torch.tensor([(10, 20), (31, 41)]))
+        x = Partial(
+            torch.randn(1, 3, 64, 64), torch.randn(2, 3, 4, 4), torch.tensor([(10, 20), (31, 41)])
+        )
         x = conv(3, padding=1)(x)
         assert x.inside.shape == (2, 4, 6, 6) and x.corner.tolist() == [[9, 19], [30, 40]]
         x = conv(3, 2, 1, cin=4)(x.relu())
@@ -256,7 +345,9 @@ def test_partial_passes_compute_less():
         assert type(x.mean((2, 3))) is torch.Tensor
 
 
-@pytest.mark.parametrize("name", ["refinenet-lw-efficientnet_lite0", "refinenet-lw-rcu-mobilenet_v2"])
+@pytest.mark.parametrize(
+    "name", ["refinenet-lw-efficientnet_lite0", "refinenet-lw-rcu-mobilenet_v2"]
+)
 def test_partial_passes_of_the_networks(name):
     torch.manual_seed(0)
     net = build(name, 6).double().eval().to(memory_format=torch.channels_last)
@@ -324,10 +415,18 @@ def test_the_network_is_left_as_it_was():
     net[1].eval()
     before = {k: v.clone() for k, v in net.state_dict().items()}
     images = torch.rand(2, 3, 16, 16)
-    rf.occlusion(net, "2", images, patch=4), rf.gradient(net, "2", images), rf.activation(net, "2", images), rf.theoretical(net, "2")
+    (
+        rf.occlusion(net, "2", images, patch=4),
+        rf.gradient(net, "2", images),
+        rf.activation(net, "2", images),
+        rf.theoretical(net, "2"),
+    )
     assert [m.training for m in net] == [True, False, True] and net.training
     assert all(torch.equal(before[k], v) for k, v in net.state_dict().items())
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules()) and net[0].weight.grad is None
+    assert (
+        not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
+        and net[0].weight.grad is None
+    )
 
 
 def test_images_may_come_one_by_one():

@@ -1,4 +1,5 @@
 """Records are whole, sealed and found."""
+
 import errno
 import json
 import os
@@ -13,9 +14,19 @@ from rflw import InputError, records
 
 
 def record(**changes):
-    return {"name": "trial", "kind": "train", "command": "rflw train trial", "config": {}, "config_hash": "0", "seed": 0,
-            **records.provenance(), "started": records.now(), "wall_s": 1.0, "status": "done",
-            "metrics": {"miou": 0.5}} | changes
+    return {
+        "name": "trial",
+        "kind": "train",
+        "command": "rflw train trial",
+        "config": {},
+        "config_hash": "0",
+        "seed": 0,
+        **records.provenance(),
+        "started": records.now(),
+        "wall_s": 1.0,
+        "status": "done",
+        "metrics": {"miou": 0.5},
+    } | changes
 
 
 def test_written_and_read(tmp_path):
@@ -37,7 +48,11 @@ def test_malformed_records_are_refused(tmp_path):
     del incomplete["commit"]
     with pytest.raises(InputError, match="no commit"):
         records.write(incomplete, tmp_path)
-    for text, words in (("{", "not JSON"), ("[]", "no name"), (json.dumps({"name": "x"}), "no kind")):
+    for text, words in (
+        ("{", "not JSON"),
+        ("[]", "no name"),
+        (json.dumps({"name": "x"}), "no kind"),
+    ):
         (tmp_path / "bad.json").write_text(text)
         with pytest.raises(InputError, match=words):
             records.read("bad", tmp_path)
@@ -54,19 +69,40 @@ def test_files_are_written_whole_or_not_at_all(tmp_path):
         records.write_whole(tmp_path / "x" / "y", lambda partial: None)
 
 
-@pytest.mark.parametrize(("field", "value", "words"), [
-    ("name", {"a": 1}, "text"), ("kind", 3, "text"), ("status", None, "text"), ("command", [], "text"), ("commit", 7, "text"),
-    ("started", 2026, "text"), ("config", [], "object"), ("hardware", "fast", "object"), ("metrics", None, "object"),
-    ("seed", 0.5, "whole number"), ("seed", True, "whole number"), ("wall_s", "60", "number"), ("wall_s", True, "number"),
-    ("dirty", 0, "true or false"), ("versions", 1, "object"), ("config_hash", {}, "text")])
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("name", {"a": 1}, "text"),
+        ("kind", 3, "text"),
+        ("status", None, "text"),
+        ("command", [], "text"),
+        ("commit", 7, "text"),
+        ("started", 2026, "text"),
+        ("config", [], "object"),
+        ("hardware", "fast", "object"),
+        ("metrics", None, "object"),
+        ("seed", 0.5, "whole number"),
+        ("seed", True, "whole number"),
+        ("wall_s", "60", "number"),
+        ("wall_s", True, "number"),
+        ("dirty", 0, "true or false"),
+        ("versions", 1, "object"),
+        ("config_hash", {}, "text"),
+    ],
+)
 def test_entries_of_another_type_are_refused(tmp_path, field, value, words):
     path = records.write(record(**{field: value}), tmp_path, "trial")
-    with pytest.raises(InputError, match=re.escape(f"trial.json: {field} is {json.dumps(value)}, which is no {words}")):
+    with pytest.raises(
+        InputError,
+        match=re.escape(f"trial.json: {field} is {json.dumps(value)}, which is no {words}"),
+    ):
         records.read(path)
 
 
-@pytest.mark.parametrize(("hardware", "field"), [
-    ({"cores": 2}, "cpu"), ({"cpu": "Fast"}, "cores"), ({"cpu": "Fast", "cores": "2"}, "cores")])
+@pytest.mark.parametrize(
+    ("hardware", "field"),
+    [({"cores": 2}, "cpu"), ({"cpu": "Fast"}, "cores"), ({"cpu": "Fast", "cores": "2"}, "cores")],
+)
 def test_a_record_knows_its_machine(tmp_path, hardware, field):
     path = records.write(record(hardware=hardware), tmp_path, "trial")
     with pytest.raises(InputError, match=f"hardware.{field} is "):
@@ -82,12 +118,15 @@ def test_a_file_is_no_folder_of_records_and_one_not_made_yet_has_none(tmp_path):
 
 @pytest.mark.parametrize("changes", [{"commit": None}, {"wall_s": 60}])
 def test_a_record_may_know_no_commit_and_have_whole_seconds(tmp_path, changes):
-    assert changes.items() <= records.read(records.write(record(**changes), tmp_path, "trial")).items()
+    assert (
+        changes.items() <= records.read(records.write(record(**changes), tmp_path, "trial")).items()
+    )
 
 
 def test_a_full_disk_is_named(tmp_path):
     def full(partial):
         raise OSError(errno.ENOSPC, "No space left on device")
+
     with pytest.raises(InputError, match="No space left"):
         records.write_whole(tmp_path / "x", full)
     assert list(tmp_path.iterdir()) == []
@@ -95,7 +134,13 @@ def test_a_full_disk_is_named(tmp_path):
 
 def test_a_changed_checkout_is_dirty_and_a_replaced_record_is_no_change(tmp_path, monkeypatch):
     def git(*words):
-        subprocess.run(["git", "-c", "user.name=x", "-c", "user.email=x@y", *words], cwd=tmp_path, check=True, capture_output=True)
+        subprocess.run(
+            ["git", "-c", "user.name=x", "-c", "user.email=x@y", *words],
+            cwd=tmp_path,
+            check=True,
+            capture_output=True,
+        )
+
     monkeypatch.setattr(records, "REPOSITORY", tmp_path)
     assert records.provenance()["dirty"] is None  # no checkout
     code, record = tmp_path / "code.py", tmp_path / "data" / "results" / "x.json"
@@ -120,7 +165,11 @@ def test_provenance_names_machine_and_versions():
     origin = records.provenance()
     assert origin["hardware"]["cores"] >= 1 and origin["hardware"]["cpu"]
     import torch
-    assert origin["versions"]["torch"] == torch.__version__.split("+")[0] or origin["versions"]["torch"] == torch.__version__
+
+    assert (
+        origin["versions"]["torch"] == torch.__version__.split("+")[0]
+        or origin["versions"]["torch"] == torch.__version__
+    )
 
 
 def test_committed_records_are_whole():
@@ -138,23 +187,39 @@ def test_all_of_a_folder_and_none_replaced(tmp_path):
 
 def test_differences_are_of_settings_and_results():
     first = record(config={"batch": 8, "stages": [{"epochs": 3}]}, curve=[{"loss": 1}])
-    second = first | {"config": {"batch": 16, "stages": [{"epochs": 3}]}, "metrics": {"miou": 0.6, "images": 2}, "curve": []}
+    second = first | {
+        "config": {"batch": 16, "stages": [{"epochs": 3}]},
+        "metrics": {"miou": 0.6, "images": 2},
+        "curve": [],
+    }
     assert records.differences(first, second) == {
-        "config.batch": (8, 16), "metrics.miou": (0.5, 0.6), "metrics.images": (None, 2)}
+        "config.batch": (8, 16),
+        "metrics.miou": (0.5, 0.6),
+        "metrics.images": (None, 2),
+    }
 
 
 def test_what_a_killed_write_left_goes_with_a_later_one(tmp_path, monkeypatch):
-    old, young, other = (tmp_path / name for name in (".a.json.x1y2z3_4", ".a.json.abcdefgh", ".b.json.abcdefgh"))
+    old, young, other = (
+        tmp_path / name for name in (".a.json.x1y2z3_4", ".a.json.abcdefgh", ".b.json.abcdefgh")
+    )
     for path in (old, young, other):
         path.touch()
     for path in (old, other):
         os.utime(path, (time.time() - 7200,) * 2)
     looks, real = [], Path.glob
-    monkeypatch.setattr(Path, "glob", lambda self, pattern: looks.append(self) or real(self, pattern))
+    monkeypatch.setattr(
+        Path, "glob", lambda self, pattern: looks.append(self) or real(self, pattern)
+    )
     for number in range(3):
-        records.write_whole(tmp_path / "a.json", lambda partial, number=number: Path(partial).write_text(str(number)))
+        records.write_whole(
+            tmp_path / "a.json",
+            lambda partial, number=number: Path(partial).write_text(str(number)),
+        )
     assert (tmp_path / "a.json").read_text() == "2"
-    assert not old.exists() and young.exists() and other.exists()  # what is young may still be written
+    assert (
+        not old.exists() and young.exists() and other.exists()
+    )  # what is young may still be written
     assert len(looks) == 1  # not at each write: a folder may hold thousands of files
     records.sweep(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]

@@ -1,4 +1,5 @@
 """Data sets on the training device: the same pictures and the same chances as one image at a time."""
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -24,7 +25,9 @@ class Ramps:
 
     def __getitem__(self, index):
         rows, columns = np.mgrid[:HEIGHT, :WIDTH]
-        image = np.stack([2 * columns, 2 * rows, np.full_like(rows, 100 * index)], axis=2).astype(np.uint8)
+        image = np.stack([2 * columns, 2 * rows, np.full_like(rows, 100 * index)], axis=2).astype(
+            np.uint8
+        )
         return image, (rows // 8 * 12 + columns // 8).astype(np.uint8)
 
 
@@ -39,23 +42,36 @@ def test_shows_what_resizing_the_whole_image_and_cropping_shows(resident, crop):
         images, masks = resident.batch([(seed, 1)], crop, (0.5, 2.0), 0, True, MEAN, STD)
         scaled, (top, left), mirrored = draw(seed, (HEIGHT, WIDTH), crop, (0.5, 2.0), 0, True)
         image, mask = (torch.from_numpy(x) for x in Ramps()[1])
-        whole = V.normalize(V.resize(image.permute(2, 0, 1), scaled, antialias=True).float() / 255, MEAN, STD)
+        whole = V.normalize(
+            V.resize(image.permute(2, 0, 1), scaled, antialias=True).float() / 255, MEAN, STD
+        )
         labels = V.resize(mask[None], scaled, interpolation=v2.InterpolationMode.NEAREST_EXACT)[0]
         around = (max(-left, 0), max(-top, 0))
         whole = torch.nn.functional.pad(whole, (around[0], crop[1], around[1], crop[0]))
-        labels = torch.nn.functional.pad(labels, (around[0], crop[1], around[1], crop[0]), value=255)
+        labels = torch.nn.functional.pad(
+            labels, (around[0], crop[1], around[1], crop[0]), value=255
+        )
         top, left = max(top, 0), max(left, 0)
-        expected, truth = whole[:, top:top + crop[0], left:left + crop[1]], labels[top:top + crop[0], left:left + crop[1]]
+        expected, truth = (
+            whole[:, top : top + crop[0], left : left + crop[1]],
+            labels[top : top + crop[0], left : left + crop[1]],
+        )
         if mirrored:
             expected, truth = expected.flip(2), truth.flip(1)
         # half a pixel is 1/255 to 2/255 of red and green, by their deviation
-        assert (images[0] - expected).abs().mean() < 0.03 and ((images[0] - expected).abs() < 0.09).float().mean() > 0.99, seed
+        assert (images[0] - expected).abs().mean() < 0.03 and (
+            (images[0] - expected).abs() < 0.09
+        ).float().mean() > 0.99, seed
         # a block's edge moves by one pixel at most, along either axis, and blocks are 8 pixels long before scaling
-        assert (masks[0] != truth).float().mean() < 2 * HEIGHT / (8 * scaled[0]) and torch.equal(masks[0] == 255, truth == 255), seed
+        assert (masks[0] != truth).float().mean() < 2 * HEIGHT / (8 * scaled[0]) and torch.equal(
+            masks[0] == 255, truth == 255
+        ), seed
 
 
 def test_scale_one_is_exact(resident):
-    images, masks = resident.batch([(3, 0), (4, 1)], (HEIGHT, WIDTH), (1.0, 1.0), 0, False, MEAN, STD)
+    images, masks = resident.batch(
+        [(3, 0), (4, 1)], (HEIGHT, WIDTH), (1.0, 1.0), 0, False, MEAN, STD
+    )
     for i in range(2):
         image, mask = Ramps()[i]
         expected = V.normalize(torch.from_numpy(image).permute(2, 0, 1).float() / 255, MEAN, STD)
@@ -67,7 +83,9 @@ def crops(batches, mean=MEAN, std=STD):
     """(B, 3, H, W) -> scale, first row, first column, mirrored of each crop, read off the ramps."""
     found = []
     for image in batches:
-        red, green = ((image[c] * std[c] + mean[c]) * 255 / 2 for c in (0, 1))  # column and row in the image
+        red, green = (
+            (image[c] * std[c] + mean[c]) * 255 / 2 for c in (0, 1)
+        )  # column and row in the image
         slope = ((red[:, -2] - red[:, 1]) / (red.shape[1] - 3)).mean().item()
         first = red[:, 1].mean().item() if slope > 0 else red[:, -2].mean().item()
         found.append([1 / abs(slope), green[1].mean().item(), first, slope < 0])
@@ -91,7 +109,9 @@ def test_where_the_image_lies_in_a_larger_crop_has_the_same_chances(resident):
     crop, number = (80, 120), 400
     items = Augmented(Ramps(), training_transform(crop, (1.0, 1.0), 0, False, 0.0, MEAN, STD))
     one = [np.argwhere(items[seed, 0][1].numpy() != 255)[0] for seed in range(number)]
-    masks = resident.batch([(seed, 0) for seed in range(number)], crop, (1.0, 1.0), 0, False, MEAN, STD)[1]
+    masks = resident.batch(
+        [(seed, 0) for seed in range(number)], crop, (1.0, 1.0), 0, False, MEAN, STD
+    )[1]
     other = [np.argwhere(mask.numpy() != 255)[0] for mask in masks]
     for axis, most in enumerate((20, 30)):
         a, b = ([place[axis] for place in places] for places in (one, other))
@@ -104,7 +124,9 @@ def test_the_least_side_is_kept():
 
 
 def test_the_same_key_gives_the_same_pair(resident):
-    a, b = (resident.batch([(5, 0), (6, 1)], (32, 40), (0.5, 2.0), 0, True, MEAN, STD) for _ in range(2))
+    a, b = (
+        resident.batch([(5, 0), (6, 1)], (32, 40), (0.5, 2.0), 0, True, MEAN, STD) for _ in range(2)
+    )
     assert all(torch.equal(x, y) for x, y in zip(a, b))
     alone = resident.batch([(6, 1)], (32, 40), (0.5, 2.0), 0, True, MEAN, STD)
     assert torch.equal(alone[0][0], a[0][1]) and torch.equal(alone[1][0], a[1][1])
@@ -113,6 +135,7 @@ def test_the_same_key_gives_the_same_pair(resident):
 def test_images_of_several_sizes_are_refused():
     class Odd(Ramps):
         def __getitem__(self, index):
-            return tuple(x[:50 + 10 * index] for x in super().__getitem__(index))
+            return tuple(x[: 50 + 10 * index] for x in super().__getitem__(index))
+
     with pytest.raises(InputError, match="b is 90x60, a 90x50"):
         ResidentSet(Odd(), torch.device("cpu"))

@@ -1,4 +1,5 @@
 """Recorded graphs of small networks against what is read off their code."""
+
 import pytest
 import torch
 from torch import nn
@@ -41,9 +42,19 @@ def test_every_operation_with_its_inputs_and_shape():
     assert steps() == [
         Step("conv2d", "stem", (-1,), (2, 4, 5, 9), kernel=5, channels=(3, 4), params=3 * 4 * 5),
         Step("relu", "unit", (0,), (2, 4, 5, 9)),
-        Step("conv2d", "unit.conv", (1,), (2, 4, 5, 9), kernel=3, channels=(4, 4), params=4 * 4 * 9 + 4),
+        Step(
+            "conv2d",
+            "unit.conv",
+            (1,),
+            (2, 4, 5, 9),
+            kernel=3,
+            channels=(4, 4),
+            params=4 * 4 * 9 + 4,
+        ),
         Step("add", "unit", (0, 2), (2, 4, 5, 9)),
-        Step("relu", "act", (3,), (2, 4, 5, 9)),  # in place: the pooling takes its result, not that of the sum
+        Step(
+            "relu", "act", (3,), (2, 4, 5, 9)
+        ),  # in place: the pooling takes its result, not that of the sum
         Step("max_pool2d", "pool", (4,), (2, 4, 2, 2), kernel=4),  # the dropout did nothing
         Step("add", "", (5, -2), (2, 4, 2, 2)),
     ]
@@ -58,19 +69,31 @@ def test_the_network_is_left_as_it_was(sizes):
         record(model, *inputs)
     except RuntimeError:
         assert sizes == (2, 2)
-    assert [m.training for m in (model, model.unit, model.unit.conv, model.drop)] == [True, False, False, True]
+    assert [m.training for m in (model, model.unit, model.unit.conv, model.drop)] == [
+        True,
+        False,
+        False,
+        True,
+    ]
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
 def test_cut_numbers_anew_and_keeps_what_comes_from_outside():
     part = cut(steps(), lambda step: step.module.startswith("unit"))
-    assert [(step.op, step.inputs) for step in part] == [("relu", (-1,)), ("conv2d", (0,)), ("add", (-1, 1))]
+    assert [(step.op, step.inputs) for step in part] == [
+        ("relu", (-1,)),
+        ("conv2d", (0,)),
+        ("add", (-1, 1)),
+    ]
     sums = cut(steps(), lambda step: step.op == "add")
     assert [step.inputs for step in sums] == [(-1, -2), (-3, -4)]
 
 
 def test_collapse_makes_one_step_of_a_block_in_the_order_of_ends():
-    blocks = collapse(steps(), lambda step: {"": "ends", "stem": "ends"}.get(step.module, step.module.split(".")[0]))
+    blocks = collapse(
+        steps(),
+        lambda step: {"": "ends", "stem": "ends"}.get(step.module, step.module.split(".")[0]),
+    )
     assert blocks == [
         Step("unit", "", (3,), (2, 4, 5, 9), params=148),
         Step("act", "", (0,), (2, 4, 5, 9)),
@@ -95,4 +118,7 @@ def test_a_new_tensor_is_not_mistaken_for_one_that_is_gone():
             for _ in range(9):
                 x = torch.ones(3) + x.relu()
             return x
-    assert [step.inputs for step in record(Forgetful(), torch.zeros(3))] == [(i - 1,) for i in range(18)]
+
+    assert [step.inputs for step in record(Forgetful(), torch.zeros(3))] == [
+        (i - 1,) for i in range(18)
+    ]

@@ -1,4 +1,5 @@
 """Videos, folders and reading ahead."""
+
 import sys
 import threading
 import time
@@ -27,7 +28,9 @@ def test_masks_come_back_from_a_video_as_they_were(tmp_path, masks):
     skipped = []
     found = list(video.read_video(tmp_path / "x.mkv", skipped))
     assert [number for number, _ in found] == list(range(6)) and skipped == []
-    assert all((image == mask[..., None]).all() for (_, image), mask in zip(found, masks, strict=True))
+    assert all(
+        (image == mask[..., None]).all() for (_, image), mask in zip(found, masks, strict=True)
+    )
     assert video.frame_rate(tmp_path / "x.mkv") == pytest.approx(12.5, abs=0.01)
     assert video.comment(tmp_path / "x.mkv") == "rflw"
 
@@ -43,6 +46,7 @@ def test_pictures_come_back_nearly(tmp_path):
 
 def test_broken_frames_are_skipped_and_counted(tmp_path, masks):
     import av
+
     clip(tmp_path / "x.mkv", masks)
     with av.open(tmp_path / "x.mkv") as file:
         third = [bytes(packet) for packet in file.demux(file.streams.video[0])][2]
@@ -87,6 +91,7 @@ def test_reading_ahead_keeps_the_order_and_what_is_raised():
     def broken():
         yield 1
         raise InputError("no more")
+
     items = video.read_ahead(broken())
     assert next(items) == 1
     with pytest.raises(InputError, match="no more"):
@@ -108,5 +113,9 @@ def test_reading_ahead_goes_no_further_than_it_should_and_ends():
 def test_batches_hold_consecutive_images_of_one_shape():
     small, large = np.zeros((4, 5, 3), np.uint8), np.zeros((6, 5, 3), np.uint8)
     found = list(video.in_batches(enumerate([small, small, small, large, small]), 2))
-    assert [(keys, stack.shape) for keys, stack in found] == [([0, 1], (2, 4, 5, 3)), ([2], (1, 4, 5, 3)), ([3], (1, 6, 5, 3)),
-                                                               ([4], (1, 4, 5, 3))]
+    assert [(keys, stack.shape) for keys, stack in found] == [
+        ([0, 1], (2, 4, 5, 3)),
+        ([2], (1, 4, 5, 3)),
+        ([3], (1, 6, 5, 3)),
+        ([4], (1, 4, 5, 3)),
+    ]

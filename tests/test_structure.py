@@ -1,4 +1,5 @@
 """The house: two packages, one direction, no circles. And no test is idle."""
+
 import ast
 from functools import cache
 from pathlib import Path
@@ -8,11 +9,28 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("rflw", "rflw_study")
 # No torch where numbers are enough: `rflw claims`, `rflw records` and the book's pages start at once.
-NO_TORCH = {"rflw.errors", "rflw.config", "rflw.records", "rflw.plots", "rflw.video", "rflw.data.labels", "rflw.data.images",
-            "rflw.data.readers", "rflw_study.statistics", "rflw_study.timings", "rflw_study.matlab", "rflw_study.prepare",
-            "rflw_study.paper", "rflw_study.claims", "rflw_study.figures"}
-MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
-           for package in PACKAGES for path in (ROOT / package).rglob("*.py")}
+NO_TORCH = {
+    "rflw.errors",
+    "rflw.config",
+    "rflw.records",
+    "rflw.plots",
+    "rflw.video",
+    "rflw.data.labels",
+    "rflw.data.images",
+    "rflw.data.readers",
+    "rflw_study.statistics",
+    "rflw_study.timings",
+    "rflw_study.matlab",
+    "rflw_study.prepare",
+    "rflw_study.paper",
+    "rflw_study.claims",
+    "rflw_study.figures",
+}
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for package in PACKAGES
+    for path in (ROOT / package).rglob("*.py")
+}
 
 
 def imports(path: Path) -> set[str]:
@@ -29,8 +47,12 @@ def imports(path: Path) -> set[str]:
 
 def test_the_package_never_imports_the_study():
     assert len(MODULES) > 40
-    assert [module for module, path in MODULES.items() if module.split(".")[0] == "rflw"
-            and any(name.split(".")[0] == "rflw_study" for name in imports(path))] == []
+    assert [
+        module
+        for module, path in MODULES.items()
+        if module.split(".")[0] == "rflw"
+        and any(name.split(".")[0] == "rflw_study" for name in imports(path))
+    ] == []
 
 
 @pytest.mark.parametrize("module", [module for module in MODULES if module.startswith("rflw.nn.")])
@@ -40,7 +62,10 @@ def test_networks_need_nothing_but_errors(module):
 
 
 def test_no_file_imports_itself_by_way_of_others():
-    arrows = {module: {name for name in imports(path) if name in MODULES} - {module, "rflw"} for module, path in MODULES.items()}
+    arrows = {
+        module: {name for name in imports(path) if name in MODULES} - {module, "rflw"}
+        for module, path in MODULES.items()
+    }
     arrows["rflw"] = set()  # imports its parts only when their names are used
     while True:  # take away files that import nothing that is left
         leaves = {module for module, targets in arrows.items() if not targets & arrows.keys()}
@@ -52,7 +77,12 @@ def test_no_file_imports_itself_by_way_of_others():
 
 @pytest.mark.parametrize("module", sorted(NO_TORCH))
 def test_no_torch_where_numbers_are_enough(module):
-    assert not {n.split(".")[0] for n in imports(MODULES[module])} & {"torch", "torchvision", "timm", "lightning"}
+    assert not {n.split(".")[0] for n in imports(MODULES[module])} & {
+        "torch",
+        "torchvision",
+        "timm",
+        "lightning",
+    }
 
 
 # ---------------------------------------------------------------- tests
@@ -64,7 +94,11 @@ TESTS = Path(__file__).parent
 @cache
 def functions(path: Path) -> dict[str, ast.FunctionDef]:
     """Every function of a file, those in classes, too, by its name: of several of one name the last."""
-    return {node.name: node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)}
+    return {
+        node.name: node
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef)
+    }
 
 
 def asserts(function: ast.FunctionDef, path: Path, seen: tuple[str, ...] = ()) -> bool:
@@ -73,7 +107,11 @@ def asserts(function: ast.FunctionDef, path: Path, seen: tuple[str, ...] = ()) -
         if isinstance(node, ast.Assert):
             return True
         if isinstance(node, ast.Call):
-            name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            name = (
+                node.func.attr
+                if isinstance(node.func, ast.Attribute)
+                else getattr(node.func, "id", "")
+            )
             if name in ("raises", "warns") or name.startswith("assert_"):
                 return True
             helper = functions(path).get(name)
@@ -84,15 +122,30 @@ def asserts(function: ast.FunctionDef, path: Path, seen: tuple[str, ...] = ()) -
 
 @pytest.mark.parametrize("path", sorted(TESTS.rglob("test_*.py")), ids=lambda path: path.stem)
 def test_no_test_is_without_an_assertion(path):
-    tests = [f for f in ast.walk(ast.parse(path.read_text())) if isinstance(f, ast.FunctionDef) and f.name.startswith("test_")]
+    tests = [
+        f
+        for f in ast.walk(ast.parse(path.read_text()))
+        if isinstance(f, ast.FunctionDef) and f.name.startswith("test_")
+    ]
     assert tests
     assert [f.name for f in tests if not asserts(f, path)] == []
 
 
-@pytest.mark.parametrize(("body", "expected"), [
-    ("print(1)", False), ("assert x", True), ("with pytest.raises(InputError): f()", True), ("torch.testing.assert_close(a, b)", True),
-    ("helper()", True), ("idle()", False), ("itself()", False)])
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ("print(1)", False),
+        ("assert x", True),
+        ("with pytest.raises(InputError): f()", True),
+        ("torch.testing.assert_close(a, b)", True),
+        ("helper()", True),
+        ("idle()", False),
+        ("itself()", False),
+    ],
+)
 def test_idle_tests_are_told_from_others(tmp_path, body, expected):
     path = tmp_path / "test_x.py"
-    path.write_text(f"def helper():\n    assert x\ndef idle():\n    f()\ndef itself():\n    itself()\ndef test_x():\n    {body}\n")
+    path.write_text(
+        f"def helper():\n    assert x\ndef idle():\n    f()\ndef itself():\n    itself()\ndef test_x():\n    {body}\n"
+    )
     assert asserts(functions(path)["test_x"], path) is expected

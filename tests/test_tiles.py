@@ -1,4 +1,5 @@
 """Tiles: where they lie, what they count, and that a network says the same in them as on the whole image."""
+
 import resource
 import sys
 
@@ -14,8 +15,19 @@ from rflw.nn.blocks import Window, resize
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize(("n", "tile", "overlap"), [(4096, 2048, 768), (4097, 2048, 768), (3361, 2048, 768), (2049, 2048, 768),
-                                                    (10_001, 1536, 768), (700, 256, 96), (257, 256, 96), (200, 256, 96)])
+@pytest.mark.parametrize(
+    ("n", "tile", "overlap"),
+    [
+        (4096, 2048, 768),
+        (4097, 2048, 768),
+        (3361, 2048, 768),
+        (2049, 2048, 768),
+        (10_001, 1536, 768),
+        (700, 256, 96),
+        (257, 256, 96),
+        (200, 256, 96),
+    ],
+)
 def test_spans_and_shares(n, tile, overlap):
     parts = tiles.spans(n, tile, overlap)
     assert parts[0][0] == 0 and sum(parts[-1]) == n
@@ -26,8 +38,12 @@ def test_spans_and_shares(n, tile, overlap):
     total, edges = torch.zeros(-(-n // 4)), 0
     for (start, length), share in zip(parts, tiles.shares(parts, overlap)):
         assert len(share) == -(-length // 4)
-        total[start // 4:start // 4 + len(share)] += share
-        edges = max(edges, *(share[:overlap // 16] if start else [0]), *(share[-(overlap // 16):] if start + length < n else [0]))
+        total[start // 4 : start // 4 + len(share)] += share
+        edges = max(
+            edges,
+            *(share[: overlap // 16] if start else [0]),
+            *(share[-(overlap // 16) :] if start + length < n else [0]),
+        )
     torch.testing.assert_close(total, torch.ones_like(total))
     assert edges == 0  # what is near a tile's border counts nothing
 
@@ -52,9 +68,13 @@ def test_resizing_in_a_window_is_a_part_of_resizing_the_whole(whole):
     torch.testing.assert_close(resize(x, tuple(fine), everything), expected)
     (top, left), size = (64, 96), (whole[0] - 64, whole[1] - 96)
     part = resize(x[:, :, 4:, 6:], (fine[0] - 8, fine[1] - 12), Window((top, left), size, whole))
-    torch.testing.assert_close(part[:, :, 2:, 2:], expected[:, :, 10:, 14:])  # the first rows need some beyond the window
+    torch.testing.assert_close(
+        part[:, :, 2:, 2:], expected[:, :, 10:, 14:]
+    )  # the first rows need some beyond the window
     plain = F.interpolate(x[:, :, 4:, 6:], part.shape[2:], mode="bilinear", align_corners=True)
-    assert (plain - expected[:, :, 8:, 12:])[:, :, 2:, 2:].abs().max() > 0.05  # that is what the window is for
+    assert (plain - expected[:, :, 8:, 12:])[
+        :, :, 2:, 2:
+    ].abs().max() > 0.05  # that is what the window is for
 
 
 def test_bands_are_rows_of_what_is_resized_at_once(monkeypatch):
@@ -63,17 +83,30 @@ def test_bands_are_rows_of_what_is_resized_at_once(monkeypatch):
     found = list(tiles.bands([logits, logits[:, :, :5]], (50, 61)))
     assert [top for top, _ in found] == list(range(0, 50, 7))
     for i, part in enumerate((logits, logits[:, :, :5])):
-        torch.testing.assert_close(torch.cat([rows[i] for _, rows in found], 2), engine.upsample(part, (50, 61)))
+        torch.testing.assert_close(
+            torch.cat([rows[i] for _, rows in found], 2), engine.upsample(part, (50, 61))
+        )
 
 
 def pavement(h: int, w: int) -> np.ndarray:
     """Scenes of the embedded set, side by side."""
-    strips = [np.concatenate([scene("val", i + 11 * j)[0] for i in range(-(-w // 128))], 1) for j in range(-(-h // 96))]
+    strips = [
+        np.concatenate([scene("val", i + 11 * j)[0] for i in range(-(-w // 128))], 1)
+        for j in range(-(-h // 96))
+    ]
     return np.concatenate(strips)[:h, :w]
 
 
-@pytest.mark.parametrize("name", ["refinenet-lw-resnet50", "refinenet-lw-mobilenet_v2", "refinenet-lw-efficientnet_lite0",
-                                  "refinenet-lw-nasnet_mobile", "refinenet-lw-top2-efficientnet_lite0"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "refinenet-lw-resnet50",
+        "refinenet-lw-mobilenet_v2",
+        "refinenet-lw-efficientnet_lite0",
+        "refinenet-lw-nasnet_mobile",
+        "refinenet-lw-top2-efficientnet_lite0",
+    ],
+)
 def test_every_stride_and_padding_falls_where_it_does_in_the_whole(name):
     """Without pooling chains, whose reach is long, a tile's border changes nothing far from it: in double precision, whose sums are
     rounded by 2e-16, nothing but rounding is left there. A tile that begins one pixel askew differs by a billion times more."""
@@ -89,8 +122,11 @@ def test_every_stride_and_padding_falls_where_it_does_in_the_whole(name):
     with torch.inference_mode():
         whole, left = model(x), 96
         part = model(x[..., left:], Window((0, left), (65, 1235 - left), (65, 1235)))
-        askew = model(x[..., left - 1:])  # as if it began anywhere
-    part, askew = ((logits[..., -60:] - whole[..., -60:]).abs().max() / whole.abs().max() for logits in (part, askew))
+        askew = model(x[..., left - 1 :])  # as if it began anywhere
+    part, askew = (
+        (logits[..., -60:] - whole[..., -60:]).abs().max() / whole.abs().max()
+        for logits in (part, askew)
+    )
     assert part < 1e-13 and askew > 1e-4, (part, askew)
 
 
@@ -100,13 +136,22 @@ def test_tiles_say_what_the_whole_image_says(name, size):
     """A strip, so that the whole fits; with the shortest tiles, which share as much as all do."""
     model, image = engine.load(name), pavement(*size)[None]
     with torch.inference_mode():
-        whole, cut = (engine.logits_of(model, image, size, "fp32", tile=tile) for tile in (0, tiles.LEAST))
+        whole, cut = (
+            engine.logits_of(model, image, size, "fp32", tile=tile) for tile in (0, tiles.LEAST)
+        )
         mirrored = engine.logits_of(model, image, size, "fp32", flip=True, tile=tiles.LEAST)
-        smaller = [engine.logits_of(model, image, tuple(n * 4 // 5 for n in size), "fp32", tile=tile) for tile in (0, tiles.LEAST)]
+        smaller = [
+            engine.logits_of(model, image, tuple(n * 4 // 5 for n in size), "fp32", tile=tile)
+            for tile in (0, tiles.LEAST)
+        ]
     assert (cut - whole).abs().max() < 1e-3 * whole.abs().max() and not torch.equal(cut, whole)
-    assert (smaller[0] - smaller[1]).abs().max() < 1e-3 * whole.abs().max() and smaller[0].shape != whole.shape
+    assert (smaller[0] - smaller[1]).abs().max() < 1e-3 * whole.abs().max() and smaller[
+        0
+    ].shape != whole.shape
     with torch.inference_mode():
-        expected = engine.logits_of(model, np.ascontiguousarray(image[:, :, ::-1]), size, "fp32", tile=0).flip(3)
+        expected = engine.logits_of(
+            model, np.ascontiguousarray(image[:, :, ::-1]), size, "fp32", tile=0
+        ).flip(3)
     assert (mirrored - expected).abs().max() < 1e-3 * whole.abs().max()
 
 
@@ -132,8 +177,12 @@ def test_tiles_fade_into_one_another():
         logits = engine.logits_of(Seesaw(), image, (64, 3000), "fp32", tile=tiles.LEAST)
     steps = logits[0, 0, 0].diff()
     starts = [start for start, _ in tiles.spans(3000, tiles.LEAST)]
-    assert logits[0, 0, 0, 0] == starts[0] and logits[0, 0, 0, -1] == starts[-1] and steps.min() >= 0
-    assert steps.max() <= max(b - a for a, b in zip(starts, starts[1:])) / (tiles.OVERLAP / 8) + 1e-3
+    assert (
+        logits[0, 0, 0, 0] == starts[0] and logits[0, 0, 0, -1] == starts[-1] and steps.min() >= 0
+    )
+    assert (
+        steps.max() <= max(b - a for a, b in zip(starts, starts[1:])) / (tiles.OVERLAP / 8) + 1e-3
+    )
 
 
 def test_networks_of_ours_see_tiles():
@@ -154,9 +203,12 @@ def test_networks_that_take_images_whole(monkeypatch):
 
 def test_a_network_made_fast_says_in_tiles_what_the_plain_one_says():
     from rflw import deploy
+
     model, image = engine.load("embedded"), pavement(50, 2501)
     fast = deploy.optimise(model, compiled=False)
-    assert (engine.predict(fast, image, tile=tiles.LEAST) == engine.predict(model, image, tile=0)).mean() > 0.9995
+    assert (
+        engine.predict(fast, image, tile=tiles.LEAST) == engine.predict(model, image, tile=0)
+    ).mean() > 0.9995
 
 
 def test_a_large_image_is_predicted_and_evaluated_in_tiles(monkeypatch):
@@ -169,9 +221,15 @@ def test_a_large_image_is_predicted_and_evaluated_in_tiles(monkeypatch):
     monkeypatch.setattr(tiles, "BAND", 50_000)
     monkeypatch.setattr(tiles, "TILE", 1536)
     assert (engine.predict(model, image, tile=1536) == mask).mean() > 0.9995
-    assert (engine.predict(model, image) == mask).mean() > 0.9999 and calls == [1536]  # fewer pixels than a tile: whole
+    assert (engine.predict(model, image) == mask).mean() > 0.9999 and calls == [
+        1536
+    ]  # fewer pixels than a tile: whole
     both = engine.evaluate(model, [(image, mask)], "fp32", (1.0, 0.8), True, tile=1536)
-    assert calls == [1536] * 5 and (both - plain).abs().sum() <= 0.002 * mask.size and both.sum() == mask.size
+    assert (
+        calls == [1536] * 5
+        and (both - plain).abs().sum() <= 0.002 * mask.size
+        and both.sum() == mask.size
+    )
 
 
 class TestSitting:
@@ -192,16 +250,21 @@ class TestSitting:
             if len(seen) == 3:
                 raise KeyboardInterrupt
             return [float(i)]
+
         whole = self.sitting(None)
         engine.evaluate(model, self.DATA, "fp32", each=lambda i, *_: [float(i)], sitting=whole)
         with pytest.raises(KeyboardInterrupt):
-            engine.evaluate(model, self.DATA, "fp32", each=each, sitting=self.sitting(tmp_path / "kept"))
+            engine.evaluate(
+                model, self.DATA, "fp32", each=each, sitting=self.sitting(tmp_path / "kept")
+            )
         again = self.sitting(tmp_path / "kept")
         assert again.done.tolist() == [True, True, False, False] and again.matrices[2:].sum() == 0
         matrices = engine.evaluate(model, self.DATA, "fp32", each=each, sitting=again)
         assert seen == [0, 1, 2, 2, 3]
         assert torch.equal(matrices, whole.matrices) and torch.equal(again.numbers, whole.numbers)
-        engine.evaluate(model, self.DATA, "fp32", each=each, sitting=self.sitting(tmp_path / "kept"))
+        engine.evaluate(
+            model, self.DATA, "fp32", each=each, sitting=self.sitting(tmp_path / "kept")
+        )
         assert seen == [0, 1, 2, 2, 3]  # all was done
         assert [path.name for path in tmp_path.iterdir()] == ["kept"]
 

@@ -1,6 +1,7 @@
 """What this book needs from Sphinx beyond Jupyter Book: tables from code cells numbered as tables, formulas as MathML
 (which browsers draw by themselves: no script from another host), docstrings that are plain prose, the recipes, the ledger of
 claims, the list of records, and numbers in prose that tell where they come from."""
+
 from dataclasses import MISSING, fields
 from functools import cache
 from html import escape
@@ -87,15 +88,36 @@ class Recipes(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         from rflw.config import RECIPES, Recipe, Stage
-        defaults = [(f.name, f.default) for kind in (Recipe, Stage) for f in fields(kind) if f.default is not MISSING and f.name != "note"]
-        lines = ["```{table} What holds unless a recipe says otherwise.", ":name: tab-recipes-defaults", "", "| setting | value |",
-                 "| --- | --- |", *(f"| `{name}` | {shown(value)} |" for name, value in defaults), "```", "",
-                 "```{table} All recipes, and what they say.", ":name: tab-recipes", "",
-                 "| recipe | network | stages: encoder's and decoder's rate | other settings |", "| --- | --- | --- | --- |"]
+
+        defaults = [
+            (f.name, f.default)
+            for kind in (Recipe, Stage)
+            for f in fields(kind)
+            if f.default is not MISSING and f.name != "note"
+        ]
+        lines = [
+            "```{table} What holds unless a recipe says otherwise.",
+            ":name: tab-recipes-defaults",
+            "",
+            "| setting | value |",
+            "| --- | --- |",
+            *(f"| `{name}` | {shown(value)} |" for name, value in defaults),
+            "```",
+            "",
+            "```{table} All recipes, and what they say.",
+            ":name: tab-recipes",
+            "",
+            "| recipe | network | stages: encoder's and decoder's rate | other settings |",
+            "| --- | --- | --- | --- |",
+        ]
         for recipe in RECIPES.values():
-            stages = "; ".join(f"{stage.data} {stage.epochs} epochs: {stage.encoder_lr:g}, {stage.decoder_lr:g}{told(stage)}"
-                               for stage in recipe.stages)
-            lines.append(f"| `{recipe.name}` | {recipe.model} | {stages} | {told(recipe).removeprefix(', ')} |")
+            stages = "; ".join(
+                f"{stage.data} {stage.epochs} epochs: {stage.encoder_lr:g}, {stage.decoder_lr:g}{told(stage)}"
+                for stage in recipe.stages
+            )
+            lines.append(
+                f"| `{recipe.name}` | {recipe.model} | {stages} | {told(recipe).removeprefix(', ')} |"
+            )
         lines.append("```")
         container = nodes.Element()
         self.state.nested_parse(StringList(lines, source="recipes"), self.content_offset, container)
@@ -105,8 +127,11 @@ class Recipes(SphinxDirective):
 def told(settings) -> str:
     """What a recipe or stage says that is not the default, beyond what has a column of its own."""
     own = ("name", "model", "stages", "note", "data", "epochs", "encoder_lr", "decoder_lr")
-    return "".join(f", {f.name} {shown(getattr(settings, f.name))}" for f in fields(settings)
-                   if f.name not in own and getattr(settings, f.name) != f.default)
+    return "".join(
+        f", {f.name} {shown(getattr(settings, f.name))}"
+        for f in fields(settings)
+        if f.name not in own and getattr(settings, f.name) != f.default
+    )
 
 
 def shown(value) -> str:
@@ -122,17 +147,34 @@ def shown(value) -> str:
 
 CLAIMS_PAGE, RECORDS_PAGE, ENVIRONMENT_PAGE = "book/claims", "book/records", "book/environment"
 CHAPTERS = {  # where a kind of test is told, if the book has that page
-    "count": "notebooks/02_complexity", "check": "notebooks/04_data", "score": "notebooks/05_training", "pairs": "notebooks/05_training",
-    "probe": "notebooks/06_ablation_heads", "saturation": "notebooks/06_ablation_heads", "field": "notebooks/07_receptive_fields",
-    "picture": "notebooks/07_receptive_fields", "time": "notebooks/09_runtime"}
-TOPICS = {"count": "size", "time": "speed", "score": "scores", "pairs": "decoders compared", "probe": "blocks", "saturation": "blocks",
-          "field": "blocks", "picture": "blocks", "check": "data sets"}
+    "count": "notebooks/02_complexity",
+    "check": "notebooks/04_data",
+    "score": "notebooks/05_training",
+    "pairs": "notebooks/05_training",
+    "probe": "notebooks/06_ablation_heads",
+    "saturation": "notebooks/06_ablation_heads",
+    "field": "notebooks/07_receptive_fields",
+    "picture": "notebooks/07_receptive_fields",
+    "time": "notebooks/09_runtime",
+}
+TOPICS = {
+    "count": "size",
+    "time": "speed",
+    "score": "scores",
+    "pairs": "decoders compared",
+    "probe": "blocks",
+    "saturation": "blocks",
+    "field": "blocks",
+    "picture": "blocks",
+    "check": "data sets",
+}
 
 
 @cache
 def judged(source: str) -> list:
     """The verdicts by the claims and records of a book's source folder."""
     from rflw_study import claims
+
     return claims.verdicts(Path(source) / "data/results", Path(source) / "data/paper/claims.yaml")
 
 
@@ -140,6 +182,7 @@ def judged(source: str) -> list:
 def kept(source: str) -> dict[str, dict]:
     """The records of a book's source folder by name."""
     from rflw import records
+
     return {record["name"]: record for record in records.read_all(Path(source) / "data/results")}
 
 
@@ -149,7 +192,9 @@ def title_of(source: str, page: str) -> str:
     path = Path(source) / f"{page}.ipynb"
     if path.exists():
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-        text = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+        text = "\n".join(
+            "".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"
+        )
     else:
         path = path.with_suffix(".md")
         text = path.read_text(encoding="utf-8") if path.exists() else ""
@@ -160,7 +205,12 @@ def title_of(source: str, page: str) -> str:
 def hardware(record: dict) -> str:
     """A record's machine in words."""
     found = record["hardware"]
-    return ", ".join(filter(None, (found.get("gpu"), found["cpu"], f"{found['cores']} core{'s' * (found['cores'] != 1)}")))
+    return ", ".join(
+        filter(
+            None,
+            (found.get("gpu"), found["cpu"], f"{found['cores']} core{'s' * (found['cores'] != 1)}"),
+        )
+    )
 
 
 def commit(record: dict) -> str:
@@ -169,21 +219,31 @@ def commit(record: dict) -> str:
 
 def origin_of(record: dict) -> list[tuple[str, str, str]]:
     """What a reader must know of a number from a record: (word, text, page#anchor or nothing)."""
-    return [("record", record["name"], f"{RECORDS_PAGE}#record-{record['name']}"), ("command", record["command"], ""),
-            ("seed", str(record["seed"]), ""), ("commit", commit(record), ""), ("hardware", hardware(record), "")]
+    return [
+        ("record", record["name"], f"{RECORDS_PAGE}#record-{record['name']}"),
+        ("command", record["command"], ""),
+        ("seed", str(record["seed"]), ""),
+        ("commit", commit(record), ""),
+        ("hardware", hardware(record), ""),
+    ]
 
 
 def origin_of_all(found: list[dict], listed: str) -> list[tuple[str, str, str]]:
     """The same of a number from several records, shortened; `listed` is the page#anchor that has them all."""
+
     def few(values) -> str:
         values = list(dict.fromkeys(values))
         return "; ".join(values[:2]) + f" and {len(values) - 2} more" * (len(values) > 2)
 
     if len(found) == 1:
         return origin_of(found[0])
-    return [("records", str(len(found)), listed), ("command", few(record["command"] for record in found), ""),
-            ("seed", ", ".join(sorted({str(record["seed"]) for record in found})), ""), ("commit", few(map(commit, found)), ""),
-            ("hardware", few(map(hardware, found)), "")]
+    return [
+        ("records", str(len(found)), listed),
+        ("command", few(record["command"] for record in found), ""),
+        ("seed", ", ".join(sorted({str(record["seed"]) for record in found})), ""),
+        ("commit", few(map(commit, found)), ""),
+        ("hardware", few(map(hardware, found)), ""),
+    ]
 
 
 class num(nodes.inline):
@@ -205,7 +265,9 @@ def depart_num(self, node: num) -> None:
             uri = self.builder.get_relative_uri(self.builder.current_docname, page)
             text = f'<a href="{escape(uri + more)}">{text}</a>'
         lines.append(f"<span><b>{escape(word)}</b> {text}</span>")
-    self.body.append(f'</button><span popover class="origin" id="{node["key"]}">{"".join(lines)}</span>')
+    self.body.append(
+        f'</button><span popover class="origin" id="{node["key"]}">{"".join(lines)}</span>'
+    )
 
 
 def written(value, spec: str) -> str:
@@ -233,6 +295,7 @@ class Num(SphinxRole):
 
     def find(self, source: str, name: str, path: str):
         from rflw import records
+
         verdicts = {verdict.claim.id: verdict for verdict in judged(source)}
         if name == "claims":
             return self.counted(source, list(verdicts.values()), path)
@@ -243,33 +306,64 @@ class Num(SphinxRole):
             raise KeyError(f"neither a record nor a claim: {name}")
         verdict = verdicts[name]
         claim, ours, names = verdict.claim, verdict.ours, verdict.records
-        answer = next((a for a in verdict.answers if (a.what.startswith(start) if start else a.value is ours)), None)
+        answer = next(
+            (
+                a
+                for a in verdict.answers
+                if (a.what.startswith(start) if start else a.value is ours)
+            ),
+            None,
+        )
         if start and not answer:
-            raise KeyError(f"claim {name} has no answer that begins with {start}; it has: {verdict.says}")
+            raise KeyError(
+                f"claim {name} has no answer that begins with {start}; it has: {verdict.says}"
+            )
         if path in ("ours", "low", "high", "seeds"):
             if answer is None:
                 raise ValueError(f"nothing of ours yet: {verdict.says}")
             ours, names = answer.value, answer.records
             if path in ("low", "high") and ours.low != ours.low:
                 raise ValueError(f"one value has no interval: {answer.what}")
-        value = records.at({"ours": ours and ours.mean, "low": ours and ours.low, "high": ours and ours.high, "seeds": ours and ours.n,
-                            "paper": claim.value, "verdict": verdict.verdict, "says": verdict.says}, path)
+        value = records.at(
+            {
+                "ours": ours and ours.mean,
+                "low": ours and ours.low,
+                "high": ours and ours.high,
+                "seeds": ours and ours.n,
+                "paper": claim.value,
+                "verdict": verdict.verdict,
+                "says": verdict.says,
+            },
+            path,
+        )
         if value is None:
             raise ValueError(f"the paper gives no number: {claim.where}")
         origin = [("claim", f"{claim.where}: {claim.quote}", f"{CLAIMS_PAGE}#claim-{claim.id}")]
         if path != "paper" and names:
-            origin += origin_of_all([kept(source)[name] for name in names], f"{CLAIMS_PAGE}#claim-{claim.id}")
+            origin += origin_of_all(
+                [kept(source)[name] for name in names], f"{CLAIMS_PAGE}#claim-{claim.id}"
+            )
         return value, origin
 
     def counted(self, source: str, verdicts: list, path: str):
         """How many claims have a verdict (or are quoted, or own), and what that follows from."""
         from rflw import records
         from rflw_study.claims import tally
+
         counts = tally(verdicts)
         counts["own"] = sum(counts.values()) - counts["quoted"]
         value = records.at(counts, path)
-        query = {"quoted": "source=quoted", "own": "source=own"}.get(path, f"verdict={path.replace(' ', '+')}&source=own")
-        origin = [("counted in", f"the ledger of {len(verdicts)} claims", f"{CLAIMS_PAGE}?{query}#ledger"), ("command", "rflw claims", "")]
+        query = {"quoted": "source=quoted", "own": "source=own"}.get(
+            path, f"verdict={path.replace(' ', '+')}&source=own"
+        )
+        origin = [
+            (
+                "counted in",
+                f"the ledger of {len(verdicts)} claims",
+                f"{CLAIMS_PAGE}?{query}#ledger",
+            ),
+            ("command", "rflw claims", ""),
+        ]
         which = [v for v in verdicts if v.claim.test and path in (v.verdict, "own")]
         names = dict.fromkeys(name for v in which for name in v.records if v.ours)
         if not names:
@@ -292,15 +386,28 @@ class GlueText(PasteTextRole):
         where = Path(env.srcdir) / "notebooks/stamps.json"
         target = Path(os.path.relpath(path, env.srcdir)).with_suffix("").as_posix() if page else ""
         origin = [("computed in", path.name, target), ("command", "make book", ""), *built()]
-        if where.exists() and (stamp := json.loads(where.read_text(encoding="utf-8")).get(path.name)):
-            origin.append(("stored with", ", ".join(f"{part} {stamp[part][:8]}" for part in ("package", "records")),
-                           f"{ENVIRONMENT_PAGE}#stamp-{path.name}"))
+        if where.exists() and (
+            stamp := json.loads(where.read_text(encoding="utf-8")).get(path.name)
+        ):
+            origin.append(
+                (
+                    "stored with",
+                    ", ".join(f"{part} {stamp[part][:8]}" for part in ("package", "records")),
+                    f"{ENVIRONMENT_PAGE}#stamp-{path.name}",
+                )
+            )
         for count, source in enumerate(code_of(path), start=1):
             if re.search(rf"glue\(f?[\"']{re.escape(key.partition(':')[0])}[\"']", source):
                 origin[0] = ("computed in", f"cell {count} of {path.name}", target)
-                named = [record for name, record in kept(str(env.srcdir)).items() if f'"{name}"' in source]
+                named = [
+                    record
+                    for name, record in kept(str(env.srcdir)).items()
+                    if f'"{name}"' in source
+                ]
                 if len(named) == 1:
-                    origin = [part for part in origin if part[0] not in ("seed", "commit", "hardware")] + origin_of(named[0])
+                    origin = [
+                        part for part in origin if part[0] not in ("seed", "commit", "hardware")
+                    ] + origin_of(named[0])
                 else:
                     origin += [origin_of(record)[0] for record in named]
         return [num("", "", *found, origin=origin)], messages
@@ -310,15 +417,23 @@ class GlueText(PasteTextRole):
 def built() -> list[tuple[str, str, str]]:
     """Where this book was built: what its notebooks compute without a record, `make test` has computed anew and compared there."""
     from rflw import records
+
     here = records.provenance()
-    return [("seed", "in the cell, if any", ""), ("commit", f"{commit(here)}, from which the book was built", ""),
-            ("hardware", f"{hardware(here)}, which built it", "")]
+    return [
+        ("seed", "in the cell, if any", ""),
+        ("commit", f"{commit(here)}, from which the book was built", ""),
+        ("hardware", f"{hardware(here)}, which built it", ""),
+    ]
 
 
 @cache
 def code_of(path: Path) -> list[str]:
     """The code cells of a notebook."""
-    return ["".join(cell["source"]) for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
+    return [
+        "".join(cell["source"])
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]
+        if cell["cell_type"] == "code"
+    ]
 
 
 class Table(SphinxDirective):
@@ -346,18 +461,37 @@ class Table(SphinxDirective):
 
     def titled(self, page: str) -> str:
         """A link to a page that bears its title; nothing where there is no such page."""
-        return self.link(title_of(str(self.env.srcdir), page), page) if page in self.env.found_docs else ""
+        return (
+            self.link(title_of(str(self.env.srcdir), page), page)
+            if page in self.env.found_docs
+            else ""
+        )
 
-    def table(self, name: str, caption: str, columns: list[str], rows: list[tuple[str, dict, list[str]]]) -> list[nodes.Node]:
+    def table(
+        self, name: str, caption: str, columns: list[str], rows: list[tuple[str, dict, list[str]]]
+    ) -> list[nodes.Node]:
         """rows: (id, data attributes, cells as HTML). Numbered; prose refers to it as `tab-NAME`, or by the option `:name:`."""
-        lines = [f'<table class="ledger table" id="{name}" aria-label="{escape(caption)}"><thead><tr>',
-                 *(f'<th scope="col">{escape(column)}</th>' for column in columns), "</tr></thead><tbody>"]
+        lines = [
+            f'<table class="ledger table" id="{name}" aria-label="{escape(caption)}"><thead><tr>',
+            *(f'<th scope="col">{escape(column)}</th>' for column in columns),
+            "</tr></thead><tbody>",
+        ]
         for key, data, cells in rows:
             attributes = "".join(f' data-{word}="{escape(value)}"' for word, value in data.items())
-            lines += [f'<tr id="{escape(key)}"{attributes}>',
-                      *(f'<td data-label="{escape(column)}">{cell}</td>' for column, cell in zip(columns, cells)), "</tr>"]
-        table = captioned_table("", nodes.caption("", caption), nodes.raw("", "\n".join([*lines, "</tbody></table>"]), format="html"),
-                                classes=["captioned-table", "whole"])
+            lines += [
+                f'<tr id="{escape(key)}"{attributes}>',
+                *(
+                    f'<td data-label="{escape(column)}">{cell}</td>'
+                    for column, cell in zip(columns, cells)
+                ),
+                "</tr>",
+            ]
+        table = captioned_table(
+            "",
+            nodes.caption("", caption),
+            nodes.raw("", "\n".join([*lines, "</tbody></table>"]), format="html"),
+            classes=["captioned-table", "whole"],
+        )
         table["names"].append(nodes.fully_normalize_name(self.options.get("name", f"tab-{name}")))
         self.set_source_info(table)
         self.state.document.note_explicit_target(table, table)
@@ -369,22 +503,52 @@ class Claims(Table):
 
     def run(self) -> list[nodes.Node]:
         from rflw_study.claims import UNITS, shown
+
         rows = []
         for v in self.checked(judged):
             c, ours = v.claim, shown(v.ours, v.claim) if v.ours else "none"
             records = [self.link(name, f"{RECORDS_PAGE}#record-{name}") for name in v.records]
             if len(records) > 3:  # many seeds
-                records = [f"<details><summary>{len(records)} records</summary>{'<br>'.join(records)}</details>"]
+                records = [
+                    f"<details><summary>{len(records)} records</summary>{'<br>'.join(records)}</details>"
+                ]
             chapter = self.titled(CHAPTERS[c.kind]) if c.test else ""
-            evidence = [escape(v.says) if v.says != ours else "", *records, chapter and f"Chapter: {chapter}"]
-            why = [f"Tolerance {c.tolerance:.3g} {UNITS.get(c.unit, c.unit)}: {c.reason}" if c.test else "", c.note]
+            evidence = [
+                escape(v.says) if v.says != ours else "",
+                *records,
+                chapter and f"Chapter: {chapter}",
+            ]
+            why = [
+                f"Tolerance {c.tolerance:.3g} {UNITS.get(c.unit, c.unit)}: {c.reason}"
+                if c.test
+                else "",
+                c.note,
+            ]
             how = f"<details><summary>tolerance and test</summary>{'<br>'.join(map(escape, filter(None, why)))}</details>"
-            rows.append((f"claim-{c.id}", {"verdict": v.verdict, "source": "own" if c.test else "quoted", "where": c.where}, [
-                f'<a class="where" href="#claim-{escape(c.id)}">{escape(c.where)}</a> <q>{escape(c.quote)}</q>{how if any(why) else ""}',
-                escape(c.stated), escape(ours), escape(v.level), f'<span class="verdict">{escape(v.verdict)}</span>',
-                "".join(f"<div>{part}</div>" for part in evidence if part)]))
-        return self.table("ledger", "Every claim, what the paper says, what was found.",
-                          ["claim", "paper", "ours", "how it can be tested", "verdict", "evidence"], rows)
+            rows.append(
+                (
+                    f"claim-{c.id}",
+                    {
+                        "verdict": v.verdict,
+                        "source": "own" if c.test else "quoted",
+                        "where": c.where,
+                    },
+                    [
+                        f'<a class="where" href="#claim-{escape(c.id)}">{escape(c.where)}</a> <q>{escape(c.quote)}</q>{how if any(why) else ""}',
+                        escape(c.stated),
+                        escape(ours),
+                        escape(v.level),
+                        f'<span class="verdict">{escape(v.verdict)}</span>',
+                        "".join(f"<div>{part}</div>" for part in evidence if part),
+                    ],
+                )
+            )
+        return self.table(
+            "ledger",
+            "Every claim, what the paper says, what was found.",
+            ["claim", "paper", "ours", "how it can be tested", "verdict", "evidence"],
+            rows,
+        )
 
 
 class ClaimCounts(Table):
@@ -392,15 +556,32 @@ class ClaimCounts(Table):
 
     def run(self) -> list[nodes.Node]:
         from rflw_study.claims import VERDICTS
+
         own = [v for v in self.checked(judged) if v.claim.test]
-        topics = {topic: [v.verdict for v in own if TOPICS[v.claim.kind] == topic] for topic in dict.fromkeys(TOPICS.values())}
+        topics = {
+            topic: [v.verdict for v in own if TOPICS[v.claim.kind] == topic]
+            for topic in dict.fromkeys(TOPICS.values())
+        }
         topics["all"] = [v.verdict for v in own]
         uri = self.env.app.builder.get_relative_uri(self.env.docname, CLAIMS_PAGE)
-        rows = [(f"verdict-{verdict.replace(' ', '-')}", {}, [
-            f'<a href="{uri}?verdict={verdict.replace(" ", "+")}&amp;source=own#ledger">{verdict}</a>',
-            *(str(found.count(verdict) or "") for found in topics.values())]) for verdict in VERDICTS]
+        rows = [
+            (
+                f"verdict-{verdict.replace(' ', '-')}",
+                {},
+                [
+                    f'<a href="{uri}?verdict={verdict.replace(" ", "+")}&amp;source=own#ledger">{verdict}</a>',
+                    *(str(found.count(verdict) or "") for found in topics.values()),
+                ],
+            )
+            for verdict in VERDICTS
+        ]
         rows.append(("verdict-all", {}, ["all", *(str(len(found)) for found in topics.values())]))
-        return self.table("claim-counts", "The paper's own claims by verdict and by what they are about.", ["verdict", *topics], rows)
+        return self.table(
+            "claim-counts",
+            "The paper's own claims by verdict and by what they are about.",
+            ["verdict", *topics],
+            rows,
+        )
 
 
 class Records(Table):
@@ -410,12 +591,44 @@ class Records(Table):
         rows = []
         for name, record in self.checked(kept).items():
             miou = record["metrics"].get("miou")
-            rows.append((f"record-{name}", {"kind": record["kind"]}, [
-                f"{self.link(name, f'/results/{name}.json')} <div>{escape(record['command'])}</div>", *(escape(text) for text in (
-                    record["kind"], str(record["seed"]), commit(record), hardware(record), record["started"][:10],
-                    f"{record['wall_s'] / 60:.1f}", record["status"], "" if miou is None else f"{100 * miou:.1f} %"))]))
-        return self.table("records", "Every record; its name leads to the file.", [
-            "record and command", "kind", "seed", "commit", "hardware", "date", "minutes", "status", "mIoU"], rows)
+            rows.append(
+                (
+                    f"record-{name}",
+                    {"kind": record["kind"]},
+                    [
+                        f"{self.link(name, f'/results/{name}.json')} <div>{escape(record['command'])}</div>",
+                        *(
+                            escape(text)
+                            for text in (
+                                record["kind"],
+                                str(record["seed"]),
+                                commit(record),
+                                hardware(record),
+                                record["started"][:10],
+                                f"{record['wall_s'] / 60:.1f}",
+                                record["status"],
+                                "" if miou is None else f"{100 * miou:.1f} %",
+                            )
+                        ),
+                    ],
+                )
+            )
+        return self.table(
+            "records",
+            "Every record; its name leads to the file.",
+            [
+                "record and command",
+                "kind",
+                "seed",
+                "commit",
+                "hardware",
+                "date",
+                "minutes",
+                "status",
+                "mIoU",
+            ],
+            rows,
+        )
 
 
 def setup(app) -> dict:
@@ -426,8 +639,15 @@ def setup(app) -> dict:
     app.add_directive("claims", Claims)
     app.add_directive("claim-counts", ClaimCounts)
     app.add_directive("records", Records)
-    app.add_enumerable_node(captioned_table, "table", caption_of, html=(
-        lambda self, node: self.visit_figure(node), lambda self, node: self.depart_figure(node)))
+    app.add_enumerable_node(
+        captioned_table,
+        "table",
+        caption_of,
+        html=(
+            lambda self, node: self.visit_figure(node),
+            lambda self, node: self.depart_figure(node),
+        ),
+    )
     app.add_html_math_renderer("mathml", (visit_math, None), (visit_math, None))
     app.add_directive("recipes", Recipes)
     app.connect("autodoc-process-docstring", plain_docstring)

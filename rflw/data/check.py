@@ -1,4 +1,5 @@
 """Whether a data set is what it should be: counts, files that cannot be read, labels, and images that two splits share."""
+
 from collections.abc import Callable
 import hashlib
 from pathlib import Path
@@ -24,17 +25,27 @@ def check(name: str, root=None, progress: bool = False) -> dict:
     records of training. Raises InputError if no split is there.
     """
     splits, seen, shared, changed, absent = {}, {}, [], [], []
-    official = OFFICIAL.get(name) or {"train": None} | ({"val": None} if is_folder(name) else {})  # of COCO, training images only
+    official = OFFICIAL.get(name) or {"train": None} | (
+        {"val": None} if is_folder(name) else {}
+    )  # of COCO, training images only
     for split in official:
         faults, pixels, whole = [], np.zeros(256, dtype=np.int64), hashlib.sha256()
         try:
             dataset = open_dataset(name, split, root, faults)
         except InputError as e:
             absent.append(e)
-            splits[split] = {"images": 0, "official": official[split], "faults": [str(e)],
-                             "pixels": {}, "void": 0, "sha256": whole.hexdigest()}
+            splits[split] = {
+                "images": 0,
+                "official": official[split],
+                "faults": [str(e)],
+                "pixels": {},
+                "void": 0,
+                "sha256": whole.hexdigest(),
+            }
             continue
-        for i, key in enumerate(tqdm(dataset.ids, desc=f"{name}/{split}", file=sys.stderr, disable=not progress or None)):
+        for i, key in enumerate(
+            tqdm(dataset.ids, desc=f"{name}/{split}", file=sys.stderr, disable=not progress or None)
+        ):
             try:
                 image, mask = dataset[i]
             except InputError as e:
@@ -47,15 +58,27 @@ def check(name: str, root=None, progress: bool = False) -> dict:
             if first[0] != split:
                 shared.append([*first, split, key])
         classes = dataset.labels.classes
-        splits[split] = {"images": len(dataset), "official": official[split], "faults": faults,
-                         "pixels": dict(zip(classes, pixels.tolist())), "void": int(pixels[VOID]), "sha256": whole.hexdigest()}
+        splits[split] = {
+            "images": len(dataset),
+            "official": official[split],
+            "faults": faults,
+            "pixels": dict(zip(classes, pixels.tolist())),
+            "void": int(pixels[VOID]),
+            "sha256": whole.hexdigest(),
+        }
         if isinstance(dataset, Prepared) and dataset.changed:
-            changed.append(f"{dataset.folder / 'splits' / split}.txt or SHA256SUMS: not what was prepared")
+            changed.append(
+                f"{dataset.folder / 'splits' / split}.txt or SHA256SUMS: not what was prepared"
+            )
     if len(absent) == len(splits):
         raise absent[0]
     if isinstance(dataset, Prepared):
         changed += _changed(dataset.folder)
-    clean = not shared and not changed and all(not s["faults"] and s["official"] in (None, s["images"]) for s in splits.values())
+    clean = (
+        not shared
+        and not changed
+        and all(not s["faults"] and s["official"] in (None, s["images"]) for s in splits.values())
+    )
     return {"data": name, "splits": splits, "shared": shared, "changed": changed, "clean": clean}
 
 

@@ -1,4 +1,5 @@
 """Image and mask files -> arrays: an image is (H, W, 3) uint8 RGB, a mask (H, W) uint8 with classes 0..K-1 and 255 as void."""
+
 from pathlib import Path
 import warnings
 
@@ -26,7 +27,9 @@ def read_image(source: str | Path | Image.Image) -> np.ndarray:
             raise InputError(f"{where}: grey values outside 0..65535")
         image = Image.fromarray((grey // 257).astype(np.uint8))
     elif image.mode == "F":
-        raise InputError(f"{where}: floating point pixels have no known range; convert it to 8 or 16 bits")
+        raise InputError(
+            f"{where}: floating point pixels have no known range; convert it to 8 or 16 bits"
+        )
     elif image.has_transparency_data:
         layer = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
@@ -36,7 +39,9 @@ def read_image(source: str | Path | Image.Image) -> np.ndarray:
         raise InputError(f"{where}: pixels of mode {image.mode} cannot be shown as RGB") from e
 
 
-def read_mask(path: str | Path, num_classes: int, void: int = VOID, size: tuple[int, int] | None = None) -> np.ndarray:
+def read_mask(
+    path: str | Path, num_classes: int, void: int = VOID, size: tuple[int, int] | None = None
+) -> np.ndarray:
     """An index mask (grey or palette PNG) -> (H, W) uint8; the file's `void` label and 255 become 255.
 
     size: (H, W) that it must have. Raises InputError for another size, a mode that holds no indices, or a label that
@@ -44,23 +49,30 @@ def read_mask(path: str | Path, num_classes: int, void: int = VOID, size: tuple[
     """
     image = _open(path, str(path), rotate=False)
     if image.mode not in ("L", "P", "1"):
-        raise InputError(f"{path}: a mask of class indices is a grey or palette image, this is {image.mode}")
+        raise InputError(
+            f"{path}: a mask of class indices is a grey or palette image, this is {image.mode}"
+        )
     mask = np.array(image, dtype=np.uint8)
     if size is not None and mask.shape != size:
-        raise InputError(f"{path}: mask of {mask.shape[1]}x{mask.shape[0]}, its image is {size[1]}x{size[0]}")
+        raise InputError(
+            f"{path}: mask of {mask.shape[1]}x{mask.shape[0]}, its image is {size[1]}x{size[0]}"
+        )
     if void != VOID:
         mask[mask == void] = VOID
     return check_labels(mask, num_classes, path, void)
 
 
-def check_labels(mask: np.ndarray, num_classes: int, path: str | Path,
-                 void: int = VOID) -> np.ndarray:
+def check_labels(
+    mask: np.ndarray, num_classes: int, path: str | Path, void: int = VOID
+) -> np.ndarray:
     """The mask. Raises InputError for a label that is neither below `num_classes` nor 255."""
     wrong = (mask >= num_classes) & (mask != VOID)
     if wrong.any():
         y, x = np.argwhere(wrong)[0]
-        raise InputError(f"{path}: label {mask[y, x]} at row {y}, column {x}: labels are 0..{num_classes - 1}, "
-                         f"{'' if void == VOID else f'{void} or '}{VOID} for void")
+        raise InputError(
+            f"{path}: label {mask[y, x]} at row {y}, column {x}: labels are 0..{num_classes - 1}, "
+            f"{'' if void == VOID else f'{void} or '}{VOID} for void"
+        )
     return mask
 
 
@@ -75,9 +87,13 @@ def open_picture(source) -> Image.Image:
 def _open(source, where: str, rotate: bool = True) -> Image.Image:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what matters is an error: also twice the limit of a decompression bomb
+            warnings.simplefilter(
+                "ignore"
+            )  # what matters is an error: also twice the limit of a decompression bomb
             image = source if isinstance(source, Image.Image) else open_picture(source)
-            return (ImageOps.exif_transpose(image) if rotate else image).copy()  # copy: reads all of the file now
+            return (
+                ImageOps.exif_transpose(image) if rotate else image
+            ).copy()  # copy: reads all of the file now
     except InputError:
         raise
     except FileNotFoundError as e:

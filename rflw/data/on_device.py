@@ -3,6 +3,7 @@
 Scales, crops and flips are drawn as `rflw.data.transforms` draws them. Only what the crop shows is resized, so a place may
 be off by half a pixel; there are no changes of colour.
 """
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -24,8 +25,10 @@ class ResidentSet:
         images, masks = zip(*(dataset[i] for i in range(len(dataset))))
         odd = next((i for i, image in enumerate(images) if image.shape != images[0].shape), None)
         if odd is not None:
-            raise InputError(f"{dataset.name}: {dataset.ids[odd]} is {images[odd].shape[1]}x{images[odd].shape[0]}, "
-                             f"{dataset.ids[0]} {images[0].shape[1]}x{images[0].shape[0]}: only images of one size can be resident")
+            raise InputError(
+                f"{dataset.name}: {dataset.ids[odd]} is {images[odd].shape[1]}x{images[odd].shape[0]}, "
+                f"{dataset.ids[0]} {images[0].shape[1]}x{images[0].shape[0]}: only images of one size can be resident"
+            )
         self.dataset = dataset
         self.images = torch.from_numpy(np.stack(images)).to(device).permute(0, 3, 1, 2)
         self.masks = torch.from_numpy(np.stack(masks)).to(device)
@@ -36,39 +39,71 @@ class ResidentSet:
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         return self.dataset[index]
 
-    def batch(self, keys: list[tuple[int, int]], crop: tuple[int, int], scale: tuple[float, float], min_side: int, flip: bool,
-              mean, std) -> tuple[Tensor, Tensor]:
+    def batch(
+        self,
+        keys: list[tuple[int, int]],
+        crop: tuple[int, int],
+        scale: tuple[float, float],
+        min_side: int,
+        flip: bool,
+        mean,
+        std,
+    ) -> tuple[Tensor, Tensor]:
         """[(seed, index)] -> (B, 3, *crop) float32, normalised, and (B, *crop) uint8 masks; the same key gives the same pair.
 
         Beyond the image, images are the mean pixel and masks void.
         """
         device, size = self.images.device, self.images.shape[-2:]
-        mean, std = (255 * torch.tensor(v, device=device).repeat(crop[1]) for v in (mean, std))  # of a row, channels last
-        images = mean.round().byte().repeat(len(keys), crop[0], 1).unflatten(2, (crop[1], 3)).permute(0, 3, 1, 2)
+        mean, std = (
+            255 * torch.tensor(v, device=device).repeat(crop[1]) for v in (mean, std)
+        )  # of a row, channels last
+        images = (
+            mean.round()
+            .byte()
+            .repeat(len(keys), crop[0], 1)
+            .unflatten(2, (crop[1], 3))
+            .permute(0, 3, 1, 2)
+        )
         masks = torch.full((len(keys), *crop), VOID, dtype=torch.uint8, device=device)
         for image, mask, (seed, i) in zip(images, masks, keys):
             scaled, first, mirrored = draw(seed, size, crop, scale, min_side, flip)
-            (rows, columns), (down, across), (high, wide) = zip(*(window(*axis) for axis in zip(size, scaled, first, crop)))
-            pixels = resize(self.images[i:i + 1, :, rows, columns], (down[0], across[0]))[0, :, down[1], across[1]]
+            (rows, columns), (down, across), (high, wide) = zip(
+                *(window(*axis) for axis in zip(size, scaled, first, crop))
+            )
+            pixels = resize(self.images[i : i + 1, :, rows, columns], (down[0], across[0]))[
+                0, :, down[1], across[1]
+            ]
             labels = self.masks[i, rows, columns]
             for axis, part in enumerate((down, across)):
                 labels = labels.index_select(axis, nearest(labels.shape[axis], *part, device))
             if mirrored:  # what lies beyond the image changes sides, too
-                pixels, labels, wide = pixels.flip(2), labels.flip(1), slice(crop[1] - wide.stop, crop[1] - wide.start)
+                pixels, labels, wide = (
+                    pixels.flip(2),
+                    labels.flip(1),
+                    slice(crop[1] - wide.stop, crop[1] - wide.start),
+                )
             image[:, high, wide] = pixels
             mask[high, wide] = labels
         rows = images.permute(0, 2, 3, 1).flatten(2).float().sub_(mean).div_(std)
         return rows.unflatten(2, (crop[1], 3)).permute(0, 3, 1, 2), masks
 
 
-def draw(seed: int, size: tuple[int, int], crop: tuple[int, int], scale: tuple[float, float], min_side: int,
-         flip: bool) -> tuple[list[int], list[int], bool]:
+def draw(
+    seed: int,
+    size: tuple[int, int],
+    crop: tuple[int, int],
+    scale: tuple[float, float],
+    min_side: int,
+    flip: bool,
+) -> tuple[list[int], list[int], bool]:
     """What happens to an image of a size, from its seed: its scaled size, the crop's first row and column in the scaled image
     (below 0 where that is smaller than the crop), and whether it is mirrored."""
     u, *places, mirrored = torch.rand(4, generator=torch.Generator().manual_seed(seed)).tolist()
     factor = max(scale[0] + u * (scale[1] - scale[0]), min_side / min(size))
     scaled = [round(n * factor) for n in size]
-    first = [int(p * (abs(n - c) + 1)) * (1 if n > c else -1) for p, n, c in zip(places, scaled, crop)]
+    first = [
+        int(p * (abs(n - c) + 1)) * (1 if n > c else -1) for p, n, c in zip(places, scaled, crop)
+    ]
     return scaled, first, flip and mirrored < 0.5
 
 
@@ -80,7 +115,11 @@ def window(size: int, scaled: int, first: int, crop: int) -> tuple[slice, tuple[
     high = min(-int(-end * size // scaled) + MARGIN, size)
     offset = round(low * scaled / size)
     length = max(round(high * scaled / size), end) - offset
-    return slice(low, high), (length, slice(begin - offset, end - offset)), slice(begin - first, end - first)
+    return (
+        slice(low, high),
+        (length, slice(begin - offset, end - offset)),
+        slice(begin - first, end - first),
+    )
 
 
 def resize(pixels: Tensor, size: tuple[int, int]) -> Tensor:

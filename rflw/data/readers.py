@@ -2,6 +2,7 @@
 
 An image is (H, W, 3) uint8 RGB, a mask (H, W) uint8 with classes 0..K-1 and 255 as void.
 """
+
 from collections import Counter
 import hashlib
 from itertools import groupby
@@ -16,7 +17,10 @@ from rflw.data.labels import LABELS, VOID, Labels, labels_for
 from rflw.data.synthetic import Embedded
 from rflw.errors import InputError, no_pipe
 
-FRAME, CROPPED = (480, 640), (468, 625)  # height, width of NYUDv2's frames, and of what the paper keeps of them
+FRAME, CROPPED = (
+    (480, 640),
+    (468, 625),
+)  # height, width of NYUDv2's frames, and of what the paper keeps of them
 ROOT = Path(__file__).resolve().parents[2] / "data" / "datasets"
 
 
@@ -76,21 +80,36 @@ class CamVid(_Pairs):
         frames, masks = root / part, root / f"{part}annot"
         for folder in (frames, masks):
             if not folder.is_dir():
-                raise InputError(f"camvid: no folder {folder}; --root or RFLW_DATA must name the folder that holds "
-                                 f"camvid/{folder.name}")
+                raise InputError(
+                    f"camvid: no folder {folder}; --root or RFLW_DATA must name the folder that holds "
+                    f"camvid/{folder.name}"
+                )
         self.split = split
         self.images = sorted(frames.glob("*.png"))
         if part != split:
-            self.images = [frame for sequence in self._sequences() for frame in (
-                sequence[: round(0.8 * len(sequence))] if split == "fit" else sequence[round(0.8 * len(sequence)):])]
+            self.images = [
+                frame
+                for sequence in self._sequences()
+                for frame in (
+                    sequence[: round(0.8 * len(sequence))]
+                    if split == "fit"
+                    else sequence[round(0.8 * len(sequence)) :]
+                )
+            ]
         self.masks = [masks / frame.name for frame in self.images]
         self.ids = [frame.stem for frame in self.images]
         if not self.images:
             raise InputError(f"camvid: no PNG files in {frames}")
-        lone = [f"camvid: {frames / mask.name} is missing, the frame of {mask}"
-                for mask in sorted(masks.glob("*.png")) if not (frames / mask.name).exists()]
-        missing = [f"camvid: {mask} is missing, the mask of {frame}"
-                   for frame, mask in zip(self.images, self.masks) if not mask.exists()]
+        lone = [
+            f"camvid: {frames / mask.name} is missing, the frame of {mask}"
+            for mask in sorted(masks.glob("*.png"))
+            if not (frames / mask.name).exists()
+        ]
+        missing = [
+            f"camvid: {mask} is missing, the mask of {frame}"
+            for frame, mask in zip(self.images, self.masks)
+            if not mask.exists()
+        ]
         _refuse(lone, missing, faults)
 
     def _sequences(self) -> list[list[Path]]:
@@ -125,8 +144,11 @@ class NYU(_Pairs):
                 found.append(f"{path}, line {number}: {key} is there twice")
             elif names:
                 pairs[key] = [root / name for name in names]
-                missing += [f"{path}, line {number}: {file} is missing"
-                            for file in pairs[key] if not os.path.isfile(file)]
+                missing += [
+                    f"{path}, line {number}: {file} is missing"
+                    for file in pairs[key]
+                    if not os.path.isfile(file)
+                ]
         self.ids = [*pairs] if split in ("train", "val") else self._scenes(path, [*pairs])
         self.images, self.masks = ([pairs[key][part] for key in self.ids] for part in (0, 1))
         if not self.ids:
@@ -136,12 +158,18 @@ class NYU(_Pairs):
     def _scenes(self, path: Path, ids: list[str]) -> list[str]:
         odd = next((key for key in ids if not key.isdecimal()), None)
         if odd is not None:
-            raise InputError(f"{path}: {odd} is no number: {self.split!r} needs frames named by "
-                             "their official numbers, which go scene by scene")
+            raise InputError(
+                f"{path}: {odd} is no number: {self.split!r} needs frames named by "
+                "their official numbers, which go scene by scene"
+            )
         ids = sorted(ids, key=int)
         rows = groupby(range(len(ids)), key=lambda i: int(ids[i]) - i)
-        return [ids[i] for row, (_, part) in enumerate(rows)
-                if (row % 5 == 4) == (self.split == "holdout") for i in part]
+        return [
+            ids[i]
+            for row, (_, part) in enumerate(rows)
+            if (row % 5 == 4) == (self.split == "holdout")
+            for i in part
+        ]
 
     def image(self, index: int) -> np.ndarray:
         return self._cut(super().image(index), self.images[index])
@@ -152,8 +180,10 @@ class NYU(_Pairs):
         # every official mask has void; one without may count from 1 and lack the 40
         sign = f"label {classes}" if (mask == classes).any() else "no void (255)"
         if (mask == classes).any() or not (mask == VOID).any():
-            raise InputError(f"{path}: {sign}, as where classes are 1..{classes} and void is 0: "
-                             f"write 0..{classes - 1} for classes and 255 for void in all masks")
+            raise InputError(
+                f"{path}: {sign}, as where classes are 1..{classes} and void is 0: "
+                f"write 0..{classes - 1} for classes and 255 for void in all masks"
+            )
         return check_labels(mask, classes, path)
 
     @staticmethod
@@ -161,8 +191,9 @@ class NYU(_Pairs):
         if pixels.shape[:2] == FRAME:
             return pixels[6:474, 7:632].copy()
         if pixels.shape[:2] != CROPPED:
-            raise InputError(f"{path}: {pixels.shape[1]}x{pixels.shape[0]}, "
-                             "NYUDv2 has 640x480 or, cut, 625x468")
+            raise InputError(
+                f"{path}: {pixels.shape[1]}x{pixels.shape[0]}, NYUDv2 has 640x480 or, cut, 625x468"
+            )
         return pixels
 
 
@@ -170,15 +201,30 @@ def read_json(path: Path):
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as e:
-        raise InputError(f"{path}: cannot be read as JSON ({next(iter(str(e).splitlines()), '') or type(e).__name__})") from e
+        raise InputError(
+            f"{path}: cannot be read as JSON ({next(iter(str(e).splitlines()), '') or type(e).__name__})"
+        ) from e
 
 
 def read_manifest(folder: Path) -> dict:
     """The manifest of a prepared folder. Raises InputError for what is none."""
     manifest = read_json(folder / "manifest.json")
-    fits = isinstance(manifest, dict) and all(isinstance(manifest.get(key), kind) for key, kind in (
-        ("splits", dict), ("sha256", dict), ("statements", list), ("unexpected", dict))) and all(
-        isinstance(counts, dict) and {"official", "found"} <= counts.keys() for counts in manifest["unexpected"].values())
+    fits = (
+        isinstance(manifest, dict)
+        and all(
+            isinstance(manifest.get(key), kind)
+            for key, kind in (
+                ("splits", dict),
+                ("sha256", dict),
+                ("statements", list),
+                ("unexpected", dict),
+            )
+        )
+        and all(
+            isinstance(counts, dict) and {"official", "found"} <= counts.keys()
+            for counts in manifest["unexpected"].values()
+        )
+    )
     if not fits:
         raise InputError(f"{folder / 'manifest.json'}: not a manifest of a prepared data set")
     return manifest
@@ -195,12 +241,15 @@ class Prepared(_Pairs):
     """A data set in the form that `rflw data prepare` makes: folders `images`, `masks` (index PNGs) and `splits`, and a
     manifest.json that is written last."""
 
-    def __init__(self, root: Path, name: str, split: str = "train",
-                 faults: list[str] | None = None):
+    def __init__(
+        self, root: Path, name: str, split: str = "train", faults: list[str] | None = None
+    ):
         self.folder, self.name, self.split, self.labels = root, name, split, LABELS[name]
         if not (root / "manifest.json").exists():
-            raise InputError(f"{name}: no {root / 'manifest.json'}: make the folder with `rflw data prepare {name} --raw DIR "
-                             f"--out {root.parent}`, or name the folder that holds {name}/ with --root or RFLW_DATA")
+            raise InputError(
+                f"{name}: no {root / 'manifest.json'}: make the folder with `rflw data prepare {name} --raw DIR "
+                f"--out {root.parent}`, or name the folder that holds {name}/ with --root or RFLW_DATA"
+            )
         manifest = read_manifest(root)
         if split not in manifest["sha256"]:
             raise InputError(f"{name}: no split {split!r}, only {', '.join(manifest['sha256'])}")
@@ -209,16 +258,27 @@ class Prepared(_Pairs):
             sums = (root / "SHA256SUMS").read_text().splitlines(keepends=True)
             images = {path.stem: path for path in (root / "images").iterdir()}
         except (OSError, ValueError) as e:
-            raise InputError(f"{name}: {getattr(e, 'filename', None) or root}: cannot be read "
-                             f"({getattr(e, 'strerror', None) or e})") from e
-        here = {*self.ids}  # the sums of what the list names: a list that was changed has another digest
+            raise InputError(
+                f"{name}: {getattr(e, 'filename', None) or root}: cannot be read "
+                f"({getattr(e, 'strerror', None) or e})"
+            ) from e
+        here = {
+            *self.ids
+        }  # the sums of what the list names: a list that was changed has another digest
         lines = [line for line in sums if Path(line.rstrip().partition("  ")[2]).stem in here]
         self.digest = hashlib.sha256("".join(lines).encode()).hexdigest()
         self.changed = self.digest != manifest["sha256"][split] or len(here) != len(self.ids)
         self.images = [images.get(key, root / "images" / key) for key in self.ids]
         self.masks = [root / "masks" / f"{key}.png" for key in self.ids]
-        _refuse([], [f"{name}: {root / 'images'} has no image {key}, which {split}.txt lists"
-                     for key in self.ids if key not in images], faults)
+        _refuse(
+            [],
+            [
+                f"{name}: {root / 'images'} has no image {key}, which {split}.txt lists"
+                for key in self.ids
+                if key not in images
+            ],
+            faults,
+        )
 
 
 class Own(_Pairs):
@@ -231,21 +291,39 @@ class Own(_Pairs):
         self.labels, masks = own_labels(root), root / "masks"
         for folder in (root / "images", masks):
             if not folder.is_dir():
-                raise InputError(f"{root}: no folder {folder.name}; one's own data are images/, masks/ and classes.txt")
-        files = sorted(path for path in (root / "images").iterdir() if path.is_file() and not path.name.startswith("."))
+                raise InputError(
+                    f"{root}: no folder {folder.name}; one's own data are images/, masks/ and classes.txt"
+                )
+        files = sorted(
+            path
+            for path in (root / "images").iterdir()
+            if path.is_file() and not path.name.startswith(".")
+        )
         images, found = {}, []
         for path in files:
             if images.setdefault(path.stem, path) != path:
-                found.append(f"{root}: {images[path.stem].name} and {path.name} would have the same mask")
-        found += [f"{mask}: has no image in {root / 'images'}"
-                  for mask in sorted(masks.glob("*.png")) if mask.stem not in images]
+                found.append(
+                    f"{root}: {images[path.stem].name} and {path.name} would have the same mask"
+                )
+        found += [
+            f"{mask}: has no image in {root / 'images'}"
+            for mask in sorted(masks.glob("*.png"))
+            if mask.stem not in images
+        ]
         self.ids = self._split(root / "splits", [*images], found)
         self.images = [images[key] for key in self.ids]
         self.masks = [masks / f"{key}.png" for key in self.ids]
         if not self.ids:
             found.append(f"{root}: no images in split {split!r}")
-        _refuse(found, [f"{mask} is missing, the mask of {image}"
-                        for image, mask in zip(self.images, self.masks) if not mask.exists()], faults)
+        _refuse(
+            found,
+            [
+                f"{mask} is missing, the mask of {image}"
+                for image, mask in zip(self.images, self.masks)
+                if not mask.exists()
+            ],
+            faults,
+        )
 
     def _split(self, folder: Path, images: list[str], found: list[str]) -> list[str]:
         """The images of the split, by name; what is wrong with its list goes to `found`."""
@@ -257,7 +335,9 @@ class Own(_Pairs):
         ids = Counter(line for line in _lines(path) if line)
         for key, count in ids.items():
             if key not in here:
-                found.append(f"{path}: {key}: no such image (names are listed without their ending)")
+                found.append(
+                    f"{path}: {key}: no such image (names are listed without their ending)"
+                )
             elif count > 1:
                 found.append(f"{path}: {key}: twice")
         return [key for key in ids if key in here]
@@ -275,8 +355,9 @@ def own_labels(root: Path) -> Labels:
     return labels_for(names)
 
 
-def open_dataset(name: str, split: str, root: str | Path | None = None,
-                 faults: list[str] | None = None):
+def open_dataset(
+    name: str, split: str, root: str | Path | None = None, faults: list[str] | None = None
+):
     """A data set by name, or one's own by its folder. `root`: the folder that holds `<name>/`, as `rflw data prepare` makes
     it, of NYUDv2 also as the authors' scripts read it; else RFLW_DATA, else data/datasets.
 
@@ -300,7 +381,9 @@ def open_dataset(name: str, split: str, root: str | Path | None = None,
 def is_folder(name: str) -> bool:
     """Whether this names a folder of one's own data and no known data set: it has a separator, or classes.txt is in it. What no
     folder can be named is none."""
-    return name not in LABELS and (os.sep in name or name in (".", "..") or os.path.exists(Path(name) / "classes.txt"))
+    return name not in LABELS and (
+        os.sep in name or name in (".", "..") or os.path.exists(Path(name) / "classes.txt")
+    )
 
 
 def labels_of(name: str) -> Labels:
@@ -308,7 +391,9 @@ def labels_of(name: str) -> Labels:
     if is_folder(name):
         return own_labels(Path(name))
     if name not in LABELS:
-        raise InputError(f"unknown data set {name!r}: one of {', '.join(LABELS)}, or a folder with images/, masks/ and classes.txt")
+        raise InputError(
+            f"unknown data set {name!r}: one of {', '.join(LABELS)}, or a folder with images/, masks/ and classes.txt"
+        )
     return LABELS[name]
 
 
@@ -322,8 +407,11 @@ def blocks(dataset) -> list[int] | None:
         return None
     numbers, frames = [], 0
     for before, name in zip((None, *dataset.ids), dataset.ids):
-        same = before is not None and (name[:6] == before[:6] and frames < BLOCK if dataset.name == "camvid"
-                                       else int(name) == int(before) + 1)
+        same = before is not None and (
+            name[:6] == before[:6] and frames < BLOCK
+            if dataset.name == "camvid"
+            else int(name) == int(before) + 1
+        )
         frames = frames + 1 if same else 1
         numbers.append(numbers[-1] + (not same) if numbers else 0)
     return numbers
@@ -334,7 +422,11 @@ HELD = 3e9  # bytes of decoded images and masks that are kept in memory
 
 def in_memory(dataset):
     """The data set, in memory if it is small enough for that, by its first image (NYUDv2, 1.4 GB, is)."""
-    return Resident(dataset) if len(dataset) and len(dataset) * dataset[0][0].nbytes * 4 / 3 < HELD else dataset
+    return (
+        Resident(dataset)
+        if len(dataset) and len(dataset) * dataset[0][0].nbytes * 4 / 3 < HELD
+        else dataset
+    )
 
 
 def spread(number: int, of: int) -> list[int]:

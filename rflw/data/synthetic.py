@@ -8,6 +8,7 @@ three and occlude one another; a rim around each is void, as in PASCAL VOC.
 Only integers are used, and only `RandomState`, whose streams NumPy has frozen: no rounding, no library version and no
 processor changes a pixel.
 """
+
 import numpy as np
 
 from rflw.data.labels import LABELS, VOID
@@ -17,8 +18,13 @@ HEIGHT, WIDTH = 96, 128
 FAR = 40  # pixels between the centres of the beacon and of any twin, at least
 SIZES = {"train": 2048, "val": 128}
 GROUND, DISC, BAR, BEACON, RED_TWIN, BLUE_TWIN = 0, 1, 2, 3, 4, 5
-COLOUR = {GROUND: (96, 104, 88), DISC: (152, 152, 84), BAR: (56, 60, 52), RED_TWIN: (136, 132, 140),
-          BLUE_TWIN: (136, 132, 140)}
+COLOUR = {
+    GROUND: (96, 104, 88),
+    DISC: (152, 152, 84),
+    BAR: (56, 60, 52),
+    RED_TWIN: (136, 132, 140),
+    BLUE_TWIN: (136, 132, 140),
+}
 RED, BLUE = (216, 48, 40), (40, 64, 216)
 
 
@@ -26,20 +32,26 @@ def scene(split: str, index: int) -> tuple[np.ndarray, np.ndarray]:
     """Scene number `index` of a split -> image (96, 128, 3) uint8 and mask (96, 128) uint8, void 255."""
     draw = np.random.RandomState([list(SIZES).index(split), index])
 
-    def between(low, high, shape=None):  # inclusive; the type is fixed, since the default is the platform's
+    def between(
+        low, high, shape=None
+    ):  # inclusive; the type is fixed, since the default is the platform's
         return draw.randint(low, high + 1, shape, dtype=np.int32)
 
     y, x = np.mgrid[:HEIGHT, :WIDTH].astype(np.int32)
     image = np.empty((HEIGHT, WIDTH, 3), np.int32)
     image[:] = COLOUR[GROUND]
-    image += (between(-24, 24) * x // WIDTH + between(-24, 24) * y // HEIGHT)[..., None]  # uneven light
+    image += (between(-24, 24) * x // WIDTH + between(-24, 24) * y // HEIGHT)[
+        ..., None
+    ]  # uneven light
     mask = np.full((HEIGHT, WIDTH), GROUND, np.int32)
     owner = np.zeros((HEIGHT, WIDTH), np.int32)  # which object a pixel shows, for the rims
 
     beacon_y, beacon_x = between(8, HEIGHT - 9), between(8, WIDTH - 9)
     twin = (RED_TWIN, BLUE_TWIN)[between(0, 1)]
     kinds = [twin] * between(2, 4) + [DISC] * between(1, 3) + [BAR] * between(1, 3)
-    for number, kind in enumerate(draw.permutation(kinds), start=1):  # later objects hide earlier ones
+    for number, kind in enumerate(
+        draw.permutation(kinds), start=1
+    ):  # later objects hide earlier ones
         size = between(7, 20)
         cy, cx = between(4, HEIGHT - 5), between(4, WIDTH - 5)
         while kind == twin and (cy - beacon_y) ** 2 + (cx - beacon_x) ** 2 < FAR**2:

@@ -2,6 +2,7 @@
 
 Images are resized bilinearly, masks by the pixel whose middle is nearest; what a crop has beyond the image is the mean pixel and void.
 """
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -27,14 +28,25 @@ class RandomScale(v2.Transform):
         return {"size": [round(h * scale), round(w * scale)]}
 
     def transform(self, inpt, params):
-        if isinstance(inpt, tv_tensors.Mask):  # v2's own "nearest" takes corners of pixels, and so moves labels by half a pixel
-            exact = F.resize_image(inpt[None], params["size"], interpolation=InterpolationMode.NEAREST_EXACT)
+        if isinstance(
+            inpt, tv_tensors.Mask
+        ):  # v2's own "nearest" takes corners of pixels, and so moves labels by half a pixel
+            exact = F.resize_image(
+                inpt[None], params["size"], interpolation=InterpolationMode.NEAREST_EXACT
+            )
             return tv_tensors.wrap(exact[0], like=inpt)
         return self._call_kernel(F.resize, inpt, size=params["size"], antialias=True)
 
 
-def training_transform(crop: tuple[int, int], scale: tuple[float, float], min_side: int, flip: bool, jitter: float,
-                       mean, std) -> v2.Transform:
+def training_transform(
+    crop: tuple[int, int],
+    scale: tuple[float, float],
+    min_side: int,
+    flip: bool,
+    jitter: float,
+    mean,
+    std,
+) -> v2.Transform:
     """(tv Image (3, H, W) uint8, tv Mask (H, W) uint8) -> the same as a (3, crop) float32, normalised, and (crop) mask.
 
     jitter: strength of random brightness, contrast and saturation; hue varies by a tenth of it.
@@ -46,8 +58,13 @@ def training_transform(crop: tuple[int, int], scale: tuple[float, float], min_si
         steps.append(v2.RandomHorizontalFlip())
     if jitter:
         steps.append(v2.ColorJitter(jitter, jitter, jitter, jitter / 10))
-    return v2.Compose([*steps, v2.ToDtype({tv_tensors.Image: torch.float32, "others": None}, scale=True),
-                       v2.Normalize(mean, std)])
+    return v2.Compose(
+        [
+            *steps,
+            v2.ToDtype({tv_tensors.Image: torch.float32, "others": None}, scale=True),
+            v2.Normalize(mean, std),
+        ]
+    )
 
 
 class Augmented(Dataset):

@@ -2,6 +2,7 @@
 
 Shapes: B batch, C channels, H and W rows and columns. No normalisation anywhere: the decoder has none.
 """
+
 from dataclasses import dataclass
 
 import torch
@@ -25,10 +26,15 @@ class Window:
 
     def places(self, axis: int, n: int, to: int) -> Tensor:
         """Where on a map of `n` rows (axis 1: columns) of this window the `to` rows of a finer one lie, as in the whole image."""
-        before, after = (next(s for s in (1, 2, 4, 8, 16, 32) if -(-self.size[axis] // s) == rows) for rows in (n, to))
+        before, after = (
+            next(s for s in (1, 2, 4, 8, 16, 32) if -(-self.size[axis] // s) == rows)
+            for rows in (n, to)
+        )
         ends = (-(-self.whole[axis] // s) - 1 for s in (before, after))
         ratio = next(ends) / max(next(ends), 1)
-        return (torch.arange(to, dtype=torch.float64) + self.start[axis] // after) * ratio - self.start[axis] // before
+        return (
+            torch.arange(to, dtype=torch.float64) + self.start[axis] // after
+        ) * ratio - self.start[axis] // before
 
 
 def resize(x: Tensor, size: tuple[int, int], window: Window | None = None) -> Tensor:
@@ -46,7 +52,9 @@ def at_places(x: Tensor, dim: int, places: Tensor) -> Tensor:
     places = places.to(x.device).clamp(0, n - 1)
     low = places.floor().long()
     share = (places - low).to(x.dtype).view(-1, *[1] * (x.ndim - dim - 1))
-    return torch.lerp(x.index_select(dim, low), x.index_select(dim, (low + 1).clamp(max=n - 1)), share)
+    return torch.lerp(
+        x.index_select(dim, low), x.index_select(dim, (low + 1).clamp(max=n - 1)), share
+    )
 
 
 def max_pool(x: Tensor) -> Tensor:

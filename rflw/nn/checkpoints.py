@@ -1,4 +1,5 @@
 """Keys of the authors' published checkpoints, mapped to ours: pure functions on dicts; and how files of tensors are read with care."""
+
 from collections import OrderedDict
 import io
 import json
@@ -24,7 +25,10 @@ def _resnet_modules() -> dict[str, str]:
         names[f"mflow_conv_g{n}_b3_joint_varout_dimred"] = f"{stage}.fuse"
         for i in range(1, 5):
             names[f"mflow_conv_g{n}_pool.0.{i}_outvar_dimred"] = f"{stage}.crp.convs.{i - 1}"
-        for theirs, ours, blocks in ((f"adapt_stage{n}_b", "rcu_in", 2), (f"mflow_conv_g{n}_b", "rcu_out", 3)):
+        for theirs, ours, blocks in (
+            (f"adapt_stage{n}_b", "rcu_in", 2),
+            (f"mflow_conv_g{n}_b", "rcu_out", 3),
+        ):
             for i in range(1, blocks + 1):
                 names[f"{theirs}.0.{i}_conv"] = f"{stage}.{ours}.{i - 1}.conv1"
                 names[f"{theirs}.0.{i}_conv_relu_varout_dimred"] = f"{stage}.{ours}.{i - 1}.conv2"
@@ -34,13 +38,22 @@ def _resnet_modules() -> dict[str, str]:
 def _mobile_modules() -> dict[str, str]:
     """The same for all modules of their MobileNet-v2 network. Their layer n is our stage n - 2; their crp4, conv_adapt4
     and conv7 with conv8 belong to the coarsest level."""
-    names = {"layer1.0": "encoder.stem.conv", "layer1.1": "encoder.stem.bn", "segm": "decoder.classifier"}
+    names = {
+        "layer1.0": "encoder.stem.conv",
+        "layer1.1": "encoder.stem.bn",
+        "segm": "decoder.classifier",
+    }
     for layer, blocks in zip(range(2, 9), (1, 2, 3, 4, 3, 3, 1)):
         for i in range(blocks):
             for part, step in enumerate(("expand", "depthwise", "project")):
                 for leaf, kind in enumerate(("conv", "bn")):
-                    names[f"layer{layer}.{i}.output.{part}.{leaf}"] = f"encoder.stages.{layer - 2}.{i}.{step}.{kind}"
-    for layer, tap in zip(range(3, 9), ("3.reduce.0", "2.reduce.0", "1.reduce.0", "1.reduce.1", "0.reduce.0", "0.reduce.1")):
+                    names[f"layer{layer}.{i}.output.{part}.{leaf}"] = (
+                        f"encoder.stages.{layer - 2}.{i}.{step}.{kind}"
+                    )
+    for layer, tap in zip(
+        range(3, 9),
+        ("3.reduce.0", "2.reduce.0", "1.reduce.0", "1.reduce.1", "0.reduce.0", "0.reduce.1"),
+    ):
         names[f"conv{layer}"] = f"decoder.stages.{tap}"
     for n in range(1, 5):
         if n > 1:
@@ -100,16 +113,34 @@ def first_not_numbers(state: dict) -> str | None:
     return None
 
 
-REAL = {torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2,
-        torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool}
+REAL = {
+    torch.float64,
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    torch.float8_e4m3fn,
+    torch.float8_e5m2,
+    torch.int64,
+    torch.int32,
+    torch.int16,
+    torch.int8,
+    torch.uint8,
+    torch.bool,
+}
 
 
 def is_dense(value) -> bool:
     """Whether it is a tensor of real numbers with memory for each of them: one number may stand for any quantity of them, and a few
     bytes of a file so for gigabytes."""
-    return (isinstance(value, torch.Tensor) and value.dtype in REAL and value.layout == torch.strided and not value.is_nested
-            and not value.is_meta and value.nbytes <= value.untyped_storage().nbytes()
-            and all(stride or size < 2 for size, stride in zip(value.shape, value.stride())))
+    return (
+        isinstance(value, torch.Tensor)
+        and value.dtype in REAL
+        and value.layout == torch.strided
+        and not value.is_nested
+        and not value.is_meta
+        and value.nbytes <= value.untyped_storage().nbytes()
+        and all(stride or size < 2 for size, stride in zip(value.shape, value.stride()))
+    )
 
 
 def recognise(state: dict) -> tuple[str, int, dict, dict]:
@@ -124,20 +155,29 @@ def recognise(state: dict) -> tuple[str, int, dict, dict]:
     for key, value in state.items():
         name = to_ours(key, modules)
         if name is None:
-            raise InputError(f"{key}: no published Light-Weight RefineNet or RefineNet has this key")
+            raise InputError(
+                f"{key}: no published Light-Weight RefineNet or RefineNet has this key"
+            )
         renamed[name] = value
     if classifier not in state:
         raise InputError(f"{classifier}: missing")
     if len(state[classifier].shape) != 4:
-        raise InputError(f"{classifier}: shape {tuple(state[classifier].shape)}, that of a convolution expected")
+        raise InputError(
+            f"{classifier}: shape {tuple(state[classifier].shape)}, that of a convolution expected"
+        )
     classes = state[classifier].shape[0]
     if mobile:
         return "refinenet-lw-mobilenet_v2", classes, renamed, modules
-    blocks = tuple(len({key.split(".")[1] for key in state if key.startswith(f"layer{layer}.")}) for layer in (2, 3))
+    blocks = tuple(
+        len({key.split(".")[1] for key in state if key.startswith(f"layer{layer}.")})
+        for layer in (2, 3)
+    )
     depth = RESNETS.get(blocks)
     if depth is None:
-        raise InputError(f"layer3.{blocks[1]}.conv1.weight: missing, or layer2 is not whole: {blocks[0]} and {blocks[1]} "
-                         "blocks in layers 2 and 3 fit no ResNet of 50, 101 or 152 layers")
+        raise InputError(
+            f"layer3.{blocks[1]}.conv1.weight: missing, or layer2 is not whole: {blocks[0]} and {blocks[1]} "
+            "blocks in layers 2 and 3 fit no ResNet of 50, 101 or 152 layers"
+        )
     reduce = state.get("p_ims1d2_outl1_dimred.weight")
     if reduce is None:
         raise InputError("p_ims1d2_outl1_dimred.weight: missing")
@@ -151,6 +191,7 @@ def first_fault(state: dict, ours: dict, modules: dict[str, str] | None = None) 
     Keys are named as the file has them: by the authors' names if `modules` is given. Counters of batches may be
     absent: files of early PyTorch have none.
     """
+
     def named(key):
         return key if modules is None else to_theirs(key, modules)
 
@@ -177,7 +218,9 @@ def load_tensors(path: str | Path, device):
     except Exception:  # no zip file, or a broken one: torch.load says so; zipfile raises many types
         size = 0
     if size > Path(path).stat().st_size:
-        raise InputError(f"{path}: would unpack to {size / 1e9:.1f} GB, more than the file; PyTorch writes no such files")
+        raise InputError(
+            f"{path}: would unpack to {size / 1e9:.1f} GB, more than the file; PyTorch writes no such files"
+        )
     return torch.load(path, map_location=device, weights_only=True)
 
 
@@ -188,13 +231,27 @@ def unreadable(path, error: Exception) -> str:
     if cut:
         return f"{cut}: cut off, the file ends before this tensor does"
     if "Unsupported" in text or "weights_only" in text or "Weights only" in text:
-        what = next((line for line in text.splitlines() if "GLOBAL" in line or "Unsupported" in line), "code")
+        what = next(
+            (line for line in text.splitlines() if "GLOBAL" in line or "Unsupported" in line),
+            "code",
+        )
         return f"holds more than tensors, which is never executed: {what.strip()}"
     kind = "safetensors file" if str(path).endswith(".safetensors") else "PyTorch checkpoint"
     return f"not a whole {kind} ({text.splitlines()[0] if text else type(error).__name__})"
 
-BYTES = {"DoubleStorage": 8, "LongStorage": 8, "FloatStorage": 4, "IntStorage": 4, "HalfStorage": 2, "BFloat16Storage": 2,
-         "ShortStorage": 2, "ByteStorage": 1, "CharStorage": 1, "BoolStorage": 1}
+
+BYTES = {
+    "DoubleStorage": 8,
+    "LongStorage": 8,
+    "FloatStorage": 4,
+    "IntStorage": 4,
+    "HalfStorage": 2,
+    "BFloat16Storage": 2,
+    "ShortStorage": 2,
+    "ByteStorage": 1,
+    "CharStorage": 1,
+    "BoolStorage": 1,
+}
 
 
 class _Names(pickle.Unpickler):
@@ -203,7 +260,11 @@ class _Names(pickle.Unpickler):
 
     class Nothing:
         def __new__(cls, *args, **kwargs):
-            return args[0] if args and isinstance(args[0], tuple) and args[0][:1] == ("stored",) else object.__new__(cls)
+            return (
+                args[0]
+                if args and isinstance(args[0], tuple) and args[0][:1] == ("stored",)
+                else object.__new__(cls)
+            )
 
         def __init__(self, *args, **kwargs):
             pass
@@ -212,7 +273,11 @@ class _Names(pickle.Unpickler):
             pass
 
     def find_class(self, module, name):
-        return OrderedDict if (module, name) == ("collections", "OrderedDict") else type(name, (self.Nothing,), {})
+        return (
+            OrderedDict
+            if (module, name) == ("collections", "OrderedDict")
+            else type(name, (self.Nothing,), {})
+        )
 
     def persistent_load(self, pid):
         return "stored", str(pid[2]), pid[4] * BYTES[pid[1].__name__]
@@ -222,7 +287,9 @@ def _listed(file: io.BytesIO):
     """What `_Names` reads next, after a look at its instructions: Python's reader takes as much memory as they claim, not as there is.
     Raises ValueError."""
     start, size = file.tell(), len(file.getbuffer())
-    for instruction, argument, _ in pickletools.genops(file):  # which refuses what is longer than the file
+    for instruction, argument, _ in pickletools.genops(
+        file
+    ):  # which refuses what is longer than the file
         if "PUT" in instruction.name and argument > size:
             raise ValueError(f"the {argument}th thing to be remembered of a file of {size} bytes")
     file.seek(start)
@@ -234,12 +301,23 @@ def first_cut(data: bytes) -> str | None:
     that cannot be told, e.g. because the file ends before its list of tensors does."""
     file = io.BytesIO(data)
     try:
-        if data[8:9] == b"{":  # safetensors: the length of the list of tensors, that list as JSON, and the tensors
+        if (
+            data[8:9] == b"{"
+        ):  # safetensors: the length of the list of tensors, that list as JSON, and the tensors
             start = 8 + int.from_bytes(data[:8], "little")
             listed = json.loads(data[8:start])
-            ends = {name: entry["data_offsets"][1] for name, entry in listed.items() if name != "__metadata__"}
-            return next((name for name in sorted(ends, key=ends.get) if start + ends[name] > len(data)), None)
-        if data[:4] == b"PK\3\4":  # a zip archive: the list of tensors first, then one member for each storage
+            ends = {
+                name: entry["data_offsets"][1]
+                for name, entry in listed.items()
+                if name != "__metadata__"
+            }
+            return next(
+                (name for name in sorted(ends, key=ends.get) if start + ends[name] > len(data)),
+                None,
+            )
+        if (
+            data[:4] == b"PK\3\4"
+        ):  # a zip archive: the list of tensors first, then one member for each storage
             file.seek(_content(data, 0)[1])
             state = unwrap_names(_listed(file))
             position = file.tell()
@@ -261,7 +339,9 @@ def first_cut(data: bytes) -> str | None:
             for storage in map(str, order):
                 position += 8 + sizes[storage]
                 ends[storage] = position
-            return next((name for name, (_, storage, _) in state.items() if ends[storage] > len(data)), None)
+            return next(
+                (name for name, (_, storage, _) in state.items() if ends[storage] > len(data)), None
+            )
     except Exception:  # whatever a damaged or hostile file makes the reader stumble over
         return None
     return None
@@ -270,10 +350,16 @@ def first_cut(data: bytes) -> str | None:
 def unwrap_names(loaded) -> dict:
     """As `unwrap`, of what `_Names` gives."""
     state = _inner(loaded)
-    return {key.removeprefix("module."): value for key, value in state.items() if isinstance(value, tuple)}
+    return {
+        key.removeprefix("module."): value
+        for key, value in state.items()
+        if isinstance(value, tuple)
+    }
 
 
 def _content(data: bytes, header: int) -> tuple[str, int]:
     """Name and first byte of a zip member from the position of its local header."""
     name, extra = struct.unpack_from("<HH", data, header + 26)
-    return data[header + 30:header + 30 + name].decode(errors="replace"), header + 30 + name + extra
+    return data[header + 30 : header + 30 + name].decode(
+        errors="replace"
+    ), header + 30 + name + extra

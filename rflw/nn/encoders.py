@@ -8,6 +8,7 @@ its kind gets: a key of `refinenet.WIRINGS`) and `origin` (of its weights, see `
 Mobile networks hand over the output of every stage, so strides 16 and 32 have two taps: this is what the authors'
 MobileNet-v2 does. For NASNet-Mobile it is our choice, which the multiply-adds of Table 3 allow but do not settle.
 """
+
 from math import ceil
 
 import torch
@@ -31,9 +32,15 @@ class ResNet(nn.Module):
     def __init__(self, depth: int):
         super().__init__()
         from torchvision import models  # costs seconds: only who builds a ResNet pays them
+
         net = models.get_model(f"resnet{depth}")
         self.conv1, self.bn1, self.maxpool = net.conv1, net.bn1, net.maxpool
-        self.layer1, self.layer2, self.layer3, self.layer4 = net.layer1, net.layer2, net.layer3, net.layer4
+        self.layer1, self.layer2, self.layer3, self.layer4 = (
+            net.layer1,
+            net.layer2,
+            net.layer3,
+            net.layer4,
+        )
 
     def forward(self, x: Tensor) -> list[tuple[Tensor, ...]]:
         x = self.maxpool(F.relu(self.bn1(self.conv1(x))))
@@ -50,7 +57,9 @@ class ConvBN(nn.Module):
     def __init__(self, cin, cout, kernel=1, stride=1, groups=1, linear=False, same=False):
         super().__init__()
         self.same = same and stride == 2
-        self.conv = nn.Conv2d(cin, cout, kernel, stride, 0 if self.same else kernel // 2, groups=groups, bias=False)
+        self.conv = nn.Conv2d(
+            cin, cout, kernel, stride, 0 if self.same else kernel // 2, groups=groups, bias=False
+        )
         self.bn = nn.BatchNorm2d(cout, eps=1e-3 if same else 1e-5)
         self.act = nn.Identity() if linear else nn.ReLU6(inplace=True)
 
@@ -84,20 +93,38 @@ class InvertedResidual(nn.Module):
 
 # (expansion, or 0 for no such convolution; kernel; stride; channels; repeats) of every stage.
 # The authors' MobileNet-v2 has an expansion 32 -> 32 in its first block that the MobileNet-v2 paper leaves out.
-MOBILENET_V2 = ((1, 3, 1, 16, 1), (6, 3, 2, 24, 2), (6, 3, 2, 32, 3), (6, 3, 2, 64, 4), (6, 3, 1, 96, 3),
-                (6, 3, 2, 160, 3), (6, 3, 1, 320, 1))
-EFFICIENTNET_LITE0 = ((0, 3, 1, 16, 1), (6, 3, 2, 24, 2), (6, 5, 2, 40, 2), (6, 3, 2, 80, 3), (6, 5, 1, 112, 3),
-                      (6, 5, 2, 192, 4), (6, 3, 1, 320, 1))
+MOBILENET_V2 = (
+    (1, 3, 1, 16, 1),
+    (6, 3, 2, 24, 2),
+    (6, 3, 2, 32, 3),
+    (6, 3, 2, 64, 4),
+    (6, 3, 1, 96, 3),
+    (6, 3, 2, 160, 3),
+    (6, 3, 1, 320, 1),
+)
+EFFICIENTNET_LITE0 = (
+    (0, 3, 1, 16, 1),
+    (6, 3, 2, 24, 2),
+    (6, 5, 2, 40, 2),
+    (6, 3, 2, 80, 3),
+    (6, 5, 1, 112, 3),
+    (6, 5, 2, 192, 4),
+    (6, 3, 1, 320, 1),
+)
 
 
 def efficientnet_lite(width: float, depth: float) -> tuple[tuple[int, ...], ...]:
     """EfficientNet-Lite's scaling: channels to the nearest multiple of 8, repeats up; not the first and last repeats."""
+
     def channels(c):
         rounded = int(c * width + 4) // 8 * 8
         return rounded if rounded >= 0.9 * c * width else rounded + 8
+
     last = len(EFFICIENTNET_LITE0) - 1
-    return tuple((e, k, s, channels(c), r if i in (0, last) else ceil(r * depth))
-                 for i, (e, k, s, c, r) in enumerate(EFFICIENTNET_LITE0))
+    return tuple(
+        (e, k, s, channels(c), r if i in (0, last) else ceil(r * depth))
+        for i, (e, k, s, c, r) in enumerate(EFFICIENTNET_LITE0)
+    )
 
 
 class MobileNet(nn.Module):
@@ -115,9 +142,21 @@ class MobileNet(nn.Module):
         self.stem = ConvBN(3, 32, 3, 2, same=same)
         self.stages, levels, cin = nn.ModuleList(), [], 32
         for expand, kernel, stride, cout, repeats in stages:
-            self.stages.append(nn.Sequential(*(
-                InvertedResidual(cin if i == 0 else cout, cout, kernel, stride if i == 0 else 1, expand, same)
-                for i in range(repeats))))
+            self.stages.append(
+                nn.Sequential(
+                    *(
+                        InvertedResidual(
+                            cin if i == 0 else cout,
+                            cout,
+                            kernel,
+                            stride if i == 0 else 1,
+                            expand,
+                            same,
+                        )
+                        for i in range(repeats)
+                    )
+                )
+            )
             cin = cout
             if stride == 2:
                 levels.append(())
@@ -130,7 +169,7 @@ class MobileNet(nn.Module):
         for stage in self.stages:
             x = stage(x)
             taps.append(x)
-        return group(taps[-sum(map(len, self.channels)):], self.channels)
+        return group(taps[-sum(map(len, self.channels)) :], self.channels)
 
 
 class NASNet(nn.Module):
@@ -156,7 +195,10 @@ class Timm(nn.Module):
     def __init__(self, name: str, weights: str | None):
         super().__init__()
         import timm
-        if not timm.is_model(name):  # timm would look elsewhere for some other names: in folders and on a server
+
+        if not timm.is_model(
+            name
+        ):  # timm would look elsewhere for some other names: in folders and on a server
             raise InputError(f"timm:{name}: timm has no network of this name")
 
         loading, origin = pretrained.timm_options(name) if weights else ({}, None)
@@ -166,19 +208,27 @@ class Timm(nn.Module):
                 return timm.create_model(name, features_only=True, strict_img_size=False, **options)
             except TypeError:
                 return timm.create_model(name, features_only=True, **options)
+
         try:
             strides = create().feature_info.reduction()
             taken = {"out_indices": [strides.index(s) for s in (4, 8, 16, 32)]}
             net = create(**taken)
         except (OSError, RuntimeError, ValueError, AttributeError, TypeError) as e:
-            raise InputError(f"timm:{name}: timm gives no features at strides 4, 8, 16 and 32 for it ({e})") from e
+            raise InputError(
+                f"timm:{name}: timm gives no features at strides 4, 8, 16 and 32 for it ({e})"
+            ) from e
         if weights:
             try:
                 net = create(**taken, **loading)
             except Exception as e:  # without a network each library that timm downloads with has an error of its own
                 why = " ".join(str(e).split())
-                raise InputError(f"timm:{name}: {why}") if origin else pretrained.not_found(
-                    f"timm:{name}", f"timm has none here, and the download failed ({why})") from e
+                raise (
+                    InputError(f"timm:{name}: {why}")
+                    if origin
+                    else pretrained.not_found(
+                        f"timm:{name}", f"timm has none here, and the download failed ({why})"
+                    )
+                ) from e
             net.pretrained_cfg.pop("state_dict", None)  # they would be held twice
             self.origin = origin or pretrained.timm_origin(net.pretrained_cfg)
         self.name, self.net = name, net
@@ -190,18 +240,23 @@ class Timm(nn.Module):
         h, w = x.shape[-2:]
         try:
             taps = self.net(x)
-        except (AssertionError, RuntimeError):  # some take whole multiples of their strides or windows only
+        except (
+            AssertionError,
+            RuntimeError,
+        ):  # some take whole multiples of their strides or windows only
             try:
                 taps = self.net(F.pad(x, (0, -w % 64, 0, -h % 64)))
             except (AssertionError, RuntimeError) as e:
                 why = " ".join(str(e).split())
-                raise InputError(f"timm:{self.name}: does not take images of {h}x{w} pixels ({why})") from e
+                raise InputError(
+                    f"timm:{self.name}: does not take images of {h}x{w} pixels ({why})"
+                ) from e
         if self.channels_last_maps:
             taps = [t.permute(0, 3, 1, 2) for t in taps]
         levels = []
         for tap, stride in zip(taps, (4, 8, 16, 32)):
             size = (-(-h // stride), -(-w // stride))
-            tap = tap[..., :size[0], :size[1]]  # what was added above
+            tap = tap[..., : size[0], : size[1]]  # what was added above
             if tap.shape[-2:] != size:  # networks that pad otherwise; the sizes are a promise
                 tap = F.interpolate(tap, size=size, mode="bilinear", align_corners=False)
             levels.append((tap,))
@@ -215,7 +270,9 @@ def group(taps: list[Tensor], channels) -> list[tuple[Tensor, ...]]:
 
 
 def mobilenet_v2() -> MobileNet:
-    return MobileNet(MOBILENET_V2, same=False, mean=IMAGENET_MEAN, std=IMAGENET_STD, wiring="mobile")
+    return MobileNet(
+        MOBILENET_V2, same=False, mean=IMAGENET_MEAN, std=IMAGENET_STD, wiring="mobile"
+    )
 
 
 def lite(width: float, depth: float) -> MobileNet:
@@ -255,8 +312,14 @@ def make_encoder(name: str, weights: str | None = None) -> nn.Module:
     if name.startswith("timm:"):
         return Timm(name.removeprefix("timm:"), weights)
     if name not in ENCODERS:
-        raise InputError(f"unknown encoder {name!r}: one of {', '.join(sorted(ENCODERS))} or timm:<name>")
+        raise InputError(
+            f"unknown encoder {name!r}: one of {', '.join(sorted(ENCODERS))} or timm:<name>"
+        )
     net = ENCODERS[name]()
     if weights:
-        net.origin = load_mobile(net, name) if isinstance(net, MobileNet) else pretrained.load(getattr(net, "net", net), name)
+        net.origin = (
+            load_mobile(net, name)
+            if isinstance(net, MobileNet)
+            else pretrained.load(getattr(net, "net", net), name)
+        )
     return net

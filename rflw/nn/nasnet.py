@@ -6,6 +6,7 @@ that helped training is left out; drop path has no part in the mobile network.
 
 Letters in shape comments: B batch, C channels, H and W rows and columns, K classes.
 """
+
 from collections import namedtuple
 
 import torch
@@ -52,7 +53,9 @@ STAGES = {  # name -> plan, width, number of cells; 44 filters, a quarter and a 
     "reduction2": (REDUCTION, 176, 1),  # (B, 704, H/32, W/32)
     "group3": (NORMAL, 176, 4),  # (B, 1056, H/32, W/32)
 }
-Taps = namedtuple("Taps", STAGES)  # the output of every stage, before the ReLU that the next cell begins with
+Taps = namedtuple(
+    "Taps", STAGES
+)  # the output of every stage, before the ReLU that the next cell begins with
 
 
 def norm(channels: int) -> nn.BatchNorm2d:
@@ -63,9 +66,11 @@ def norm(channels: int) -> nn.BatchNorm2d:
 
 def separable(cin: int, cout: int, kernel: int, stride: int) -> nn.Sequential:
     """(ReLU, depthwise kxk, 1x1, BN) twice; the first of them strides. (B, cin, H, W) -> (B, cout, H', W')."""
+
     def once(cin: int, stride: int) -> tuple[nn.Module, ...]:
         depthwise = nn.Conv2d(cin, cin, kernel, stride, padding=kernel // 2, groups=cin, bias=False)
         return nn.ReLU(), depthwise, nn.Conv2d(cin, cout, 1, bias=False), norm(cout)
+
     return nn.Sequential(*once(cin, stride), *once(cout, 1))
 
 
@@ -88,7 +93,9 @@ class FactorizedReduction(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(x)
-        shifted = F.pad(x, (-1, 1, -1, 1))  # (B, cin, H, W): one row and one column out, zeros in at the far end
+        shifted = F.pad(
+            x, (-1, 1, -1, 1)
+        )  # (B, cin, H, W): one row and one column out, zeros in at the far end
         return self.bn(torch.cat((self.even(x), self.odd(shifted)), dim=1))
 
 
@@ -113,12 +120,17 @@ class Cell(nn.Module):
         super().__init__()
         self.plan = plan
         self.cur = squeeze(cur, width)
-        self.prev = (FactorizedReduction if halve else squeeze)(prev, width) if match else nn.Identity()
+        self.prev = (
+            (FactorizedReduction if halve else squeeze)(prev, width) if match else nn.Identity()
+        )
         channels = [width, width if match else prev] + len(plan.blocks) * [width]
         self.blocks = nn.ModuleList(
-            nn.ModuleList(OPERATIONS[name](channels[state], width, plan.stride if state < 2 else 1)
-                          for name, state in block)
-            for block in plan.blocks)
+            nn.ModuleList(
+                OPERATIONS[name](channels[state], width, plan.stride if state < 2 else 1)
+                for name, state in block
+            )
+            for block in plan.blocks
+        )
 
     def forward(self, cur: Tensor, prev: Tensor) -> Tensor:
         states = [self.cur(cur), self.prev(prev)]  # 2 x (B, width, H, W)
@@ -142,20 +154,31 @@ class NASNetMobile(nn.Module):
     def __init__(self, num_classes: int | None = 1000, stem_padding: int = 0):
         super().__init__()
         if num_classes is not None and num_classes < 1:
-            raise InputError(f"NASNetMobile: num_classes must be above 0 or None, not {num_classes!r}")
+            raise InputError(
+                f"NASNetMobile: num_classes must be above 0 or None, not {num_classes!r}"
+            )
         if stem_padding not in (0, 1):
             raise InputError(f"NASNetMobile: stem_padding must be 0 or 1, not {stem_padding!r}")
-        self.stem = nn.Sequential(nn.Conv2d(3, STEM, 3, stride=2, padding=stem_padding, bias=False), norm(STEM))
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, STEM, 3, stride=2, padding=stem_padding, bias=False), norm(STEM)
+        )
         self.stages = nn.ModuleList()
-        prev, cur, halve = STEM, STEM, False  # channels of the last two outputs; whether they differ in size
+        prev, cur, halve = (
+            STEM,
+            STEM,
+            False,
+        )  # channels of the last two outputs; whether they differ in size
         for plan, width, cells in STAGES.values():
             stage = nn.ModuleList()
             for _ in range(cells):
                 stage.append(Cell(plan, width, cur, prev, halve, match=len(self.stages) > 0))
                 prev, cur, halve = cur, len(plan.out) * width, plan.stride == 2
             self.stages.append(stage)
-        self.classifier = (nn.Sequential(nn.Dropout(0.5), nn.Linear(cur, num_classes)) if num_classes
-                           else nn.Identity())
+        self.classifier = (
+            nn.Sequential(nn.Dropout(0.5), nn.Linear(cur, num_classes))
+            if num_classes
+            else nn.Identity()
+        )
 
     def features(self, x: Tensor) -> Taps:
         """(B, 3, H, W) -> the seven outputs named in `STAGES`, fine to coarse, before their ReLU."""

@@ -6,6 +6,7 @@ A 5x5 window is two windows of five, along rows and along columns. Each keeps wh
 order in which PyTorch's pool breaks ties, and the way back gives every gradient to that pixel. Values are those of PyTorch's pool
 to the bit; gradients differ by the rounding of their sums.
 """
+
 import os
 from pathlib import Path
 import tempfile
@@ -26,7 +27,7 @@ def largest(padded: Tensor) -> tuple[Tensor, Tensor]:
     best = padded[:, :n]
     which = torch.zeros_like(best)
     for k in range(1, 5):
-        value = padded[:, k:k + n]
+        value = padded[:, k : k + n]
         larger = (value > best) | (value != value)  # once not a number, always
         best, which = torch.where(larger, value, best), torch.where(larger, float(k), which)
     return best, which
@@ -36,7 +37,10 @@ def give_back(gradient: Tensor, which: Tensor) -> Tensor:
     """Both (A, n, B) -> the same: to each pixel the gradients of the windows that took it."""
     n = gradient.shape[1]
     gradient, which = _pad(gradient, 0.0), _pad(which, -1.0)
-    return sum(torch.where(which[:, 4 - k:4 - k + n] == k, gradient[:, 4 - k:4 - k + n], 0.0) for k in range(5))
+    return sum(
+        torch.where(which[:, 4 - k : 4 - k + n] == k, gradient[:, 4 - k : 4 - k + n], 0.0)
+        for k in range(5)
+    )
 
 
 def _pad(x: Tensor, value: float) -> Tensor:
@@ -62,7 +66,9 @@ def private_folder(place: Path) -> Path:
     except (OSError, RuntimeError):
         return Path(tempfile.mkdtemp(prefix="rflw-compiled-"))
     if hasattr(os, "getuid") and (found.st_uid != os.getuid() or found.st_mode & 0o022):
-        raise InputError(f"{place}: others can write there, where compiled code is kept; chmod 700 it, or set TORCHINDUCTOR_CACHE_DIR")
+        raise InputError(
+            f"{place}: others can write there, where compiled code is kept; chmod 700 it, or set TORCHINDUCTOR_CACHE_DIR"
+        )
     return place
 
 
@@ -77,7 +83,9 @@ class _MaxPool(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
         b, c, h, w = x.shape
-        x = x.permute(0, 2, 3, 1)  # channels last, so that channels, or rows of them, lie beside each other
+        x = x.permute(
+            0, 2, 3, 1
+        )  # channels last, so that channels, or rows of them, lie beside each other
         x, column = _run(largest, _pad(x.reshape(b * h, w, c), -torch.inf))
         x, row = _run(largest, _pad(x.reshape(b, h, w * c), -torch.inf))
         ctx.save_for_backward(column, row)
@@ -127,17 +135,19 @@ def by_maxima(x: Tensor) -> Tensor:
     padded = F.pad(x, (2, 2, 0, 0), value=-torch.inf)
     x = padded[..., :w]
     for k in range(1, 5):
-        x = torch.maximum(x, padded[..., k:k + w])
+        x = torch.maximum(x, padded[..., k : k + w])
     padded = F.pad(x, (0, 0, 2, 2), value=-torch.inf)
     x = padded[..., :h, :]
     for k in range(1, 5):
-        x = torch.maximum(x, padded[..., k:k + h, :])
+        x = torch.maximum(x, padded[..., k : k + h, :])
     return x
 
 
 def in_two(x: Tensor) -> Tensor:
     """The same by PyTorch's pool over rows, then over columns: ten values a pixel instead of 25."""
-    return F.max_pool2d(F.max_pool2d(x, (1, 5), stride=1, padding=(0, 2)), (5, 1), stride=1, padding=(2, 0))
+    return F.max_pool2d(
+        F.max_pool2d(x, (1, 5), stride=1, padding=(0, 2)), (5, 1), stride=1, padding=(2, 0)
+    )
 
 
 FORMS = {"window": blocks.max_pool, "rows and columns": in_two, "maxima": by_maxima}

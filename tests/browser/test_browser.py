@@ -1,4 +1,5 @@
 """Every page on a phone and on a desk, in the light and in the dark: no errors, no other host, readable by all; and what moves, moves."""
+
 from functools import cache
 from html.parser import HTMLParser
 import json
@@ -17,16 +18,27 @@ def test_page(reader, page, width):
     """Loads whole from its own host, fits the screen, is not heavy, and axe finds nothing serious: dark on the phone, light on the
     desk."""
     from axe_playwright_python.sync_playwright import Axe
+
     tab = reader(page, width, "dark" if width < 768 else "light")
     assert tab.title()
     tab.wait_for_timeout(200)  # for what scripts ask for
     assert not tab.faults
     assert tab.bytes < 1.5 * 2**20, f"{tab.bytes / 2**20:.2f} MiB"
-    assert tab.evaluate("document.documentElement.scrollWidth") <= width + 1, "wider than the screen"
-    assert tab.evaluate("[...document.images].filter(i => i.loading !== 'lazy' && !i.naturalWidth).map(i => i.src)") == []
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width + 1, (
+        "wider than the screen"
+    )
+    assert (
+        tab.evaluate(
+            "[...document.images].filter(i => i.loading !== 'lazy' && !i.naturalWidth).map(i => i.src)"
+        )
+        == []
+    )
     found = Axe().run(tab, options={"resultTypes": ["violations"]}).response["violations"]
-    serious = [f"{v['id']}: {v['help']} {[n['html'][:120] for n in v['nodes'][:3]]}" for v in found
-               if v["impact"] in ("serious", "critical")]
+    serious = [
+        f"{v['id']}: {v['help']} {[n['html'][:120] for n in v['nodes'][:3]]}"
+        for v in found
+        if v["impact"] in ("serious", "critical")
+    ]
     assert not serious, "\n".join(serious)
 
 
@@ -37,7 +49,9 @@ def test_first_page_is_readable_at_once(reader, site):
         tab = reader("book/intro.html")
         # the browser may note a painting after the page has loaded
         tab.wait_for_function("performance.getEntriesByName('first-contentful-paint').length")
-        painted.append(tab.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime"))
+        painted.append(
+            tab.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
+        )
     assert min(painted) < 1000, f"{painted} ms"  # the machine may be busy with something else
 
 
@@ -51,7 +65,10 @@ def test_root_leads_to_the_first_page(reader):
 def test_search_finds(reader, width):
     tab = reader("search.html?q=CRP", width)
     tab.wait_for_selector("#search-results ul.search li a")
-    assert any("architecture" in text.lower() for text in tab.locator("#search-results ul.search > li > a").all_inner_texts())
+    assert any(
+        "architecture" in text.lower()
+        for text in tab.locator("#search-results ul.search > li > a").all_inner_texts()
+    )
     assert not tab.faults
 
 
@@ -59,7 +76,10 @@ def test_search_finds_without_a_server(browser):
     tab = browser.new_page()
     tab.goto(f"{(HTML / 'search.html').as_uri()}?q=CRP")
     tab.wait_for_selector("#search-results ul.search li a")
-    assert any("architecture" in text.lower() for text in tab.locator("#search-results ul.search > li > a").all_inner_texts())
+    assert any(
+        "architecture" in text.lower()
+        for text in tab.locator("#search-results ul.search > li > a").all_inner_texts()
+    )
     tab.close()
 
 
@@ -78,7 +98,9 @@ def test_theme_toggles(reader, width):
     seen = {}
     for _ in range(3):
         tab.locator("button.theme-switch-button:visible").first.click()
-        seen[tab.evaluate("document.documentElement.dataset.theme")] = tab.evaluate("getComputedStyle(document.body).backgroundColor")
+        seen[tab.evaluate("document.documentElement.dataset.theme")] = tab.evaluate(
+            "getComputedStyle(document.body).backgroundColor"
+        )
     assert set(seen) == {"light", "dark"} and seen["light"] != seen["dark"]
 
 
@@ -101,7 +123,9 @@ def test_claims_filter(reader, width):
 
 def test_claims_filter_from_an_address(reader):
     tab = reader("book/claims.html?verdict=not+tested&words=cityscapes")
-    assert 0 < rows(tab) and set(tab.locator("#ledger tbody tr:visible .verdict").all_inner_texts()) == {"not tested"}
+    assert 0 < rows(tab) and set(
+        tab.locator("#ledger tbody tr:visible .verdict").all_inner_texts()
+    ) == {"not tested"}
 
 
 def test_ledger_sorts(reader):
@@ -121,7 +145,10 @@ def test_a_square_leads_to_its_claim(reader):
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("page, kind", [("intro", "counted in"), ("intro", "claim"), ("intro", "computed in"), ("explore", "record")])
+@pytest.mark.parametrize(
+    "page, kind",
+    [("intro", "counted in"), ("intro", "claim"), ("intro", "computed in"), ("explore", "record")],
+)
 def test_a_number_shows_its_origin(reader, width, page, kind):
     """A count of claims, what answers a claim, what a notebook computed, what a record holds: each with all that made it."""
     tab = reader(f"book/{page}.html", width)
@@ -131,7 +158,11 @@ def test_a_number_shows_its_origin(reader, width, page, kind):
     origin = tab.locator(f"[id='{number.get_attribute('popovertarget')}']")
     assert origin.is_visible()
     told = dict.fromkeys(word.removesuffix("s") for word in origin.locator("b").all_inner_texts())
-    assert ({"command", "stored with"} if kind == "computed in" else {"record", "command", "seed", "commit", "hardware"}) <= set(told)
+    assert (
+        {"command", "stored with"}
+        if kind == "computed in"
+        else {"record", "command", "seed", "commit", "hardware"}
+    ) <= set(told)
     box = origin.bounding_box()
     assert 0 <= box["x"] and box["x"] + box["width"] <= width
     assert box["height"] < 600
@@ -155,18 +186,26 @@ def test_slider_moves(reader, width):
 def test_explorer_counts_as_the_package_does(reader):
     from rflw.complexity import count
     from rflw.nn.refinenet import build
+
     tab = reader("book/explore.html")
     for name, value in (("width", 480), ("height", 352), ("classes", 11)):
         tab.locator(f".ledger-filter input[name={name}]").fill(str(value))
     tab.locator(".ledger-filter input[name=activation]").check()
-    for model in ("refinenet-lw-mobilenet_v2", "refinenet-lw-nasnet_mobile", "refinenet-lw-resnet50"):
+    for model in (
+        "refinenet-lw-mobilenet_v2",
+        "refinenet-lw-nasnet_mobile",
+        "refinenet-lw-resnet50",
+    ):
         cells = tab.locator(f"#explorer tr[data-model='{model}'] td").all_inner_texts()
         counted = count(build(model, 11), (352, 480))
         macs = sum(counted["macs"][kind] for kind in ("conv", "pool", "activation"))
         assert cells[1:3] == [f"{counted['params'] / 1e6:.2f}", f"{macs / 1e9:.2f}"], model
     shown = tab.locator("#explorer td:nth-child(3)").all_inner_texts()
     tab.locator(".ledger-filter input[name=width]").fill("481")
-    assert "width" in tab.inner_text(".ledger-filter output") and tab.locator("#explorer td:nth-child(3)").all_inner_texts() == shown
+    assert (
+        "width" in tab.inner_text(".ledger-filter output")
+        and tab.locator("#explorer td:nth-child(3)").all_inner_texts() == shown
+    )
 
 
 def test_reads_without_scripts(reader):
@@ -187,7 +226,12 @@ class Links(HTMLParser):
         self.ids |= {given[key] for key in ("id", "name") if given.get(key)}
         if tag == "a" and given.get("href"):
             self.links.append(given["href"])
-        elif given.get("src") or tag == "link" and given.get("href") and given.get("rel") not in ("canonical", "next", "prev"):
+        elif (
+            given.get("src")
+            or tag == "link"
+            and given.get("href")
+            and given.get("rel") not in ("canonical", "next", "prev")
+        ):
             self.loaded.append(given.get("src") or given["href"])
 
 
@@ -211,7 +255,12 @@ def test_links_and_anchors_resolve(page):
             target = target or "index.html"
         if (HTML / target).is_dir():
             target = f"{target.rstrip('/')}/index.html"
-        if not (HTML / target).exists() or anchor and target.endswith(".html") and unquote(anchor) not in read(target).ids:
+        if (
+            not (HTML / target).exists()
+            or anchor
+            and target.endswith(".html")
+            and unquote(anchor) not in read(target).ids
+        ):
             broken.append(link)
     assert not broken
 

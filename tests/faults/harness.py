@@ -2,6 +2,7 @@
 
 Every scenario runs in a process of its own, forked from this one, which has imported all but computed nothing.
 """
+
 from collections.abc import Callable
 from contextlib import contextmanager
 import ctypes
@@ -42,8 +43,18 @@ class Few(synthetic.Embedded):
         return {"train": 8, "val": 2}[self.split]
 
 
-TINY = Recipe("tiny", "refinenet-lw-mobilenet_v2", (Stage("embedded", 3, 1e-3, 5e-3, schedule="poly"),), crop=(48, 48), weights=None,
-              batch=4, precision="fp32", val_every=1, ema=0.9, jitter=0.1)
+TINY = Recipe(
+    "tiny",
+    "refinenet-lw-mobilenet_v2",
+    (Stage("embedded", 3, 1e-3, 5e-3, schedule="poly"),),
+    crop=(48, 48),
+    weights=None,
+    batch=4,
+    precision="fp32",
+    val_every=1,
+    ema=0.9,
+    jitter=0.1,
+)
 LONG = replace(TINY, stages=(replace(TINY.stages[0], epochs=40),))  # to be killed many times
 
 
@@ -70,6 +81,7 @@ def forked(action: Callable[[], None], log: Path) -> int:
         code = e.code or 0
     except BaseException:
         import traceback
+
         traceback.print_exc()
         code = 1
     try:
@@ -81,7 +93,9 @@ def forked(action: Callable[[], None], log: Path) -> int:
 
 def ended(child: int, seconds: float = 200) -> int:
     """Its exit code, minus the signal that ended it; a child that does not end is killed, and an error."""
-    for _ in range(round(100 * seconds)):  # looks, not a clock: a machine that was asleep is no hang
+    for _ in range(
+        round(100 * seconds)
+    ):  # looks, not a clock: a machine that was asleep is no hang
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
             return os.waitstatus_to_exitcode(status)
@@ -136,11 +150,18 @@ def armed(point: str, nth: int, seed: int) -> None:
             if len(calls) == nth:
                 die_soon(most, draw)
         return real(*args, **options)
+
     setattr(room, name, wrapped)
 
 
-def kill_until_done(action: Callable[[], None], log: Path, kills: int, points: tuple[str, ...], draw: random.Random,
-                    last: str | None = None) -> dict[str, int]:
+def kill_until_done(
+    action: Callable[[], None],
+    log: Path,
+    kills: int,
+    points: tuple[str, ...],
+    draw: random.Random,
+    last: str | None = None,
+) -> dict[str, int]:
     """Run it again and again, each time killed at another point, then to its end -> {point: times killed there}.
 
     last: the point that is left when the others are over, so that all the kills hit one run; None: then that was all.
@@ -150,11 +171,16 @@ def kill_until_done(action: Callable[[], None], log: Path, kills: int, points: t
         if sum(killed.values()) == kills:
             break
         late = last and (over or sum(killed.values()) >= 0.8 * kills)
-        point, nth, seed = last if late else points[i % len(points)], draw.randint(1, 2), draw.random()
+        point, nth, seed = (
+            last if late else points[i % len(points)],
+            draw.randint(1, 2),
+            draw.random(),
+        )
 
         def doomed(point=point, nth=nth, seed=seed):
             armed(point, 1 if point == "record" else nth, seed)
             action()
+
         code = ended(forked(doomed, log))
         if code == -signal.SIGKILL:
             killed[point] += 1
@@ -183,19 +209,24 @@ def train(out: Path, recipe: Recipe = TINY, **options) -> None:
 
 def same_run(a: Path, b: Path) -> None:
     """Weights bit for bit, curve and results; nothing else may be left."""
-    names = [sorted(p.name for p in folder.iterdir() if p.name != "tensorboard") for folder in (a, b)]
+    names = [
+        sorted(p.name for p in folder.iterdir() if p.name != "tensorboard") for folder in (a, b)
+    ]
     assert names[0] == names[1], names
     for name in ("model.safetensors", "best.safetensors"):
         assert (a / name).read_bytes() == (b / name).read_bytes(), f"{name} differs"
     one, two = (torch.load(folder / "last.pt", weights_only=True) for folder in (a, b))
     for key in ("model", "averaged"):
-        assert all(torch.equal(one[key][k], two[key][k]) for k in one[key]), f"{key} in last.pt differs"
+        assert all(torch.equal(one[key][k], two[key][k]) for k in one[key]), (
+            f"{key} in last.pt differs"
+        )
     one, two = (records.read(folder / "record.json") for folder in (a, b))
 
     def lasting(record: dict) -> dict:
         curve = [{k: v for k, v in row.items() if k != "images_per_s"} for row in record["curve"]]
         times = ("started", "wall_s", "peak_memory_mb", "sha256", "curve")
         return {k: v for k, v in record.items() if k not in times} | {"curve": curve}
+
     assert lasting(one) == lasting(two), "the record differs"
 
 
@@ -203,8 +234,14 @@ def killed_training(work: Path, kills: int, draw: random.Random) -> dict:
     """One run, killed by SIGKILL again and again: during steps, validation, writes of checkpoints and of its record, and anywhere."""
     log, recipe = work / "log", LONG if kills > 5 else TINY
     completes(lambda: train(work / "whole", recipe), log)
-    killed = kill_until_done(lambda: train(work / "broken", recipe), log, kills, tuple(draw.sample(POINTS[:-1], len(POINTS) - 1)), draw,
-                             last="record")
+    killed = kill_until_done(
+        lambda: train(work / "broken", recipe),
+        log,
+        kills,
+        tuple(draw.sample(POINTS[:-1], len(POINTS) - 1)),
+        draw,
+        last="record",
+    )
     same_run(work / "whole", work / "broken")
     return {"kills": sum(killed.values()), "points": killed}
 
@@ -214,12 +251,20 @@ def full_disk(work: Path) -> dict:
     log, times = work / "log", 0
     completes(lambda: train(work / "whole"), log)
     for size in (0, 1000, 100_000, 9_000_000):
+
         def starved(size=size):
-            resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+            resource.setrlimit(
+                resource.RLIMIT_FSIZE, (size, resource.getrlimit(resource.RLIMIT_FSIZE)[1])
+            )
             train(work / "broken")
+
         code = ended(forked(starved, Path(os.devnull)))
         assert code == REFUSED, f"{size} bytes: ended with {code}"
-        left = [p.name for p in (work / "broken").glob(".*") if p.name != ".lock"] if (work / "broken").exists() else []
+        left = (
+            [p.name for p in (work / "broken").glob(".*") if p.name != ".lock"]
+            if (work / "broken").exists()
+            else []
+        )
         assert not left, f"{size} bytes: left {left}"
         times += 1
     completes(lambda: train(work / "broken"), log)
@@ -228,16 +273,22 @@ def full_disk(work: Path) -> dict:
     completes(lambda: prepare.prepare("voc", work / "raw", work / "prepared"), log)
 
     def cramped():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+        resource.setrlimit(
+            resource.RLIMIT_FSIZE, (20_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1])
+        )
         prepare.prepare("voc", work / "raw", work / "again")
+
     refuses(cramped, work / "cramped", "cannot be written")
     completes(lambda: prepare.prepare("voc", work / "raw", work / "again"), log)
     assert contents(work / "again") == contents(work / "prepared"), "the prepared folder differs"
     sitting = engine.Sitting(8, 21, file=work / "kept")
 
     def cramped_sitting():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+        resource.setrlimit(
+            resource.RLIMIT_FSIZE, (20_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1])
+        )
         sitting.write()
+
     refuses(cramped_sitting, work / "cramped", "cannot be written")
     assert not (work / "kept").exists(), "a part of an evaluation was kept"
     completes(sitting.write, log)
@@ -255,12 +306,18 @@ def read_only(work: Path) -> dict:
             if os.geteuid() == 0:
                 os.setresuid(65534, 65534, 65534)
             action()
+
         return run
+
     for folder in (work, work.parent):
         folder.chmod(0o755)
     refuses(as_nobody(lambda: train(closed / "run")), work / "log", "cannot be written")
     refuses(as_nobody(lambda: train(closed)), work / "log", "cannot be written")
-    refuses(as_nobody(lambda: records.write(dict.fromkeys(records.REQUIRED, "x"), closed)), work / "log", "cannot be written")
+    refuses(
+        as_nobody(lambda: records.write(dict.fromkeys(records.REQUIRED, "x"), closed)),
+        work / "log",
+        "cannot be written",
+    )
     assert not list(closed.iterdir())
     return {"refused": 3}
 
@@ -276,12 +333,14 @@ def clock_goes_back(work: Path) -> dict:
         def clock():
             looks.append(1)
             return real() - 3600 * len(looks)
+
         time.time = clock
         train(work / "broken")
 
     def doomed():
         armed("step", 4, 0)
         backwards()
+
     assert ended(forked(doomed, log)) == -signal.SIGKILL
     for path in (work / "broken").iterdir():
         os.utime(path, (time.time() + 10**8,) * 2)
@@ -300,7 +359,16 @@ def interrupted(work: Path) -> dict:
         def command(out=out, resume=()):
             few()
             config.RECIPES["tiny"] = TINY
-            sys.argv = ["rflw", "train", "tiny", "--out", str(out), "--results", str(work / f"results-{out.name}"), *resume]
+            sys.argv = [
+                "rflw",
+                "train",
+                "tiny",
+                "--out",
+                str(out),
+                "--results",
+                str(work / f"results-{out.name}"),
+                *resume,
+            ]
             cli.main()
 
         def asked(number=number, command=command):
@@ -311,11 +379,16 @@ def interrupted(work: Path) -> dict:
                 if len(calls) == 3:
                     os.kill(os.getpid(), number)
                 return real(*args)
+
             training.train_step = step
             command()
+
         code = ended(forked(asked, log))
         assert code == 130, f"signal {number}: ended with {code}: {log.read_text()[-300:]}"
-        assert "rflw: interrupted; --resume goes on" in log.read_text() and "Traceback" not in log.read_text()
+        assert (
+            "rflw: interrupted; --resume goes on" in log.read_text()
+            and "Traceback" not in log.read_text()
+        )
         assert torch.load(out / "last.pt", weights_only=True)["step"] == 3
         completes(lambda command=command: command(resume=("--resume",)), log)
         same_run(work / "whole", out)
@@ -343,14 +416,17 @@ def worker_dies(work: Path) -> dict:
 
     def deadly():
         from rflw.data import transforms
+
         real, home = transforms.Augmented.__getitem__, os.getpid()
 
         def item(self, key):
             if os.getpid() != home and key[1] == 5:
                 os.kill(os.getpid(), signal.SIGKILL)
             return real(self, key)
+
         transforms.Augmented.__getitem__ = item
         train(work / "broken", workers=1)
+
     refuses(deadly, log, "a worker process was killed")
     completes(lambda: train(work / "broken"), log)
     same_run(work / "whole", work / "broken")
@@ -369,21 +445,33 @@ def voc(raw: Path, images: int = 12) -> None:
         keys = [f"{split}_{i:03}" for i in range(images)]
         (folder / f"ImageSets/Segmentation/{split}.txt").write_text("\n".join(keys) + "\n")
         for key in keys:
-            Image.fromarray(draw.integers(0, 255, (240, 320, 3), np.uint8)).save(folder / f"JPEGImages/{key}.jpg")
+            Image.fromarray(draw.integers(0, 255, (240, 320, 3), np.uint8)).save(
+                folder / f"JPEGImages/{key}.jpg"
+            )
             mask = Image.fromarray(draw.integers(0, 21, (240, 320), np.uint8))
             mask.putpalette(prepare.LABELS["voc"].palette())
             mask.save(folder / f"SegmentationClass/{key}.png")
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("[!.]*")) if p.is_file()}
+    return {
+        str(p.relative_to(folder)): p.read_bytes()
+        for p in sorted(folder.rglob("[!.]*"))
+        if p.is_file()
+    }
 
 
 def killed_prepare(work: Path, kills: int, draw: random.Random) -> dict:
     """SIGKILL while images, masks and lists are written."""
     voc(work / "raw", images=20)
     completes(lambda: prepare.prepare("voc", work / "raw", work / "whole"), work / "log")
-    killed = kill_until_done(lambda: prepare.prepare("voc", work / "raw", work / "broken"), work / "log", kills, ("file",), draw)
+    killed = kill_until_done(
+        lambda: prepare.prepare("voc", work / "raw", work / "broken"),
+        work / "log",
+        kills,
+        ("file",),
+        draw,
+    )
     assert contents(work / "broken") == contents(work / "whole"), "the prepared folder differs"
     return {"kills": sum(killed.values())}
 
@@ -391,16 +479,27 @@ def killed_prepare(work: Path, kills: int, draw: random.Random) -> dict:
 def killed_campaign(work: Path, kills: int, draw: random.Random) -> dict:
     """SIGKILL while the runs of a campaign go on."""
     seeds = 1 + kills // 4  # a kill during a record's write may be the end of a run
-    recipes = {name: replace(TINY, name=name, model=f"refinenet-{name}-mobilenet_v2", stages=(replace(TINY.stages[0], epochs=2),))
-               for name in ("lw", "lw-nocrp")}
+    recipes = {
+        name: replace(
+            TINY,
+            name=name,
+            model=f"refinenet-{name}-mobilenet_v2",
+            stages=(replace(TINY.stages[0], epochs=2),),
+        )
+        for name in ("lw", "lw-nocrp")
+    }
 
     def run(where: Path):
         few()
         campaign.GROUPS = ([Experiment(name, seeds, "cpu", "a") for name in recipes],)
         campaign.RECIPES, campaign.recipe = recipes, recipes.__getitem__
         campaign._work = {(r.model, r.crop): 1 for r in recipes.values()}
-        ends = [end.split(":")[0] for _, end in campaign.run_missing("cpu", 10, where / "results", where / "runs")]
+        ends = [
+            end.split(":")[0]
+            for _, end in campaign.run_missing("cpu", 10, where / "results", where / "runs")
+        ]
         assert set(ends) <= {"done"}, ends
+
     completes(lambda: run(work / "whole"), work / "log")
     killed = kill_until_done(lambda: run(work / "broken"), work / "log", kills, POINTS, draw)
     runs = [f"{name}-s{seed}" for name in recipes for seed in range(seeds)]
@@ -415,25 +514,54 @@ def killed_evaluation(work: Path, kills: int, draw: random.Random) -> dict:
     """SIGKILL while images are measured and while what was measured is kept: every image counts once."""
     torch.manual_seed(0)
     model = build("refinenet-lw-mobilenet_v2", len(synthetic.LABELS["embedded"].classes))
-    engine.save(model, work / "net.safetensors", {"classes": synthetic.LABELS["embedded"].classes, "data": "embedded"})
+    engine.save(
+        model,
+        work / "net.safetensors",
+        {"classes": synthetic.LABELS["embedded"].classes, "data": "embedded"},
+    )
 
     def measure(name: str):
         torch.set_num_threads(1)
-        sitting = engine.Sitting(8, model.num_classes, 1, work / f"{name}.kept", "the same", every=0.0)
-        engine.evaluate(engine.load(work / "net.safetensors"), Few("train"), "fp32", each=lambda *_: [float((~sitting.done).sum())],
-                        sitting=sitting)
+        sitting = engine.Sitting(
+            8, model.num_classes, 1, work / f"{name}.kept", "the same", every=0.0
+        )
+        engine.evaluate(
+            engine.load(work / "net.safetensors"),
+            Few("train"),
+            "fp32",
+            each=lambda *_: [float((~sitting.done).sum())],
+            sitting=sitting,
+        )
+
     completes(lambda: measure("whole"), work / "log")
-    killed = kill_until_done(lambda: measure("broken"), work / "log", kills, ("image", "progress"), draw)
-    one, two = (engine.Sitting(8, model.num_classes, 1, work / f"{name}.kept", "the same") for name in ("whole", "broken"))
-    assert one.done.all() and all(torch.equal(getattr(one, part), getattr(two, part)) for part in ("matrices", "done", "numbers")), \
-        "what was measured differs"
+    killed = kill_until_done(
+        lambda: measure("broken"), work / "log", kills, ("image", "progress"), draw
+    )
+    one, two = (
+        engine.Sitting(8, model.num_classes, 1, work / f"{name}.kept", "the same")
+        for name in ("whole", "broken")
+    )
+    assert one.done.all() and all(
+        torch.equal(getattr(one, part), getattr(two, part))
+        for part in ("matrices", "done", "numbers")
+    ), "what was measured differs"
     return {"kills": sum(killed.values()), "points": killed}
 
 
-KILLED = {"training": (killed_training, 30), "data prepare": (killed_prepare, 30), "campaign run": (killed_campaign, 30),
-          "evaluation": (killed_evaluation, 5)}
-OTHERS = {"disk full": full_disk, "read-only target": read_only, "clock goes back": clock_goes_back, "SIGTERM and Ctrl-C": interrupted,
-          "two processes": two_at_once, "worker dies": worker_dies}
+KILLED = {
+    "training": (killed_training, 30),
+    "data prepare": (killed_prepare, 30),
+    "campaign run": (killed_campaign, 30),
+    "evaluation": (killed_evaluation, 5),
+}
+OTHERS = {
+    "disk full": full_disk,
+    "read-only target": read_only,
+    "clock goes back": clock_goes_back,
+    "SIGTERM and Ctrl-C": interrupted,
+    "two processes": two_at_once,
+    "worker dies": worker_dies,
+}
 
 
 @contextmanager
@@ -457,7 +585,9 @@ def run(work: Path, seed: int = 0, share: float = 1.0, only: list[str] | None = 
             try:
                 if name in KILLED:
                     scenario, kills = KILLED[name]
-                    counted = scenario(folder, max(1, round(share * kills)), random.Random(f"{seed} {name}"))
+                    counted = scenario(
+                        folder, max(1, round(share * kills)), random.Random(f"{seed} {name}")
+                    )
                 else:
                     counted = OTHERS[name](folder)
                 found[name] = counted | {"held": True}

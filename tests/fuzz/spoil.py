@@ -1,4 +1,5 @@
 """Hostile files: strategies that spoil whole ones, byte by byte or entry by entry."""
+
 import copy
 import io
 import json
@@ -8,14 +9,60 @@ import struct
 from hypothesis import strategies as st
 import numpy as np
 
-NUMBERS = (0, 1, -1, 2, 7, 255, 256, 65535, 65536, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**63 - 1, 2**64, 10**9, 10**18, -10**9)
+NUMBERS = (
+    0,
+    1,
+    -1,
+    2,
+    7,
+    255,
+    256,
+    65535,
+    65536,
+    2**31 - 1,
+    2**31,
+    2**32 - 1,
+    2**32,
+    2**63 - 1,
+    2**64,
+    10**9,
+    10**18,
+    -(10**9),
+)
 ODD = st.one_of(
-    st.none(), st.booleans(), st.sampled_from(NUMBERS), st.integers(-300, 300), st.floats(),
+    st.none(),
+    st.booleans(),
+    st.sampled_from(NUMBERS),
+    st.integers(-300, 300),
+    st.floats(),
     st.sampled_from((1e308, -1e308, math.inf, -math.inf, math.nan, 1e9, -1e9, 0.5)),
-    st.text(max_size=12), st.sampled_from(("", "..", "../../x", "/etc/passwd", "a/b", "\0", "nul\0l", "\ud800", "x" * 5000, "-1", "1e9",
-                                           "nan", "timm:resnet18", "refinenet-lw-resnet50")))
-JUNK = st.recursive(ODD, lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(st.text(max_size=6), inner, max_size=4)),
-                    max_leaves=8)
+    st.text(max_size=12),
+    st.sampled_from(
+        (
+            "",
+            "..",
+            "../../x",
+            "/etc/passwd",
+            "a/b",
+            "\0",
+            "nul\0l",
+            "\ud800",
+            "x" * 5000,
+            "-1",
+            "1e9",
+            "nan",
+            "timm:resnet18",
+            "refinenet-lw-resnet50",
+        )
+    ),
+)
+JUNK = st.recursive(
+    ODD,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=4), st.dictionaries(st.text(max_size=6), inner, max_size=4)
+    ),
+    max_leaves=8,
+)
 
 
 @st.composite
@@ -24,8 +71,19 @@ def damaged(draw, seeds: list[bytes], most: int = 6) -> bytes:
     content = bytearray(draw(st.sampled_from(seeds)))
     for _ in range(draw(st.integers(1, most))):
         # half of the edits hit the first kilobyte, where headers are
-        place = draw(st.integers(0, max(0, min(len(content), draw(st.sampled_from((64, 1024, len(content), len(content))))) - 1)))
-        kind = draw(st.sampled_from(("set", "flip", "number", "cut", "insert", "remove", "double", "zero")))
+        place = draw(
+            st.integers(
+                0,
+                max(
+                    0,
+                    min(len(content), draw(st.sampled_from((64, 1024, len(content), len(content)))))
+                    - 1,
+                ),
+            )
+        )
+        kind = draw(
+            st.sampled_from(("set", "flip", "number", "cut", "insert", "remove", "double", "zero"))
+        )
         length = draw(st.integers(1, 64))
         if kind == "set" and content:
             content[place] = draw(st.sampled_from((0, 1, 127, 128, 255, 32, 34, 47, 91, 123)))
@@ -35,17 +93,17 @@ def damaged(draw, seeds: list[bytes], most: int = 6) -> bytes:
             value = draw(st.sampled_from(NUMBERS))
             form = draw(st.sampled_from(("<I", ">I", "<Q", ">Q", "<H", ">H")))
             raw = struct.pack(form, value % 2 ** (8 * struct.calcsize(form)))
-            content[place:place + len(raw)] = raw
+            content[place : place + len(raw)] = raw
         elif kind == "cut":
             del content[place:]
         elif kind == "insert":
             content[place:place] = draw(st.binary(max_size=32))
         elif kind == "remove":
-            del content[place:place + length]
+            del content[place : place + length]
         elif kind == "double":
-            content[place:place] = content[place:place + length]
+            content[place:place] = content[place : place + length]
         else:
-            content[place:place + length] = bytes(length)
+            content[place : place + length] = bytes(length)
     return bytes(content)
 
 
@@ -72,7 +130,9 @@ def changed(draw, trees: list, junk=JUNK):
         parent = tree
         for key in path[:-1]:
             parent = parent[key]
-        kind = draw(st.sampled_from(("replace", "replace", "replace", "remove", "double", "rename")))
+        kind = draw(
+            st.sampled_from(("replace", "replace", "replace", "remove", "double", "rename"))
+        )
         if kind == "replace":
             parent[path[-1]] = draw(junk)
         elif kind == "remove":
@@ -90,17 +150,31 @@ def as_json(tree) -> bytes:
 
 def json_files(trees: list):
     """JSON with entries changed, with bytes changed, and nested deeply."""
-    deep = st.integers(100, 200_000).map(lambda n: b"[" * n) | st.integers(100, 200_000).map(lambda n: b'{"a":' * n + b"1" + b"}" * n)
+    deep = st.integers(100, 200_000).map(lambda n: b"[" * n) | st.integers(100, 200_000).map(
+        lambda n: b'{"a":' * n + b"1" + b"}" * n
+    )
     numbers = st.integers(1, 6000).map(lambda n: b"1" * n)
-    return st.one_of(*[changed(trees).map(as_json)] * 6, damaged([as_json(tree) for tree in trees]), deep, numbers, st.binary(max_size=64))
+    return st.one_of(
+        *[changed(trees).map(as_json)] * 6,
+        damaged([as_json(tree) for tree in trees]),
+        deep,
+        numbers,
+        st.binary(max_size=64),
+    )
 
 
 def lines_files(seeds: list[bytes]):
     """Lists, a name a line."""
-    words = st.text(max_size=20) | st.sampled_from(("../../x", "/etc/passwd", ".", "..", "a b", "a\tb", "\0", "\ufeff", "\u2028",
-                                                    "a" * 5000))
-    return st.one_of(st.lists(words, max_size=8).map(lambda lines: "\n".join(lines).encode("utf-8", "surrogatepass")), damaged(seeds),
-                     st.binary(max_size=200))
+    words = st.text(max_size=20) | st.sampled_from(
+        ("../../x", "/etc/passwd", ".", "..", "a b", "a\tb", "\0", "\ufeff", "\u2028", "a" * 5000)
+    )
+    return st.one_of(
+        st.lists(words, max_size=8).map(
+            lambda lines: "\n".join(lines).encode("utf-8", "surrogatepass")
+        ),
+        damaged(seeds),
+        st.binary(max_size=200),
+    )
 
 
 def filled(kind: str, shape: list[int], value: float) -> np.ndarray:
@@ -111,10 +185,19 @@ def filled(kind: str, shape: list[int], value: float) -> np.ndarray:
 
 KINDS = ("uint8", "int8", "uint16", "int16", "int32", "uint64", "float32", "float64", "complex128")
 ARRAYS = st.one_of(
-    st.builds(filled, st.sampled_from(KINDS), st.lists(st.integers(0, 5), min_size=1, max_size=4),
-              st.sampled_from((0, 1, -1, 7, 255, 300, 1e9, math.nan))),
-    st.text("abc µ", max_size=6), st.integers(-300, 300), st.floats(), st.just({}), st.just(np.zeros((0, 0))),
-    st.just(np.array([["a", 1], [None, 2]], object)))
+    st.builds(
+        filled,
+        st.sampled_from(KINDS),
+        st.lists(st.integers(0, 5), min_size=1, max_size=4),
+        st.sampled_from((0, 1, -1, 7, 255, 300, 1e9, math.nan)),
+    ),
+    st.text("abc µ", max_size=6),
+    st.integers(-300, 300),
+    st.floats(),
+    st.just({}),
+    st.just(np.zeros((0, 0))),
+    st.just(np.array([["a", 1], [None, 2]], object)),
+)
 
 
 def mat_files(trees: list):
@@ -124,7 +207,9 @@ def mat_files(trees: list):
     def written(tree) -> bytes:
         file = io.BytesIO()
         try:
-            savemat(file, tree if isinstance(tree, dict) and tree else {"a": 1}, do_compression=False)
+            savemat(
+                file, tree if isinstance(tree, dict) and tree else {"a": 1}, do_compression=False
+            )
         except Exception:  # what cannot be written is no file
             return b""
         return file.getvalue()

@@ -1,4 +1,5 @@
 """Every parser of files that come from elsewhere, with whole files to spoil."""
+
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -73,16 +74,36 @@ def pictures():
     grey16 = Image.fromarray(np.arange(24 * 32, dtype=np.uint16).reshape(24, 32) * 80)
     exif = Image.Exif()
     exif[0x0112] = 6
-    return damaged([saved(ramp, "PNG"), saved(ramp, "JPEG", exif=exif), saved(ramp, "BMP"), saved(ramp.convert("P"), "GIF"),
-                    saved(ramp, "TIFF"), saved(ramp, "TIFF", compression="tiff_lzw"), saved(ramp, "WEBP"), saved(grey16, "PNG"),
-                    saved(ramp.convert("RGBA"), "PNG"), saved(ramp.convert("CMYK"), "JPEG"), saved(ramp, "PPM"), saved(grey16, "TIFF")])
+    return damaged(
+        [
+            saved(ramp, "PNG"),
+            saved(ramp, "JPEG", exif=exif),
+            saved(ramp, "BMP"),
+            saved(ramp.convert("P"), "GIF"),
+            saved(ramp, "TIFF"),
+            saved(ramp, "TIFF", compression="tiff_lzw"),
+            saved(ramp, "WEBP"),
+            saved(grey16, "PNG"),
+            saved(ramp.convert("RGBA"), "PNG"),
+            saved(ramp.convert("CMYK"), "JPEG"),
+            saved(ramp, "PPM"),
+            saved(grey16, "TIFF"),
+        ]
+    )
 
 
 def mask_files():
     indexed = Image.fromarray(np.tile(MASK % 21, (8, 8)))
     palette = indexed.copy()
     palette.putpalette(list(range(256)) * 3)
-    return damaged([saved(indexed, "PNG"), saved(palette, "PNG"), saved(palette, "PNG", bits=8, transparency=0), saved(indexed, "TIFF")])
+    return damaged(
+        [
+            saved(indexed, "PNG"),
+            saved(palette, "PNG"),
+            saved(palette, "PNG", bits=8, transparency=0),
+            saved(indexed, "TIFF"),
+        ]
+    )
 
 
 # ---------------------------------------------------------------- raw data sets
@@ -101,16 +122,49 @@ def voc_2010(folder: Path) -> None:
         text(folder / f"VOC2010/ImageSets/Main/{split}.txt", f"{key}\n")
 
 
-COCO = {"images": [{"id": 1, "file_name": "a.jpg", "height": H, "width": W}, {"id": 2, "file_name": "b.jpg", "height": H, "width": W}],
-        "categories": [{"id": i, "name": name} for i, name in enumerate(prepare.COCO_CLASSES, 1)],
-        "annotations": [
-            {"id": 1, "image_id": 1, "category_id": 1, "iscrowd": 0, "area": 6, "segmentation": [[0, 0, 3, 0, 3, 2, 0, 2]]},
-            {"id": 2, "image_id": 1, "category_id": 2, "iscrowd": 1, "area": 3, "segmentation": {"size": [H, W], "counts": [0, 3, 9]}},
-            {"id": 3, "image_id": 2, "category_id": 3, "iscrowd": 1, "area": 2, "segmentation": {"size": [H, W], "counts": "0<"}}]}
-DETAIL = {"images": [{"image_id": 1, "file_name": "a.jpg", "phase": "train", "height": H, "width": W},
-                     {"image_id": 2, "file_name": "b.jpg", "phase": "val", "height": H, "width": W}],
-          "annos_segmentation": [{"image_id": 1, "category_id": 284, "segmentation": {"size": [H, W], "counts": [0, 3, 9]}},
-                                 {"image_id": 2, "category_id": 2, "segmentation": [[0, 0, 3, 0, 3, 2]]}]}
+COCO = {
+    "images": [
+        {"id": 1, "file_name": "a.jpg", "height": H, "width": W},
+        {"id": 2, "file_name": "b.jpg", "height": H, "width": W},
+    ],
+    "categories": [{"id": i, "name": name} for i, name in enumerate(prepare.COCO_CLASSES, 1)],
+    "annotations": [
+        {
+            "id": 1,
+            "image_id": 1,
+            "category_id": 1,
+            "iscrowd": 0,
+            "area": 6,
+            "segmentation": [[0, 0, 3, 0, 3, 2, 0, 2]],
+        },
+        {
+            "id": 2,
+            "image_id": 1,
+            "category_id": 2,
+            "iscrowd": 1,
+            "area": 3,
+            "segmentation": {"size": [H, W], "counts": [0, 3, 9]},
+        },
+        {
+            "id": 3,
+            "image_id": 2,
+            "category_id": 3,
+            "iscrowd": 1,
+            "area": 2,
+            "segmentation": {"size": [H, W], "counts": "0<"},
+        },
+    ],
+}
+DETAIL = {
+    "images": [
+        {"image_id": 1, "file_name": "a.jpg", "phase": "train", "height": H, "width": W},
+        {"image_id": 2, "file_name": "b.jpg", "phase": "val", "height": H, "width": W},
+    ],
+    "annos_segmentation": [
+        {"image_id": 1, "category_id": 284, "segmentation": {"size": [H, W], "counts": [0, 3, 9]}},
+        {"image_id": 2, "category_id": 2, "segmentation": [[0, 0, 3, 0, 3, 2]]},
+    ],
+}
 
 
 def coco_images(folder: Path) -> None:
@@ -122,21 +176,45 @@ def person(folder: Path) -> None:
     prepare._person_mask(folder / "x.mat")
 
 
-PERSON = {"anno": {"objects": [{"class": "person", "mask": np.ones((H, W), np.uint8), "parts": [
-    {"part_name": "head", "mask": np.eye(H, W, dtype=np.uint8)}, {"part_name": "torso", "mask": np.ones((H, W), np.uint8)}]}]}}
+PERSON = {
+    "anno": {
+        "objects": [
+            {
+                "class": "person",
+                "mask": np.ones((H, W), np.uint8),
+                "parts": [
+                    {"part_name": "head", "mask": np.eye(H, W, dtype=np.uint8)},
+                    {"part_name": "torso", "mask": np.ones((H, W), np.uint8)},
+                ],
+            }
+        ]
+    }
+}
 
 
 def nyu_file() -> bytes:
     import h5py
+
     file = io.BytesIO()
     with h5py.File(file, "w") as out:
-        out.create_dataset("images", data=np.zeros((1, 3, 640, 480), np.uint8), compression="gzip", chunks=(1, 3, 640, 480))
-        out.create_dataset("labels", data=np.zeros((1, 640, 480), np.uint16), compression="gzip", chunks=(1, 640, 480))
+        out.create_dataset(
+            "images",
+            data=np.zeros((1, 3, 640, 480), np.uint8),
+            compression="gzip",
+            chunks=(1, 3, 640, 480),
+        )
+        out.create_dataset(
+            "labels",
+            data=np.zeros((1, 640, 480), np.uint16),
+            compression="gzip",
+            chunks=(1, 640, 480),
+        )
     return file.getvalue()
 
 
 def nyu_splits(folder: Path) -> None:
     from scipy.io import savemat
+
     savemat(folder / "splits.mat", {"trainNdxs": np.array([[1]]), "testNdxs": np.array([[1]])})
     savemat(folder / "classMapping40.mat", {"mapClass": np.ones((1, 894))})
 
@@ -177,14 +255,25 @@ def prepared_data(folder: Path) -> None:
     text(folder / "manifest.json", json.dumps(MANIFEST))
 
 
-MANIFEST = {"name": "voc", "classes": 21, "splits": {"train": 1}, "sha256": {"train": "0" * 64}, "raw": [], "statements": ["a"],
-            "unexpected": {}}
+MANIFEST = {
+    "name": "voc",
+    "classes": 21,
+    "splits": {"train": 1},
+    "sha256": {"train": "0" * 64},
+    "raw": [],
+    "statements": ["a"],
+    "unexpected": {},
+}
 
 
 def archives(form: str):
     def content() -> list[bytes]:
         found = []
-        for mode in ("w", "w:gz", "w:bz2", "w:xz") if form == "tar" else (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        for mode in (
+            ("w", "w:gz", "w:bz2", "w:xz")
+            if form == "tar"
+            else (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+        ):
             file = io.BytesIO()
             if form == "tar":
                 with tarfile.open(fileobj=file, mode=mode) as out:
@@ -201,6 +290,7 @@ def archives(form: str):
                     out.writestr("a/c.txt", "y")
             found.append(file.getvalue())
         return found
+
     return lambda: damaged(content())
 
 
@@ -226,6 +316,7 @@ def recipe(folder: Path) -> None:
 
 def plain_recipes() -> list[dict]:
     from dataclasses import asdict
+
     small = [r for r in RECIPES.values() if r.model.endswith("efficientnet_lite0")][:3]
     return [json.loads(json.dumps(asdict(r))) for r in small]
 
@@ -247,8 +338,11 @@ def record_files():
             except (TypeError, ValueError):
                 return tree
         return tree
+
     trees = list(kinds.values())
-    return json_files(trees) | changed(trees).map(sealed).map(lambda tree: json.dumps(tree, default=str).encode())
+    return json_files(trees) | changed(trees).map(sealed).map(
+        lambda tree: json.dumps(tree, default=str).encode()
+    )
 
 
 ledger = cache(claims.load)
@@ -266,11 +360,13 @@ def record(folder: Path) -> None:
 def claim_files():
     tree = yaml.safe_load(claims.FILE.read_text())
     whole = claims.FILE.read_bytes()
+
     def dumped(tree):
         try:
             return yaml.safe_dump(tree).encode("utf-8", "surrogatepass")
         except yaml.YAMLError:
             return b""
+
     return damaged([whole]) | changed([tree]).map(dumped)
 
 
@@ -297,15 +393,35 @@ def statements(folder: Path) -> None:
 
 def safetensors_files():
     from safetensors.torch import save
-    small = {"encoder.conv1.weight": torch.zeros(4, 3, 3, 3), "decoder.classifier.bias": torch.zeros(2)}
-    header = {"model": "refinenet-lw-mobilenet_v2", "classes": ["a", "b"], "data": "voc", "recipe": "own", "seed": 0, "short_side": 96}
+
+    small = {
+        "encoder.conv1.weight": torch.zeros(4, 3, 3, 3),
+        "decoder.classifier.bias": torch.zeros(2),
+    }
+    header = {
+        "model": "refinenet-lw-mobilenet_v2",
+        "classes": ["a", "b"],
+        "data": "voc",
+        "recipe": "own",
+        "seed": 0,
+        "short_side": 96,
+    }
 
     def built(tree, key="decoder.classifier.bias", kind=torch.float32, value=0.0) -> bytes:
         odd = torch.full(small[key].shape, value, dtype=torch.float64 if value == 1e300 else kind)
         return save(small | {key: odd}, {"rflw": json.dumps(tree, default=str)})
-    return damaged([built(header)]) | changed([header]).map(built) | st.builds(
-        built, st.just(header), st.sampled_from(sorted(small)), st.sampled_from((torch.float16, torch.bfloat16, torch.complex64)),
-        st.sampled_from((0.0, 1.0, math.nan, math.inf, 1e300)))
+
+    return (
+        damaged([built(header)])
+        | changed([header]).map(built)
+        | st.builds(
+            built,
+            st.just(header),
+            st.sampled_from(sorted(small)),
+            st.sampled_from((torch.float16, torch.bfloat16, torch.complex64)),
+            st.sampled_from((0.0, 1.0, math.nan, math.inf, 1e300)),
+        )
+    )
 
 
 class Small(nn.Module):
@@ -321,6 +437,7 @@ class Small(nn.Module):
 
 def checkpoint(folder: Path) -> None:
     """Read, and its card used as commands use it."""
+
     def small(name: str, classes: int) -> nn.Module:
         with torch.device("meta"):
             build(name, classes)
@@ -333,14 +450,23 @@ def checkpoint(folder: Path) -> None:
         engine.build = before
     assert all(value.isfinite().all() for value in model.state_dict().values())
     records.write_whole(folder / f"probe-{studies.title(model)}.json", lambda partial: None)
-    assert (model.card.get("short_side") or engine.MIN_SIZE) in range(engine.MIN_SIZE, engine.MAX_SIDE + 1)
+    assert (model.card.get("short_side") or engine.MIN_SIZE) in range(
+        engine.MIN_SIZE, engine.MAX_SIDE + 1
+    )
     readers.labels_of(model.card["data"])
 
 
 def theirs() -> dict:
-    return {"segmenter": {"module.conv1.weight": torch.zeros(8, 3, 7, 7), "module.bn1.running_mean": torch.zeros(8),
-                          "module.clf_conv.weight": torch.zeros(2, 4, 3, 3), "module.layer1.0.conv1.weight": torch.zeros(8, 8, 1, 1)},
-            "epoch": 3, "best": np.float64(0.5)}
+    return {
+        "segmenter": {
+            "module.conv1.weight": torch.zeros(8, 3, 7, 7),
+            "module.bn1.running_mean": torch.zeros(8),
+            "module.clf_conv.weight": torch.zeros(2, 4, 3, 3),
+            "module.layer1.0.conv1.weight": torch.zeros(8, 8, 1, 1),
+        },
+        "epoch": 3,
+        "best": np.float64(0.5),
+    }
 
 
 def pth_files():
@@ -351,8 +477,11 @@ def pth_files():
         except Exception:  # what cannot be saved is no file
             return b""
         return file.getvalue()
+
     whole = [built(theirs(), zipped) for zipped in (True, False)]
-    return damaged(whole) | damaged(whole, 2) | changed([theirs()]).map(lambda tree: built(tree, True))
+    return (
+        damaged(whole) | damaged(whole, 2) | changed([theirs()]).map(lambda tree: built(tree, True))
+    )
 
 
 def run_files():
@@ -367,7 +496,10 @@ def run_files():
         except Exception:
             return b""
         return out.getvalue()
-    return damaged([content]) | changed([torch.load(io.BytesIO(content), weights_only=True)]).map(built)
+
+    return damaged([content]) | changed([torch.load(io.BytesIO(content), weights_only=True)]).map(
+        built
+    )
 
 
 RUN = {"identity": {"recipe": "0" * 12, "seed": 0}}
@@ -387,7 +519,10 @@ def run_state() -> training.State:
     state = training.State(model, torch.optim.AdamW(model.parameters(), lr=0.1), Scaler(), None)
     go_on(state)
     state.averaged = {key: value.clone() for key, value in model.state_dict().items()}
-    state.losses, state.curve = [0.5], [{"stage": 0, "epoch": 1, "loss": 0.5, "images_per_s": 3.5, "miou": None}]
+    state.losses, state.curve = (
+        [0.5],
+        [{"stage": 0, "epoch": 1, "loss": 0.5, "images_per_s": 3.5, "miou": None}],
+    )
     return state
 
 
@@ -405,10 +540,16 @@ def resume(folder: Path) -> None:
         if saved["identity"] != RUN["identity"]:
             return
         state.restore(saved, [4, 8])
-        assert all(value.isfinite().all() for part in (state.model.state_dict(), state.averaged) for value in part.values())
+        assert all(
+            value.isfinite().all()
+            for part in (state.model.state_dict(), state.averaged)
+            for value in part.values()
+        )
         go_on(state)
         state.average(0.9)
-        assert math.isfinite(state.best + state.wall_s + sum(state.losses)) and state.step in range([4, 8][state.stage] + 1)
+        assert math.isfinite(state.best + state.wall_s + sum(state.losses)) and state.step in range(
+            [4, 8][state.stage] + 1
+        )
         training._write_log(folder / "log.csv", state.curve)
 
 
@@ -422,40 +563,116 @@ def sitting(folder: Path) -> None:
 
 def sitting_files():
     from safetensors.torch import save
-    parts = {"matrices": torch.zeros(3, 2, 2, dtype=torch.int64), "done": torch.zeros(3, dtype=torch.bool),
-             "numbers": torch.zeros(3, 1, dtype=torch.float64), "seconds": torch.zeros(1, dtype=torch.float64)}
-    return damaged([save(parts, {"evaluation": "same"}), save({"done": torch.zeros(1)}, {"evaluation": "same"})])
+
+    parts = {
+        "matrices": torch.zeros(3, 2, 2, dtype=torch.int64),
+        "done": torch.zeros(3, dtype=torch.bool),
+        "numbers": torch.zeros(3, 1, dtype=torch.float64),
+        "seconds": torch.zeros(1, dtype=torch.float64),
+    }
+    return damaged(
+        [
+            save(parts, {"evaluation": "same"}),
+            save({"done": torch.zeros(1)}, {"evaluation": "same"}),
+        ]
+    )
 
 
-TARGETS = {target.name: target for target in (
-    Target("image", "x.img", pictures, lambda folder: read_image(folder / "x.img")),
-    Target("mask", "x.png", mask_files, lambda folder: read_mask(folder / "x.png", 21, size=(24, 32))),
-    Target("mat-sbd", "x.mat", lambda: mat_files([{"GTcls": {"Segmentation": MASK}}]), lambda folder: prepare._sbd_mask(folder / "x.mat")),
-    Target("mat-person", "x.mat", lambda: mat_files([PERSON]), person),
-    Target("mat-context", "x.mat", lambda: mat_files([{"LabelMap": MASK.astype(np.uint16)}]),
-           lambda folder: prepare._context_mat(folder / "x.mat")),
-    Target("mat-nyu", "nyu_depth_v2_labeled.mat", lambda: damaged([nyu_file()]), nyu, nyu_splits),
-    Target("mat-splits", "splits.mat", lambda: mat_files([{"trainNdxs": np.array([[1]]), "testNdxs": np.array([[1]])}]), nyu,
-           nyu_whole),
-    Target("coco", "instances_train2017.json", lambda: json_files([COCO]),
-           lambda folder: all_masks(prepare._coco(prepare.RawFiles(folder))), coco_images),
-    Target("detail", "trainval_merged.json", lambda: json_files([DETAIL]),
-           lambda folder: all_masks(prepare._context(prepare.RawFiles(folder))), voc_2010),
-    Target("ids", "x.txt", lambda: lines_files([b"2007_000001\n2007_000002 1\n"]), lambda folder: prepare._ids(folder / "x.txt")),
-    Target("own-classes", "classes.txt", lambda: lines_files([b"a\nb\n"]), own, own_data),
-    Target("own-split", "splits/train.txt", lambda: lines_files([b"a\nb\n"]), own, own_data),
-    Target("manifest", "manifest.json", lambda: json_files([MANIFEST]), lambda folder: readers.Prepared(folder, "voc"), prepared_data),
-    Target("sums", "SHA256SUMS", lambda: lines_files([b"0" * 64 + b"  images/a.png\n"]),
-           lambda folder: readers.Prepared(folder, "voc"), prepared_data),
-    Target("tar", "x.tar", archives("tar"), unpack),
-    Target("zip", "x.zip", archives("zip"), unpack),
-    Target("recipe", "x.json", recipe_files, recipe),
-    Target("record", "x.json", record_files, record, lambda folder: campaign.runs("cpu", folder, folder)),  # counts work once
-    Target("claims", "x.yaml", claim_files, lambda folder: claims.load(folder / "x.yaml")),
-    Target("table", "table3.csv", lambda: damaged([(paper.FOLDER / "table3.csv").read_bytes()]), table),
-    Target("text", "text.csv", lambda: damaged([(paper.FOLDER / "text.csv").read_bytes()]), statements),
-    Target("checkpoint", "x.safetensors", safetensors_files, checkpoint),
-    Target("official", "x.pth", pth_files, official),
-    Target("run", "last.pt", run_files, resume),
-    Target("evaluation", "x.kept", sitting_files, sitting),
-)}
+TARGETS = {
+    target.name: target
+    for target in (
+        Target("image", "x.img", pictures, lambda folder: read_image(folder / "x.img")),
+        Target(
+            "mask",
+            "x.png",
+            mask_files,
+            lambda folder: read_mask(folder / "x.png", 21, size=(24, 32)),
+        ),
+        Target(
+            "mat-sbd",
+            "x.mat",
+            lambda: mat_files([{"GTcls": {"Segmentation": MASK}}]),
+            lambda folder: prepare._sbd_mask(folder / "x.mat"),
+        ),
+        Target("mat-person", "x.mat", lambda: mat_files([PERSON]), person),
+        Target(
+            "mat-context",
+            "x.mat",
+            lambda: mat_files([{"LabelMap": MASK.astype(np.uint16)}]),
+            lambda folder: prepare._context_mat(folder / "x.mat"),
+        ),
+        Target(
+            "mat-nyu", "nyu_depth_v2_labeled.mat", lambda: damaged([nyu_file()]), nyu, nyu_splits
+        ),
+        Target(
+            "mat-splits",
+            "splits.mat",
+            lambda: mat_files([{"trainNdxs": np.array([[1]]), "testNdxs": np.array([[1]])}]),
+            nyu,
+            nyu_whole,
+        ),
+        Target(
+            "coco",
+            "instances_train2017.json",
+            lambda: json_files([COCO]),
+            lambda folder: all_masks(prepare._coco(prepare.RawFiles(folder))),
+            coco_images,
+        ),
+        Target(
+            "detail",
+            "trainval_merged.json",
+            lambda: json_files([DETAIL]),
+            lambda folder: all_masks(prepare._context(prepare.RawFiles(folder))),
+            voc_2010,
+        ),
+        Target(
+            "ids",
+            "x.txt",
+            lambda: lines_files([b"2007_000001\n2007_000002 1\n"]),
+            lambda folder: prepare._ids(folder / "x.txt"),
+        ),
+        Target("own-classes", "classes.txt", lambda: lines_files([b"a\nb\n"]), own, own_data),
+        Target("own-split", "splits/train.txt", lambda: lines_files([b"a\nb\n"]), own, own_data),
+        Target(
+            "manifest",
+            "manifest.json",
+            lambda: json_files([MANIFEST]),
+            lambda folder: readers.Prepared(folder, "voc"),
+            prepared_data,
+        ),
+        Target(
+            "sums",
+            "SHA256SUMS",
+            lambda: lines_files([b"0" * 64 + b"  images/a.png\n"]),
+            lambda folder: readers.Prepared(folder, "voc"),
+            prepared_data,
+        ),
+        Target("tar", "x.tar", archives("tar"), unpack),
+        Target("zip", "x.zip", archives("zip"), unpack),
+        Target("recipe", "x.json", recipe_files, recipe),
+        Target(
+            "record",
+            "x.json",
+            record_files,
+            record,
+            lambda folder: campaign.runs("cpu", folder, folder),
+        ),  # counts work once
+        Target("claims", "x.yaml", claim_files, lambda folder: claims.load(folder / "x.yaml")),
+        Target(
+            "table",
+            "table3.csv",
+            lambda: damaged([(paper.FOLDER / "table3.csv").read_bytes()]),
+            table,
+        ),
+        Target(
+            "text",
+            "text.csv",
+            lambda: damaged([(paper.FOLDER / "text.csv").read_bytes()]),
+            statements,
+        ),
+        Target("checkpoint", "x.safetensors", safetensors_files, checkpoint),
+        Target("official", "x.pth", pth_files, official),
+        Target("run", "last.pt", run_files, resume),
+        Target("evaluation", "x.kept", sitting_files, sitting),
+    )
+}

@@ -1,5 +1,6 @@
 """Python begins with this in every process that the tests start: no other host is asked for anything, and who tries is told of in the
 file that RFLW_TRIED names. Sockets of this machine, as processes of one training need, stay open."""
+
 from ipaddress import ip_address
 import os
 import sys
@@ -7,8 +8,14 @@ import sys
 
 def elsewhere(event: str, args: tuple) -> str | None:
     """The other host that an event of sys.audit is about, None for none."""
-    if event not in ("socket.connect", "socket.sendto", "socket.sendmsg", "socket.getaddrinfo", "socket.gethostbyname",
-                     "socket.gethostbyaddr"):
+    if event not in (
+        "socket.connect",
+        "socket.sendto",
+        "socket.sendmsg",
+        "socket.getaddrinfo",
+        "socket.gethostbyname",
+        "socket.gethostbyaddr",
+    ):
         return None
     where = args[0] if event.startswith("socket.get") else args[1]
     host = where[0] if isinstance(where, tuple) and where else where
