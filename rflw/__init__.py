@@ -10,9 +10,9 @@ __version__ = "0.1.0"
 _HOME = {
     "list_models": "rflw.nn.refinenet",
     "build": "rflw.nn.refinenet",
-    "load_official": "rflw.engine",
-    "load": "rflw.engine",
-    "predict": "rflw.engine",
+    "load_official": "rflw.checkpoint",
+    "load": "rflw.checkpoint",
+    "predict": "rflw.prediction",
     "InputError": "rflw.errors",
 }
 _ROOMS = ("deploy",)  # modules that are used under their own name: rflw.deploy.optimise

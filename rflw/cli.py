@@ -277,9 +277,10 @@ def predict(
     gc.disable()  # while modules load: a tenth of the start of a command that people wait for
     import time
 
-    from rflw import engine, tiles, video
+    from rflw import checkpoint, device, prediction, tiles, video
     from rflw.data.images import read_image
     from rflw.data.labels import LABELS, labels_for
+    from rflw.nn.refinenet import MIN_SIZE
 
     gc.enable()
     if batch < 1:
@@ -288,9 +289,9 @@ def predict(
     folders = {path: video.photos(path) for path in images if path.is_dir()}
     videos = [path for path in images if path not in folders and video.is_video(path)]
     named = [path for path in images if path not in folders and path not in videos]
-    if short_side and short_side < engine.MIN_SIZE:
+    if short_side and short_side < MIN_SIZE:
         raise InputError(
-            f"--short-side {short_side} pixels: {engine.MIN_SIZE} is the least, 0 keeps the photo's own"
+            f"--short-side {short_side} pixels: {MIN_SIZE} is the least, 0 keeps the photo's own"
         )
     single = [*named, *(path for found in folders.values() for path in found)]
     stems = [path.stem for path in (*single, *videos)]
@@ -312,7 +313,7 @@ def predict(
     for path in named if len(named) > 1 else ():
         read_image(path)
     rates = {path: video.frame_rate(path) for path in videos}
-    model = engine.load(checkpoint).to(engine.pick_device(device))
+    model = checkpoint.load(checkpoint).to(device.pick_device(device))
     labels = labels_for(model.card["classes"])
     if (known := LABELS.get(model.card["data"])) and known.classes == labels.classes:
         labels = known  # with colours of its own
@@ -320,7 +321,7 @@ def predict(
     if compiled:
         from rflw import deploy
 
-        precision = engine.pick_precision(precision, engine.pick_device(device))
+        precision = device.pick_precision(precision, device.pick_device(device))
         model, precision = (
             deploy.optimise(model, precision, compiled=True),
             "fp32",
@@ -336,7 +337,7 @@ def predict(
         for keys, stack in video.in_batches(video.read_ahead(frames), batch):
             began = time.perf_counter()
             try:
-                masks = engine.class_maps(model, stack, side, precision, tile)
+                masks = prediction.class_maps(model, stack, side, precision, tile)
             except InputError as e:
                 if video:
                     raise InputError(f"{video}: {e}") from e
@@ -349,7 +350,7 @@ def predict(
         _write_photo(
             path,
             read_image(path),
-            engine.predict(model, path, side, precision, tile),
+            prediction.predict(model, path, side, precision, tile),
             labels,
             output,
         )
@@ -506,9 +507,9 @@ def train(
     """
     from dataclasses import replace
 
-    from rflw import engine, records, training
-    from rflw.config import recipe as find
+    from rflw import checkpoint, device, records, training
     from rflw.data.readers import open_dataset
+    from rflw.recipes import recipe as find
 
     plan = find(recipe)
     if plan.name == "own" and data is None:
@@ -519,7 +520,9 @@ def train(
         plan = replace(plan, batch=max(1, min(plan.batch, len(open_dataset(data, "train", root)))))
     if init is not None:  # one's own data are trained on with the checkpoint's network
         plan = replace(
-            plan, init=init, **({"model": engine.weights_of(init)[0]} if plan.name == "own" else {})
+            plan,
+            init=init,
+            **({"model": checkpoint.weights_of(init)[0]} if plan.name == "own" else {}),
         )
     if epochs is not None:
         plan = plan.with_epochs(epochs)
@@ -661,7 +664,7 @@ def recipes(json: Json = False):
 
     Example: rflw recipes
     """
-    from rflw.config import RECIPES
+    from rflw.recipes import RECIPES
 
     if json:
         from dataclasses import asdict
@@ -789,10 +792,10 @@ Split = Annotated[str, typer.Option(help="Which part of it.")]
 
 def open_checkpoint(checkpoint: str, data: str | None, split: str, root: Path | None, device: str):
     """A trained network and a data set of its classes."""
-    from rflw import engine
+    from rflw import checkpoint, device
     from rflw.data.readers import open_dataset
 
-    model = engine.load(checkpoint).to(engine.pick_device(device))
+    model = checkpoint.load(checkpoint).to(device.pick_device(device))
     name = data or model.card["data"]
     dataset = open_dataset(name, split, root)
     if len(dataset.labels.classes) != model.num_classes:
@@ -853,7 +856,7 @@ def evaluate(
 
     Example: rflw eval camvid --root ~/datasets --scales 0.75 1 1.25 --flip --json
     """
-    from rflw import engine, metrics, plots, records, tiles
+    from rflw import checkpoint, device, evaluation, metrics, plots, prediction, records, tiles
 
     if not all(0 < scale <= 4 for scale in scales):
         raise InputError(f"--scales {' '.join(map(str, scales))}: above 0, at most 4")
@@ -877,8 +880,8 @@ def evaluate(
         """Its boundary F-score, mean over classes, and pixels that are as the plain network has them, of how many."""
         same, pixels = 0, 0
         if deployed:
-            reference = engine.best(
-                engine.views(plain, dataset[index][0], "fp32", scales, flip, tile), mask.shape
+            reference = prediction.best(
+                prediction.views(plain, dataset[index][0], "fp32", scales, flip, tile), mask.shape
             )[0]
             same, pixels = (prediction == reference).sum().item(), mask.numel()
         if save:
@@ -911,7 +914,7 @@ def evaluate(
         "flip": flip,
     }
     if not deployed:
-        config["precision"] = engine.pick_precision(precision, next(model.parameters()).device)
+        config["precision"] = device.pick_precision(precision, next(model.parameters()).device)
     with records.timed(
         f"eval-{Path(checkpoint).stem}-{Path(name).name}-{split}{way}", command, "eval", config
     ) as record:
@@ -921,7 +924,7 @@ def evaluate(
             "device": next(plain.parameters()).device.type,
             "save": save and str(save.absolute()),
         }
-        sitting = engine.Sitting(
+        sitting = evaluation.Sitting(
             len(dataset),
             model.num_classes,
             3,
@@ -937,7 +940,7 @@ def evaluate(
                 f"rflw: goes on after {before} of {len(dataset)} images, from {keep}",
                 file=sys.stderr,
             )
-        matrices = engine.evaluate(
+        matrices = evaluation.evaluate(
             model, dataset, precision, scales, flip, each, progress=True, tile=tile, sitting=sitting
         )
     record["wall_s"] = round(record["wall_s"] + seconds, 1)  # with that of earlier sittings
@@ -949,7 +952,7 @@ def evaluate(
         "data": name,
         "split": split,
         "images": len(dataset),
-        **engine.summary(matrices, labels.classes),
+        **evaluation.summary(matrices, labels.classes),
         "boundary_f": sum(boundaries) / len(boundaries) if boundaries else None,
         "scales": list(scales),
         "flip": flip,
@@ -966,7 +969,7 @@ def evaluate(
         if not order:
             raise InputError(f"{name}/{split}: all pixels are void, there is nothing to draw")
         chosen = [order[round(step * (len(order) - 1) / 4)] for step in range(5)]
-        rows = [(*dataset[i], engine.predict(model, dataset[i][0])) for i in chosen]
+        rows = [(*dataset[i], prediction.predict(model, dataset[i][0])) for i in chosen]
         notes = [f"{100 * metrics.pixel_accuracy(matrices[i]):.1f} % of pixels" for i in chosen]
         picture = plots.prediction_grid(rows, labels, notes=notes)
         draw(picture, figure)
@@ -995,11 +998,11 @@ def _identity(checkpoint: str, dataset, options: dict) -> str:
     """What must be the same for an evaluation to go on: the network's file, every pixel of the data, and the options."""
     import hashlib
 
-    from rflw import engine
+    from rflw import checkpoint
     from rflw.data.readers import manifest_hash
 
     parts = [
-        hashlib.sha256(engine.checkpoint_file(checkpoint).read_bytes()).hexdigest(),
+        hashlib.sha256(checkpoint.checkpoint_file(checkpoint).read_bytes()).hexdigest(),
         manifest_hash(dataset),
         options,
     ]
@@ -1054,11 +1057,11 @@ def export(
     import logging
     import warnings
 
-    from rflw import deploy, engine
+    from rflw import checkpoint, deploy
 
     logging.disable(logging.WARNING)  # what torch.onnx says of itself
     warnings.simplefilter("ignore")
-    model = engine.load(checkpoint)
+    model = checkpoint.load(checkpoint)
     images = some_images(calibrate or model.card["data"], root) if int8 else None
     facts = deploy.export(model, output, form, whole, opset, images)
     if json:

@@ -19,11 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rflw.engine import computes_in_bf16, keep_freed_memory, normalise, upsample
+from rflw.device import computes_in_bf16, keep_freed_memory
 from rflw.errors import InputError
 from rflw.nn import pooling
 from rflw.nn.blocks import CRP, Window
 from rflw.nn.refinenet import MIN_SIZE, RefineNet
+from rflw.prediction import normalise, upsample
 from rflw.records import write_whole
 from rflw.trace import record
 
@@ -104,7 +105,7 @@ def merge_linear(model: nn.Module) -> int:
 class Deployed(nn.Module):
     """A network made fast: (B, 3, H, W) float32, normalised -> float32 logits, as the network that it was made of.
 
-    steps: what was done, in order; left_out: what was not, and why. `rflw.predict` and `rflw.engine.evaluate` take it.
+    steps: what was done, in order; left_out: what was not, and why. `rflw.predict` and `rflw.evaluation.evaluate` take it.
     """
 
     def __init__(

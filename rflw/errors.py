@@ -22,6 +22,24 @@ def no_pipe(path: str | Path) -> None:
 
 
 @contextmanager
+def reading(path: str | Path):
+    """Within it an outside file is read: whatever a parser raises becomes one line that names the file.
+
+    Raises:
+        InputError: "PATH: cannot be read (why)", or "PATH: no such file". One that is raised within passes as it is.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except FileNotFoundError as e:
+        raise InputError(f"{path}: no such file") from e
+    except Exception as e:  # parsers raise many types for files that are damaged or foreign
+        why = getattr(e, "strerror", None) or next(iter(str(e).split("\n")), "") or type(e).__name__
+        raise InputError(f"{path}: cannot be read ({why})") from e
+
+
+@contextmanager
 def enough_memory(message: str, error: type[Exception] = InputError):
     """Raises `error(message)` where memory runs out within it: Python and CUDA have classes for that, PyTorch on CPUs a RuntimeError
     that says so."""

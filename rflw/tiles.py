@@ -82,7 +82,7 @@ def joined(
 
 
 def bands(logits: list[Tensor], size: tuple[int, int]) -> Iterator[tuple[int, list[Tensor]]]:
-    """Logits (B, K, h, w), of any h and w, resized to `size` a few rows at a time, bilinear, as `engine.upsample` does -> (first row, one
+    """Logits (B, K, h, w), of any h and w, resized to `size` a few rows at a time, bilinear, as `prediction.upsample` does -> (first row, one
     (B, K, rows, W) of each)."""
     (height, width), step = size, max(1, BAND // size[1])
     for top in range(0, height, step):

@@ -24,7 +24,8 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from rflw import live, records
-from rflw.config import OWN, RECIPES, Recipe
+from rflw.checkpoint import SHIPPED, checkpoint_file, load, save, weights_of
+from rflw.config import Recipe
 from rflw.data.labels import LABELS, VOID, Labels
 from rflw.data.on_device import ResidentSet
 from rflw.data.readers import (
@@ -37,24 +38,14 @@ from rflw.data.readers import (
     open_dataset,
     spread,
 )
-from rflw.engine import (
-    SHIPPED,
-    checkpoint_file,
-    evaluate,
-    keep_freed_memory,
-    load,
-    load_tensors,
-    pick_device,
-    pick_precision,
-    save,
-    summary,
-    upsample,
-    views,
-    weights_of,
-)
+from rflw.device import keep_freed_memory, pick_device, pick_precision
 from rflw.errors import InputError, enough_memory
-from rflw.nn import checkpoints, pooling
+from rflw.evaluation import evaluate, summary
+from rflw.nn import official, pooling
+from rflw.nn.official import load_tensors
 from rflw.nn.refinenet import RefineNet, build, init_decoder
+from rflw.prediction import upsample, views
+from rflw.recipes import OWN, RECIPES
 from rflw.records import write_whole
 
 WORTH_COMPILING = 200  # steps of a run from which on it saves more time than it costs
@@ -382,7 +373,7 @@ class State:
                 yield f"its {name} is no number"
         for name, own in (("model", self.model.state_dict()), ("averaged", self.averaged or {})):
             theirs = {} if saved[name] is None else saved[name]
-            fault = checkpoints.first_not_numbers(theirs) or checkpoints.first_fault(theirs, own)
+            fault = official.first_not_numbers(theirs) or official.first_fault(theirs, own)
             if fault:
                 yield f"{name}: {fault}"
         own = self.scaler.state_dict()
@@ -400,7 +391,7 @@ class State:
                 for name, value in memory.items()
                 if value is not None or name != "momentum_buffer"
             }
-            fault = checkpoints.first_not_numbers(values)
+            fault = official.first_not_numbers(values)
             if fault:
                 yield f"optimiser: {fault}"
             shapes = {

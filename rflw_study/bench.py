@@ -13,25 +13,18 @@ import torch
 from torch import Tensor, nn
 
 from rflw import deploy
+from rflw.checkpoint import checkpoint_file, load
 from rflw.complexity import count
 from rflw.config import Recipe
 from rflw.data.images import read_image
 from rflw.data.on_device import ResidentSet
 from rflw.data.readers import labels_of, open_dataset
 from rflw.data.transforms import Augmented, training_transform
-from rflw.engine import (
-    checkpoint_file,
-    computes_in_bf16,
-    keep_freed_memory,
-    load,
-    normalise,
-    pick_device,
-    pick_precision,
-    upsample,
-)
+from rflw.device import computes_in_bf16, keep_freed_memory, pick_device, pick_precision
 from rflw.errors import InputError, enough_memory
 from rflw.nn.encoders import IMAGENET_MEAN, IMAGENET_STD
 from rflw.nn.refinenet import RefineNet, build
+from rflw.prediction import normalise, upsample
 from rflw.training import (
     batches,
     compiled_for,

@@ -8,8 +8,9 @@ from statistics import median
 import time
 
 from rflw import records
-from rflw.config import CHOSEN, COMPARED, COMPARED_ON, GRID, RECIPES, Recipe, recipe
+from rflw.config import Recipe
 from rflw.errors import InputError
+from rflw.recipes import CHOSEN, COMPARED, COMPARED_ON, GRID, RECIPES, recipe
 
 TIERS = ("cpu", "gpu")
 

@@ -21,8 +21,9 @@ from pathlib import Path
 import yaml
 
 from rflw import records
-from rflw.config import OWN, RECIPES, Recipe
+from rflw.config import Recipe
 from rflw.errors import InputError
+from rflw.recipes import OWN, RECIPES
 from rflw_study import paper
 from rflw_study.statistics import Interval, mean_interval, paired_difference
 from rflw_study.timings import timings

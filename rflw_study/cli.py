@@ -668,7 +668,7 @@ def bench_train(
 
     Example: rflw bench train camvid-lw-efficientnet_lite0 --root ~/datasets
     """
-    from rflw.config import recipe as find
+    from rflw.recipes import recipe as find
     from rflw_study import bench
 
     plan = find(recipe)
@@ -700,8 +700,8 @@ def bench_data(
 
     Example: rflw bench data camvid --root ~/datasets
     """
-    from rflw.config import OWN, RECIPES
-    from rflw.config import recipe as find
+    from rflw.recipes import OWN, RECIPES
+    from rflw.recipes import recipe as find
     from rflw_study import bench
 
     plan = (

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch.utils.data import Subset
 from tqdm import tqdm
 
-from rflw import engine
+from rflw import evaluation, prediction
 from rflw.data.readers import spread
 from rflw.errors import InputError
 from rflw.nn.blocks import CRP, RCU, BottleneckRCU
@@ -56,7 +56,7 @@ def tensors(
         )
     device, images = next(model.parameters()).device, []
     for i in indices:
-        image = engine.normalise(dataset[i][0], model, device)
+        image = prediction.normalise(dataset[i][0], model, device)
         images.append(
             image if size is None else F.interpolate(image, size, mode="bilinear", antialias=True)
         )
@@ -283,7 +283,10 @@ def batches(model: RefineNet, dataset, indices, batch: int = 8):
                 f"{dataset.name}: images of several sizes, which heads are not trained on"
             )
         x = torch.cat(
-            [engine.normalise(image, model, next(model.parameters()).device) for image, _ in items]
+            [
+                prediction.normalise(image, model, next(model.parameters()).device)
+                for image, _ in items
+            ]
         )
         yield x, np.stack([mask for _, mask in items])
 
@@ -343,7 +346,7 @@ def probe(
                 net = probes.classification_head(seen, len(classes), HEADS[name], seed)
                 labels.append(probes.multilabel(net, unseen, classes, background, seen))
                 bar.update()
-            scores = [engine.summary(matrix, classes) for matrix in matrices]
+            scores = [evaluation.summary(matrix, classes) for matrix in matrices]
             low_high = mean_interval(labels[0]["accuracy_by_image"])
             found[place]["heads"][name] = {
                 "miou": [score["miou"] for score in scores],
@@ -418,7 +421,7 @@ def saturate(model: RefineNet, dataset, images: int | None = None, progress: boo
             net,
             found,
             (
-                engine.normalise(part[i][0], net, next(net.parameters()).device)
+                prediction.normalise(part[i][0], net, next(net.parameters()).device)
                 for i in range(len(part))
             ),
         )
@@ -448,7 +451,7 @@ def saturate(model: RefineNet, dataset, images: int | None = None, progress: boo
 
     def score(left_out=()):
         with saturation.without(model, left_out):
-            value = engine.summary(engine.evaluate(model, part), classes)["miou"]
+            value = evaluation.summary(evaluation.evaluate(model, part), classes)["miou"]
         bar.update()
         return value
 
@@ -500,7 +503,7 @@ def pictures(
         valid = mask < classes
         if not valid.any():
             continue
-        right = [(engine.predict(model, image) == mask)[valid] for model in models.values()]
+        right = [(prediction.predict(model, image) == mask)[valid] for model in models.values()]
         shares[i] = [own.mean() for own in right]
         for name, own in zip(counts, right[1:]):
             counts[name] += np.bincount(2 * ~right[0] + ~own, minlength=4)
@@ -511,7 +514,7 @@ def pictures(
         )
     chosen = order[:number] if rule == "worst" else [order[k] for k in spread(number, len(order))]
     rows = [
-        (*dataset[i], *(engine.predict(model, dataset[i][0]) for model in models.values()))
+        (*dataset[i], *(prediction.predict(model, dataset[i][0]) for model in models.values()))
         for i in chosen
     ]
     return {

@@ -21,8 +21,8 @@ import torch
 
 from rflw import build, list_models, training
 from rflw.complexity import count
-from rflw.config import OWN, RECIPES, recipe
 from rflw.data.synthetic import Embedded
+from rflw.recipes import OWN, RECIPES, recipe
 
 FILE = Path(__file__).parent / "data" / "golden.json"
 SIZE, CLASSES, LOGITS = (

@@ -16,7 +16,7 @@ import time
 import numpy as np
 from PIL import Image
 
-from rflw import engine, records, tiles
+from rflw import checkpoint, evaluation, prediction, records, tiles
 from rflw.data.labels import LABELS
 from rflw.data.synthetic import scene
 
@@ -42,25 +42,25 @@ def peak_mb() -> int:
 
 def logits(size: int, tile: int, out: str) -> dict:
     """Of a square image, by tiles of a size or whole (0), into a file -> {"peak_mb", "seconds"}."""
-    model, (image, _) = engine.load(CHECKPOINT), pavement(size, size)
+    model, (image, _) = checkpoint.load(CHECKPOINT), pavement(size, size)
     before, start = peak_mb(), time.perf_counter()
     import torch
 
     with torch.inference_mode():
-        found = engine.logits_of(model, image[None], (size, size), "fp32", tile=tile)
+        found = prediction.logits_of(model, image[None], (size, size), "fp32", tile=tile)
     np.save(out, found.numpy())
     return {"peak_mb": peak_mb() - before, "seconds": round(time.perf_counter() - start, 1)}
 
 
 def classes(size: int, tile: int) -> dict:
     """A square image, predicted and evaluated -> {"peak_mb", "seconds", "pixel_accuracy"}."""
-    model, (image, mask) = engine.load(CHECKPOINT), pavement(size, size)
+    model, (image, mask) = checkpoint.load(CHECKPOINT), pavement(size, size)
     from rflw import metrics
 
     before, start = peak_mb(), time.perf_counter()
-    found = engine.predict(model, image, tile=tile)
+    found = prediction.predict(model, image, tile=tile)
     took = round(time.perf_counter() - start, 1)
-    matrices = engine.evaluate(model, [(image, mask)], "fp32", tile=tile)
+    matrices = evaluation.evaluate(model, [(image, mask)], "fp32", tile=tile)
     return {
         "peak_mb": peak_mb() - before,
         "seconds": took,

@@ -13,7 +13,7 @@ from PIL import Image
 import pytest
 
 from rflw import records
-from rflw.config import RECIPES
+from rflw.recipes import RECIPES
 from rflw_study import paper
 
 pytest.importorskip("myst_nb")

@@ -154,6 +154,6 @@ def test_work_is_counted_as_elsewhere():
 
 def test_the_shipped_campaign_names_shipped_recipes():
     for experiment in sum(campaign.GROUPS, []):
-        assert experiment.recipe in rflw.config.RECIPES, experiment
+        assert experiment.recipe in rflw.recipes.RECIPES, experiment
     with pytest.raises(InputError, match="tpu"):
         campaign.runs("tpu")

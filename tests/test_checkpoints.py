@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 
 from rflw import InputError, build, load_official
-from rflw.nn import checkpoints
-from rflw.nn.checkpoints import recognise, to_theirs, unwrap
+from rflw.nn import official
+from rflw.nn.official import recognise, to_theirs, unwrap
 
 DATA = Path(__file__).parent / "data"
 PUBLISHED = {
@@ -310,7 +310,7 @@ def test_pickled_code_is_not_executed(tmp_path):
 
 def test_names_of_the_residual_units_by_hand():
     """Of the coarsest level two units before it and three after, each of two convolutions."""
-    names = checkpoints._resnet_modules()
+    names = official._resnet_modules()
     assert len({*names.values()}) == len(names)
     for theirs, ours in (
         ("adapt_stage1_b.0.1_conv", "decoder.stages.0.rcu_in.0.conv1"),

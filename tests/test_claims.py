@@ -7,7 +7,7 @@ import math
 import pytest
 
 from rflw import InputError, records
-from rflw.config import OWN, RECIPES
+from rflw.recipes import OWN, RECIPES
 from rflw_study import claims, paper
 from rflw_study.statistics import Interval
 

@@ -14,7 +14,8 @@ from PIL import Image
 import pytest
 import torch
 
-from rflw import InputError, build, cli, engine, training, video
+from rflw import InputError, build, cli, evaluation, metrics, records, tiles, training, video
+from rflw.checkpoint import load
 from rflw.data import readers
 from rflw.data.labels import LABELS
 from rflw.data.synthetic import scene
@@ -40,7 +41,7 @@ def rflw(monkeypatch, capsys):
 def checkpoint(tmp_path_factory):
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("checkpoint") / "x.safetensors"
-    engine.save(
+    checkpoint.save(
         build("refinenet-lw-mobilenet_v2", 6),
         path,
         {"classes": LABELS["embedded"].classes, "data": "embedded"},
@@ -321,7 +322,7 @@ def test_eval_at_several_scales_saves_what_it_scores(rflw, checkpoint, tmp_path,
         for i, p in enumerate(saved)
     )
     assert result["miou"] == pytest.approx(mean_iou(matrix))
-    record = engine.records.read(
+    record = records.read(
         f"eval-{Path(checkpoint).stem}-embedded-val-scales-0.5-1-flip-fp32", tmp_path
     )
     assert (
@@ -339,7 +340,7 @@ def test_eval_goes_on_where_it_was_interrupted(rflw, checkpoint, tmp_path, monke
         ("--keep", tmp_path / "kept"),
     )
     expected = rflw(*words)[1]
-    real, calls = engine.metrics.confusion_matrix, []
+    real, calls = metrics.confusion_matrix, []
 
     def interrupted(*args):
         calls.append(1)
@@ -347,7 +348,7 @@ def test_eval_goes_on_where_it_was_interrupted(rflw, checkpoint, tmp_path, monke
             raise KeyboardInterrupt
         return real(*args)
 
-    monkeypatch.setattr(engine.metrics, "confusion_matrix", interrupted)
+    monkeypatch.setattr(metrics, "confusion_matrix", interrupted)
     code, out, err = rflw(*words, *keep)
     assert (code, out) == (130, "") and "interrupted" in err
     code, out, err = rflw(*words, *keep)
@@ -375,7 +376,7 @@ def test_an_evaluation_that_goes_on_saves_all_predictions(rflw, checkpoint, tmp_
 def test_what_cannot_be_written_is_refused_before_anything_is_measured(
     rflw, checkpoint, tmp_path, monkeypatch, option
 ):
-    monkeypatch.setattr("rflw.engine.load", lambda *_: pytest.fail("the work has begun"))
+    monkeypatch.setattr("rflw.checkpoint.load", lambda *_: pytest.fail("the work has begun"))
     (tmp_path / "file").write_text("")
     inside = tmp_path / "file" / {"--keep": "kept", "--figure": "x.png"}.get(option, "")
     refused(
@@ -400,9 +401,9 @@ def test_what_cannot_be_written_is_refused_before_anything_is_measured(
 
 def test_large_images_in_tiles(rflw, checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr("rflw.data.readers.open_dataset", lambda name, split, root: Scenes(split))
-    seen, real = [], engine.tiles.side
+    seen, real = [], tiles.side
     monkeypatch.setattr(
-        engine.tiles, "side", lambda tile, size: seen.append((tile, size)) or real(tile, size)
+        tiles, "side", lambda tile, size: seen.append((tile, size)) or real(tile, size)
     )
     Image.fromarray(PHOTO).save(tmp_path / "x.png")
     assert (
@@ -420,7 +421,7 @@ def test_large_images_in_tiles(rflw, checkpoint, tmp_path, monkeypatch):
     )
     assert rflw("eval", checkpoint, "--tile", 1600, "--results", tmp_path)[0] == 0
     assert seen.count((1600, PHOTO.shape[:2])) == 1 and seen.count((1600, (96, 128))) == 2
-    record = engine.records.read(f"eval-{Path(checkpoint).stem}-embedded-val-tile-1600", tmp_path)
+    record = records.read(f"eval-{Path(checkpoint).stem}-embedded-val-tile-1600", tmp_path)
     assert record["command"].endswith("--tile 1600")
     refused(rflw("eval", checkpoint, "--tile", 64), "tiles of 64 pixels")
     refused(
@@ -461,9 +462,7 @@ def test_erf_measures_records_and_draws(rflw, checkpoint, tmp_path, monkeypatch)
         and list(result["layers"]) == ["after CRP"]
         and len(row["sides"]) + row["dead"] == 256
     )
-    record = engine.records.read(
-        "erf-activation-refinenet-lw-mobilenet_v2-decoder.stages.0.crp", tmp_path
-    )
+    record = records.read("erf-activation-refinenet-lw-mobilenet_v2-decoder.stages.0.crp", tmp_path)
     assert record["metrics"] == result and record["kind"] == "erf"
     assert record["command"] == (
         f"rflw erf {checkpoint} --data embedded --split val --method activation --layer decoder.stages.0.crp --images 2 --tile 1 "
@@ -496,7 +495,7 @@ def test_probe_saturation_and_pictures_record(rflw, checkpoint, tmp_path, monkey
     code, out, _ = rflw(
         "probe", checkpoint, "--images", 4, "--head", "linear", "--seeds", 1, "--results", tmp_path
     )
-    record = engine.records.read("probe-refinenet-lw-mobilenet_v2", tmp_path)
+    record = records.read("probe-refinenet-lw-mobilenet_v2", tmp_path)
     assert (
         code == 0
         and "after CRP" in out
@@ -516,16 +515,12 @@ def test_probe_saturation_and_pictures_record(rflw, checkpoint, tmp_path, monkey
         and "all RCU" not in out
     )
     assert (
-        len(
-            engine.records.read("saturation-refinenet-lw-mobilenet_v2", tmp_path)["metrics"][
-                "terms"
-            ]
-        )
+        len(records.read("saturation-refinenet-lw-mobilenet_v2", tmp_path)["metrics"]["terms"])
         == 16
     )
 
     other = tmp_path / "other.safetensors"
-    engine.save(
+    checkpoint.save(
         build("refinenet-lw-nocrp-mobilenet_v2", 6),
         other,
         {"classes": LABELS["embedded"].classes, "data": "embedded"},
@@ -542,14 +537,14 @@ def test_probe_saturation_and_pictures_record(rflw, checkpoint, tmp_path, monkey
         "--results",
         tmp_path,
     )
-    metrics = engine.records.read("worst", tmp_path)["metrics"]
+    metrics = records.read("worst", tmp_path)["metrics"]
     assert (
         code == 0
         and Image.open(tmp_path / "worst.png").format == "PNG"
         and len(metrics["frames"]) == 1
     )
     assert list(metrics["agreement"]) == ["refinenet-lw-nocrp-mobilenet_v2"]
-    assert engine.records.read("worst", tmp_path)["command"] == (
+    assert records.read("worst", tmp_path)["command"] == (
         f"rflw pictures {checkpoint} {other} -o worst.png --data embedded --split val --rule worst --number 1 --safe"
     )
     refused(
@@ -600,7 +595,7 @@ def test_train_leaves_a_run_and_a_record(rflw, tmp_path, monkeypatch):
     weights.unlink()  # a run that goes on needs them no more, and remembers them
     assert (
         rflw(*words, "--resume")[0] == 0
-        and engine.records.read(tmp_path / "run" / "record.json")["weights"] == record["weights"]
+        and records.read(tmp_path / "run" / "record.json")["weights"] == record["weights"]
     )
     refused(
         rflw("train", "embedded-lw-efficientnet_lite0", "--weights", tmp_path / "none"),
@@ -614,10 +609,10 @@ def test_train_leaves_a_run_and_a_record(rflw, tmp_path, monkeypatch):
     file, card, kept = training.publish(
         tmp_path / "run", "scenes", tmp_path / "shipped", tmp_path / "kept"
     )
-    assert engine.load(file).card["encoder_weights"] == record["weights"]
+    assert load(file).card["encoder_weights"] == record["weights"]
     assert (
-        engine.load(file).card["recipe"] == "embedded-lw-efficientnet_lite0"
-        and engine.records.read(kept)["seed"] == 0
+        load(file).card["recipe"] == "embedded-lw-efficientnet_lite0"
+        and records.read(kept)["seed"] == 0
     )
     words = card.read_text()
     for fact in (
@@ -637,8 +632,8 @@ def test_train_leaves_a_run_and_a_record(rflw, tmp_path, monkeypatch):
     with pytest.raises(InputError, match="edited by hand"):
         training.publish(tmp_path / "run", "edited", tmp_path / "shipped", tmp_path / "kept")
     edited.write_text(edited.read_text().replace('"seed": 1', '"seed": 0'))
-    model = engine.load(tmp_path / "run" / "model.safetensors")
-    engine.save(
+    model = load(tmp_path / "run" / "model.safetensors")
+    checkpoint.save(
         model,
         tmp_path / "run" / "model.safetensors",
         {"classes": model.card["classes"], "data": "embedded"},
@@ -677,7 +672,7 @@ def test_train_refuses_folders_that_it_cannot_use(rflw, tmp_path, monkeypatch):
 
 def test_too_little_memory_is_one_line(rflw, checkpoint, monkeypatch):
     monkeypatch.setattr("rflw.data.readers.open_dataset", lambda name, split, root: Scenes(split))
-    monkeypatch.setattr(engine, "evaluate", lambda *args, **options: torch.empty(2**60))
+    monkeypatch.setattr(evaluation, "evaluate", lambda *args, **options: torch.empty(2**60))
     refused(rflw("eval", checkpoint), "too little memory", "--tile")
 
 
@@ -685,7 +680,7 @@ def test_a_checkpoint_of_more_classes_than_its_data_set_has(rflw, tmp_path):
     torch.manual_seed(0)
     model = build("refinenet-lw-mobilenet_v2", 30)
     model.decoder.classifier.bias.data[29] = 1e4
-    engine.save(
+    checkpoint.save(
         model,
         tmp_path / "x.safetensors",
         {"classes": [f"c{i}" for i in range(30)], "data": "camvid"},
@@ -808,7 +803,7 @@ def test_from_raw_files_to_a_data_set_that_can_be_read(rflw, tmp_path):
         "voc/masks/2007_000000.png: missing",
         "voc/masks/2007_000001.png: not the file that was prepared",
     ]
-    assert engine.records.read("check-voc", tmp_path)["metrics"] == result
+    assert records.read("check-voc", tmp_path)["metrics"] == result
     assert (
         "2007_000000.png: missing\n" in rflw("data", "check", "voc", "--root", tmp_path / "root")[1]
     )
@@ -901,14 +896,14 @@ def test_names_that_are_no_text_are_printed(tmp_path):
 
 
 def test_records_are_listed_and_compared(rflw, tmp_path):
-    base = {field: kind() for field, kind in engine.records.REQUIRED.items()} | {
+    base = {field: kind() for field, kind in records.REQUIRED.items()} | {
         "commit": "c" * 40,
         "dirty": True,
         "kind": "train",
         "status": "done",
     }
     for name, miou in (("one", 0.5), ("two", 0.75)):
-        engine.records.write(
+        records.write(
             base
             | {
                 "name": name,
@@ -1015,7 +1010,7 @@ def test_ones_own_data_train_with_one_command(rflw, own, checkpoint, tmp_path):
         record["command"] == f"rflw train own --seed 0 --data {own} --init {checkpoint} --epochs 1"
     )
     assert record["data"]["init"] == hashlib.sha256(checkpoint.read_bytes()).hexdigest()
-    trained = engine.load(tmp_path / "run" / "model.safetensors")
+    trained = load(tmp_path / "run" / "model.safetensors")
     assert trained.num_classes == 2 and trained.card["classes"] == ["left", "right"]
     code, out, _ = rflw("eval", tmp_path / "run" / "model.safetensors", "--json")
     assert json.loads(out)["miou"] == pytest.approx(record["metrics"]["miou"])
@@ -1061,7 +1056,7 @@ def test_few_photos_and_void_alone_train(rflw, own, checkpoint, tmp_path):
         tmp_path / "run",
     )
     assert code == 0 and "mIoU unknown (all labels are void) on 1 validation images" in out
-    assert engine.records.read(tmp_path / "run" / "record.json")["config"]["batch"] == 4
+    assert records.read(tmp_path / "run" / "record.json")["config"]["batch"] == 4
 
 
 def test_bench_prints_all_modes(rflw, monkeypatch, tmp_path):
@@ -1079,9 +1074,7 @@ def test_bench_prints_all_modes(rflw, monkeypatch, tmp_path):
         )[1]
     )
     assert (
-        engine.records.read("bench-train-embedded-lw-efficientnet_lite0", tmp_path)["metrics"][
-            "rows"
-        ]
+        records.read("bench-train-embedded-lw-efficientnet_lite0", tmp_path)["metrics"]["rows"]
         == rows
     )
     assert [row["mode"].partition("-")[2].partition("-")[2] for row in rows] == [
@@ -1116,7 +1109,7 @@ def test_bench_times_loading(rflw, monkeypatch, own, tmp_path):
         "resident",
     ]
     assert all(row["images_per_s"] > 0 and row["data"] == "embedded" for row in rows)
-    record = engine.records.read("bench-data-embedded", tmp_path)
+    record = records.read("bench-data-embedded", tmp_path)
     assert record["metrics"]["rows"] == rows and record["command"].endswith(
         "--workers 1 --rounds 1"
     )
@@ -1338,9 +1331,7 @@ def test_eval_of_a_deployed_network(rflw, checkpoint, tmp_path, monkeypatch):
         and result["miou"] == pytest.approx(plain["miou"], abs=1e-3)
     )
     assert result["steps"][0] == "fold" and "compile" not in result["steps"]
-    record = engine.records.read(
-        f"eval-{Path(checkpoint).stem}-embedded-val-deployed-fp32", tmp_path
-    )
+    record = records.read(f"eval-{Path(checkpoint).stem}-embedded-val-deployed-fp32", tmp_path)
     assert record["metrics"] == result and record["command"].endswith("--deployed fp32")
     assert re.search(r"^as the plain network +100\.00$", rflw(*words)[1], re.MULTILINE)
     refused(rflw("eval", checkpoint, "--deployed", "fp8"), "fp8", "fp32, bf16, fp16, int8")
@@ -1431,7 +1422,7 @@ def test_as_a_module_in_a_process_of_its_own(tmp_path):
         capture_output=True,
         text=True,
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(engine.records.REPOSITORY)},
+        env=os.environ | {"PYTHONPATH": str(records.REPOSITORY)},
     )
     assert (
         run.returncode == 2

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from rflw import InputError, records
-from rflw.config import OWN, RECIPES, Recipe, Stage, recipe
+from rflw.config import Recipe, Stage
+from rflw.recipes import OWN, RECIPES, recipe
 
 
 def factors(epochs, per_epoch=10, **settings):

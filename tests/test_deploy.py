@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import rflw
-from rflw import InputError, build, deploy, engine
+from rflw import InputError, build, deploy, device, prediction
 from rflw.data.synthetic import scene
 from rflw.nn import pooling
 from rflw.nn.blocks import CRP
@@ -358,7 +358,7 @@ def test_lower_precisions_agree_on_what_they_were_trained_for():
     calibration = [scene("val", i)[0] for i in range(6)]
     expected = rflw.predict(model, image)
     for precision, share in zip("bf16 int8".split(), (0.98, 0.95)):
-        if precision == "bf16" and not engine.computes_in_bf16(torch.device("cpu")):
+        if precision == "bf16" and not device.computes_in_bf16(torch.device("cpu")):
             continue
         if precision == "int8" and NO_INT8:
             with pytest.raises(InputError, match="nothing to quantise"):
@@ -452,7 +452,7 @@ class TestExport:
                 return torch.zeros(1, 5, 18, 26)
 
         deploy.Whole(Witness())(torch.from_numpy(image))
-        torch.testing.assert_close(seen[0], engine.normalise(image, small, torch.device("cpu")))
+        torch.testing.assert_close(seen[0], prediction.normalise(image, small, torch.device("cpu")))
 
     def test_int8_is_small_and_agrees(self, tmp_path):
         model = rflw.load("embedded")

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 import rflw
-from rflw import InputError, build, engine
+from rflw import InputError, build, checkpoint, device, evaluation, prediction
 from rflw.data.labels import LABELS
 from rflw.data.synthetic import scene
 from rflw.metrics import confusion_matrix
@@ -25,14 +25,14 @@ def model():
     model = build("refinenet-lw-mobilenet_v2", 6).eval()
     with torch.no_grad():  # balance the classes, so that a random network predicts several of them
         model.decoder.classifier.bias -= model(
-            engine.normalise(PHOTO, model, torch.device("cpu"))
+            prediction.normalise(PHOTO, model, torch.device("cpu"))
         ).mean((0, 2, 3))
     return model
 
 
 class TestCheckpoints:
     def test_save_and_load(self, model, tmp_path):
-        engine.save(model, tmp_path / "x.safetensors", CARD)
+        checkpoint.save(model, tmp_path / "x.safetensors", CARD)
         loaded = rflw.load(tmp_path / "x.safetensors")
         assert (loaded.name, loaded.training, loaded.card["data"]) == (
             model.name,
@@ -51,13 +51,13 @@ class TestCheckpoints:
     def test_values_beyond_float16_are_kept(self, model, tmp_path):
         with torch.no_grad():
             model.encoder.stem.bn.running_var[0] = 1e6
-        engine.save(model, tmp_path / "x.safetensors", CARD)
+        checkpoint.save(model, tmp_path / "x.safetensors", CARD)
         model_again = rflw.load(tmp_path / "x.safetensors")
         assert model_again.encoder.stem.bn.running_var[0] == 1e6
         model.encoder.stem.bn.running_var[0] = 1
 
     def test_bad_files_are_refused(self, model, tmp_path):
-        engine.save(model, tmp_path / "x.safetensors", CARD)
+        checkpoint.save(model, tmp_path / "x.safetensors", CARD)
         whole = (tmp_path / "x.safetensors").read_bytes()
         (tmp_path / "cut.safetensors").write_bytes(whole[:-1000])
         (tmp_path / "text.safetensors").write_text("hello")
@@ -136,7 +136,7 @@ class TestPredict:
 class TestEvaluate:
     def test_sums_the_matrices_of_predictions(self, model):
         data = [scene("val", i) for i in range(3)]
-        matrices = engine.evaluate(model, data, "fp32")
+        matrices = evaluation.evaluate(model, data, "fp32")
         expected = [
             confusion_matrix(
                 torch.from_numpy(rflw.predict(model, image)), torch.from_numpy(mask), 6
@@ -147,7 +147,7 @@ class TestEvaluate:
 
     def test_scales_and_flips_are_averaged_as_probabilities(self, model):
         image, _ = scene("val", 0)
-        x, size = engine.normalise(image, model, torch.device("cpu")), (96, 128)
+        x, size = prediction.normalise(image, model, torch.device("cpu")), (96, 128)
         expected = 0
         with torch.inference_mode():
             for h, w in ((96, 128), (144, 192)):
@@ -159,23 +159,23 @@ class TestEvaluate:
                         / 4
                     )
         torch.testing.assert_close(
-            engine.scores(model, image, size, "fp32", (1.0, 1.5), flip=True), expected
+            prediction.scores(model, image, size, "fp32", (1.0, 1.5), flip=True), expected
         )
 
     def test_processes_share_the_images_and_modes_stay(self, model):
         data = [scene("val", i) for i in range(3)]
-        shares = [engine.evaluate(model, data, "fp32", rank=rank, world=2) for rank in (0, 1)]
-        assert torch.equal(sum(shares), engine.evaluate(model, data, "fp32"))
+        shares = [evaluation.evaluate(model, data, "fp32", rank=rank, world=2) for rank in (0, 1)]
+        assert torch.equal(sum(shares), evaluation.evaluate(model, data, "fp32"))
         assert shares[0][1].sum() == 0 and shares[1][0].sum() == shares[1][2].sum() == 0
         model.train()
         model.encoder.stem.bn.eval()
-        engine.evaluate(model, data[:1], "fp32")
+        evaluation.evaluate(model, data[:1], "fp32")
         assert model.training and not model.encoder.stem.bn.training
         model.eval()
 
     def test_summary(self):
         matrices = torch.tensor([[[3, 1, 0], [1, 5, 0], [0, 0, 0]]])
-        assert engine.summary(matrices, ("a", "b", "c")) == {
+        assert evaluation.summary(matrices, ("a", "b", "c")) == {
             "miou": pytest.approx((3 / 5 + 5 / 7) / 2),
             "pixel_accuracy": 0.8,
             "iou": {"a": pytest.approx(3 / 5), "b": pytest.approx(5 / 7), "c": None},
@@ -186,7 +186,7 @@ class TestEvaluate:
 
 
 def test_shipped_networks_are_those_of_their_records():
-    for path in engine.SHIPPED.glob("*.safetensors"):
+    for path in checkpoint.SHIPPED.glob("*.safetensors"):
         model, card = rflw.load(path), path.with_suffix(".md").read_text()
         record = rflw.records.read(f"{model.card['recipe']}-s{model.card['seed']}")
         assert hashlib.sha256(path.read_bytes()).hexdigest() in card and path.stat().st_size < 16e6
@@ -197,16 +197,16 @@ def test_shipped_networks_are_those_of_their_records():
 
 class TestPlaces:
     def test_devices_and_precisions(self):
-        assert engine.pick_device("cpu").type == "cpu"
+        assert device.pick_device("cpu").type == "cpu"
         with pytest.raises(InputError, match="tpu"):
-            engine.pick_device("tpu")
+            device.pick_device("tpu")
         if not torch.cuda.is_available():
             with pytest.raises(InputError, match="no CUDA device"):
-                engine.pick_device("cuda")
-        assert engine.pick_precision("fp16", torch.device("cpu")) == "fp16"
-        assert engine.pick_precision("auto", torch.device("cpu")) in ("bf16", "fp32")
+                device.pick_device("cuda")
+        assert device.pick_precision("fp16", torch.device("cpu")) == "fp16"
+        assert device.pick_precision("auto", torch.device("cpu")) in ("bf16", "fp32")
         with pytest.raises(InputError, match="int3"):
-            engine.pick_precision("int3", torch.device("cpu"))
+            device.pick_precision("int3", torch.device("cpu"))
 
 
 def test_an_image_that_is_too_small_is_named(model):
@@ -221,4 +221,4 @@ def test_an_image_that_is_too_small_is_named(model):
             return np.zeros((side, side, 3), np.uint8), np.zeros((side, side), np.uint8)
 
     with pytest.raises(InputError, match="tiny: input of 8x8 pixels: the smallest is 33x33"):
-        engine.evaluate(model, Small())
+        evaluation.evaluate(model, Small())

@@ -25,11 +25,13 @@ from test_checkpoints import Bomb
 import torch
 import yaml
 
-from rflw import InputError, build, engine, records, training, video
-from rflw.config import RECIPES, Recipe
+from rflw import InputError, build, checkpoint, evaluation, records, training, video
+from rflw.config import Recipe
 from rflw.data import check
 from rflw.data.images import read_image, read_mask
 from rflw.data.readers import open_dataset, read_manifest
+from rflw.nn import official
+from rflw.recipes import RECIPES
 from rflw_study import claims, matlab, paper, prepare, studies
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -553,11 +555,11 @@ CARD = {"classes": ["a", "b"], "data": "own"}
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_no_numbers(network, tmp_path, value):
     network.decoder.classifier.bias.data[1] = value
-    engine.save(network, tmp_path / "x.safetensors", CARD)
+    checkpoint.save(network, tmp_path / "x.safetensors", CARD)
     network.decoder.classifier.bias.data[1] = 0
     refused(
         "x.safetensors: decoder.classifier.bias: holds infinities or what is not a number",
-        engine.load,
+        checkpoint.load,
         tmp_path / "x.safetensors",
     )
 
@@ -583,7 +585,9 @@ def test_cards_that_describe_no_model(network, tmp_path, card):
         tmp_path / "y.safetensors",
         {"rflw": json.dumps({"model": network.name} | CARD | card)},
     )
-    refused("y.safetensors: its header describes no model", engine.load, tmp_path / "y.safetensors")
+    refused(
+        "y.safetensors: its header describes no model", checkpoint.load, tmp_path / "y.safetensors"
+    )
 
 
 OTHER_ENTRIES = [
@@ -618,7 +622,7 @@ def test_cards_whose_entries_are_of_other_types(network, tmp_path, card):
     """Of networks that are whole, so that commands would come to use them."""
     refused(
         "x.safetensors: its header describes no model .its ",
-        engine.load,
+        checkpoint.load,
         whole(network, tmp_path / "x.safetensors", **card),
     )
 
@@ -633,18 +637,20 @@ def test_a_card_that_names_no_data(network, tmp_path):
     )
     refused(
         "x.safetensors: its header describes no model .'data'",
-        engine.load,
+        checkpoint.load,
         tmp_path / "x.safetensors",
     )
 
 
 def test_a_card_of_a_recipe_without_a_seed(network, tmp_path):
     assert (
-        studies.title(engine.load(whole(network, tmp_path / "x.safetensors", recipe="x")))
+        studies.title(checkpoint.load(whole(network, tmp_path / "x.safetensors", recipe="x")))
         == network.name
     )
     assert (
-        studies.title(engine.load(whole(network, tmp_path / "x.safetensors", recipe="x", seed=3)))
+        studies.title(
+            checkpoint.load(whole(network, tmp_path / "x.safetensors", recipe="x", seed=3))
+        )
         == "x-s3"
     )
 
@@ -652,7 +658,9 @@ def test_a_card_of_a_recipe_without_a_seed(network, tmp_path):
 @pytest.mark.parametrize("side", [None, 0, 33, 4096])
 def test_cards_of_any_sound_shorter_side(network, tmp_path, side):
     assert (
-        engine.load(whole(network, tmp_path / "x.safetensors", short_side=side)).card["short_side"]
+        checkpoint.load(whole(network, tmp_path / "x.safetensors", short_side=side)).card[
+            "short_side"
+        ]
         == side
     )
 
@@ -676,7 +684,7 @@ def test_weights_that_are_no_numbers_once_they_are_loaded(network, tmp_path, wei
     file = whole(network, tmp_path / "x.safetensors", {"decoder.classifier.bias": weights})
     refused(
         "x.safetensors: decoder.classifier.bias: (holds infinities|.* no dense tensor of real numbers)",
-        engine.load,
+        checkpoint.load,
         file,
     )
 
@@ -685,13 +693,13 @@ def test_weights_that_are_no_numbers_once_they_are_loaded(network, tmp_path, wei
 def test_weights_of_other_widths_are_read(network, tmp_path, dtype):
     bias = torch.tensor([0.5, -2.0])
     file = whole(network, tmp_path / "x.safetensors", {"decoder.classifier.bias": bias.to(dtype)})
-    assert torch.equal(engine.load(file).decoder.classifier.bias, bias)
+    assert torch.equal(checkpoint.load(file).decoder.classifier.bias, bias)
 
 
 def test_a_safetensors_header_without_end(tmp_path):
     (tmp_path / "x.safetensors").write_bytes(struct.pack("<Q", 2**63) + b"{}")
     with Limited():
-        refused("not a whole safetensors file", engine.load, tmp_path / "x.safetensors")
+        refused("not a whole safetensors file", checkpoint.load, tmp_path / "x.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -708,7 +716,7 @@ def test_a_small_file_that_names_a_network_of_gigabytes(tmp_path, model, classes
     card = {"model": model, "classes": [str(i) for i in range(classes)], "data": "own"}
     save_file({"a": torch.zeros(1)}, tmp_path / "x.safetensors", {"rflw": json.dumps(card)})
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    refused("x.safetensors: ", engine.load, tmp_path / "x.safetensors")
+    refused("x.safetensors: ", checkpoint.load, tmp_path / "x.safetensors")
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # kilobytes
 
 
@@ -738,7 +746,7 @@ def test_checkpoints_that_are_zip_bombs(tmp_path, how):
             first = bomb.filelist[-1] if large else first
     (tmp_path / "whole.pth").unlink()
     with Limited():
-        refused("x.pth: would unpack to", engine.load_official, tmp_path / "x.pth", 2)
+        refused("x.pth: would unpack to", checkpoint.load_official, tmp_path / "x.pth", 2)
         (tmp_path / "last.pt").write_bytes((tmp_path / "x.pth").read_bytes())
         refused("last.pt: would unpack to", training._open_run, tmp_path, True, torch.device("cpu"))
 
@@ -748,7 +756,7 @@ def test_weights_of_the_authors_that_are_no_numbers(tmp_path, value):
     torch.save({"segm.weight": torch.full((2, 4, 3, 3), value)}, tmp_path / "x.pth")
     refused(
         "x.pth: segm.weight: holds infinities or what is not a number",
-        engine.load_official,
+        checkpoint.load_official,
         tmp_path / "x.pth",
         2,
     )
@@ -770,7 +778,7 @@ def test_tensors_that_are_not_what_they_seem(tmp_path, value):
     with Limited():
         refused(
             "x.pth: segm.weight: (a Tensor that is no dense|holds infinities)",
-            engine.weights_of,
+            checkpoint.weights_of,
             tmp_path / "x.pth",
         )
 
@@ -778,7 +786,7 @@ def test_tensors_that_are_not_what_they_seem(tmp_path, value):
 def test_a_classifier_of_many_classes_without_weights(tmp_path):
     torch.save({"segm.weight": torch.zeros(65536, 0, 1, 1)}, tmp_path / "x.pth")
     with Limited(1 << 28):  # its network has 600 MB
-        refused("x.pth: layer1.0.weight: missing", engine.weights_of, tmp_path / "x.pth")
+        refused("x.pth: layer1.0.weight: missing", checkpoint.weights_of, tmp_path / "x.pth")
 
 
 def test_a_pickle_bomb_where_a_run_goes_on(tmp_path):
@@ -808,13 +816,13 @@ def test_pipes_are_not_waited_for(tmp_path):
     """Nobody writes into this one: reading it would never end."""
     pipe = tmp_path / "x.mp4"
     os.mkfifo(pipe)
-    sitting = engine.Sitting(1, 6)
+    sitting = evaluation.Sitting(1, 6)
     sitting.file = pipe
     for read in (
         read_image,
         lambda path: read_mask(path, 6),
-        engine.load,
-        lambda path: engine.load_tensors(path, "cpu"),
+        checkpoint.load,
+        lambda path: official.load_tensors(path, "cpu"),
         lambda path: prepare.sum_line(tmp_path, path.relative_to(tmp_path)),
         lambda path: sitting._read(),
         video.frame_rate,
@@ -826,7 +834,7 @@ def test_pipes_are_not_waited_for(tmp_path):
         and len(skipped) == 1
         and "a pipe" in skipped[0]
     )
-    refused("a folder, not a checkpoint", engine.load, tmp_path)
+    refused("a folder, not a checkpoint", checkpoint.load, tmp_path)
     refused(
         "cannot be written .it is a folder", records.write_whole, tmp_path, lambda partial: None
     )
@@ -847,7 +855,7 @@ def test_a_pickle_that_claims_more_than_it_is_takes_no_memory(tmp_path, claim):
     for content in (b"\x80\x02N" + claim + b".", 3 * whole + b"\x80\x02N" + claim + b"."):
         path.write_bytes(content)
         tracemalloc.start()
-        refused("x.pth: ", engine.load_official, path, 21)
+        refused("x.pth: ", checkpoint.load_official, path, 21)
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert peak < 30e6

@@ -21,10 +21,10 @@ from scipy.io import savemat
 from scipy.sparse import csc_matrix
 
 from rflw import InputError
-from rflw.config import recipe
 from rflw.data.check import check
 from rflw.data.labels import LABELS, VOC_CLASSES, voc_colours
 from rflw.data.readers import open_dataset
+from rflw.recipes import recipe
 from rflw.training import fit
 from rflw_study import prepare as module
 from rflw_study.prepare import CONTEXT_IDS, COUNTS, decode_colours, prepare, remap

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from rflw import InputError, build, engine
+from rflw import InputError, build, prediction
 from rflw.data.labels import LABELS
 from rflw.data.synthetic import Embedded
-from rflw.engine import evaluate, summary
+from rflw.evaluation import evaluate, summary
 from rflw.nn.blocks import CRP, RCU, BottleneckRCU
 from rflw_study import studies
 
@@ -217,7 +217,7 @@ def test_pictures_are_chosen_by_the_rule(model):
     result, rows = studies.pictures({"a": model, "b": other}, data, "worst", 2)
     right = {
         i: [
-            (engine.predict(net, data[i][0]) == data[i][1])[data[i][1] != 255].mean()
+            (prediction.predict(net, data[i][0]) == data[i][1])[data[i][1] != 255].mean()
             for net in (model, other)
         ]
         for i in range(4)

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from rflw import InputError, build, engine, tiles
+from rflw import InputError, build, checkpoint, evaluation, prediction, tiles
 from rflw.data.synthetic import scene
 from rflw.nn.blocks import Window, resize
 
@@ -84,7 +84,7 @@ def test_bands_are_rows_of_what_is_resized_at_once(monkeypatch):
     assert [top for top, _ in found] == list(range(0, 50, 7))
     for i, part in enumerate((logits, logits[:, :, :5])):
         torch.testing.assert_close(
-            torch.cat([rows[i] for _, rows in found], 2), engine.upsample(part, (50, 61))
+            torch.cat([rows[i] for _, rows in found], 2), prediction.upsample(part, (50, 61))
         )
 
 
@@ -118,7 +118,7 @@ def test_every_stride_and_padding_falls_where_it_does_in_the_whole(name):
                 torch.nn.init.kaiming_normal_(module.weight)
     for stage in model.decoder.stages:
         stage.crp = torch.nn.Identity()
-    x = engine.normalise(pavement(65, 1235), model, CPU).double()
+    x = prediction.normalise(pavement(65, 1235), model, CPU).double()
     with torch.inference_mode():
         whole, left = model(x), 96
         part = model(x[..., left:], Window((0, left), (65, 1235 - left), (65, 1235)))
@@ -134,14 +134,14 @@ def test_every_stride_and_padding_falls_where_it_does_in_the_whole(name):
 @pytest.mark.parametrize("name", ["embedded", "camvid"])
 def test_tiles_say_what_the_whole_image_says(name, size):
     """A strip, so that the whole fits; with the shortest tiles, which share as much as all do."""
-    model, image = engine.load(name), pavement(*size)[None]
+    model, image = checkpoint.load(name), pavement(*size)[None]
     with torch.inference_mode():
         whole, cut = (
-            engine.logits_of(model, image, size, "fp32", tile=tile) for tile in (0, tiles.LEAST)
+            prediction.logits_of(model, image, size, "fp32", tile=tile) for tile in (0, tiles.LEAST)
         )
-        mirrored = engine.logits_of(model, image, size, "fp32", flip=True, tile=tiles.LEAST)
+        mirrored = prediction.logits_of(model, image, size, "fp32", flip=True, tile=tiles.LEAST)
         smaller = [
-            engine.logits_of(model, image, tuple(n * 4 // 5 for n in size), "fp32", tile=tile)
+            prediction.logits_of(model, image, tuple(n * 4 // 5 for n in size), "fp32", tile=tile)
             for tile in (0, tiles.LEAST)
         ]
     assert (cut - whole).abs().max() < 1e-3 * whole.abs().max() and not torch.equal(cut, whole)
@@ -149,7 +149,7 @@ def test_tiles_say_what_the_whole_image_says(name, size):
         0
     ].shape != whole.shape
     with torch.inference_mode():
-        expected = engine.logits_of(
+        expected = prediction.logits_of(
             model, np.ascontiguousarray(image[:, :, ::-1]), size, "fp32", tile=0
         ).flip(3)
     assert (mirrored - expected).abs().max() < 1e-3 * whole.abs().max()
@@ -174,7 +174,7 @@ def test_tiles_fade_into_one_another():
     """Where a network changes its mind from tile to tile, the change is a slope, not a step."""
     image = np.zeros((1, 64, 3000, 3), np.uint8)
     with torch.inference_mode():
-        logits = engine.logits_of(Seesaw(), image, (64, 3000), "fp32", tile=tiles.LEAST)
+        logits = prediction.logits_of(Seesaw(), image, (64, 3000), "fp32", tile=tiles.LEAST)
     steps = logits[0, 0, 0].diff()
     starts = [start for start, _ in tiles.spans(3000, tiles.LEAST)]
     assert (
@@ -188,7 +188,7 @@ def test_tiles_fade_into_one_another():
 def test_networks_of_ours_see_tiles():
     model, seen = build("refinenet-lw-mobilenet_v2", 2), []
     model.encoder.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape[3]))
-    engine.predict(model, np.zeros((64, 2000, 3), np.uint8), tile=tiles.LEAST)
+    prediction.predict(model, np.zeros((64, 2000, 3), np.uint8), tile=tiles.LEAST)
     assert len(seen) > 1 and max(seen) < 2000
 
 
@@ -196,35 +196,36 @@ def test_networks_that_take_images_whole(monkeypatch):
     model, image = Seesaw(), np.zeros((40, 2000, 3), np.uint8)
     model.takes_windows = False
     monkeypatch.setattr(tiles, "TILE", 100)
-    assert engine.predict(model, image).shape == (40, 2000)
+    assert prediction.predict(model, image).shape == (40, 2000)
     with pytest.raises(InputError, match="seesaw: in this form it takes images whole"):
-        engine.predict(model, image, tile=1600)
+        prediction.predict(model, image, tile=1600)
 
 
 def test_a_network_made_fast_says_in_tiles_what_the_plain_one_says():
     from rflw import deploy
 
-    model, image = engine.load("embedded"), pavement(50, 2501)
+    model, image = checkpoint.load("embedded"), pavement(50, 2501)
     fast = deploy.optimise(model, compiled=False)
     assert (
-        engine.predict(fast, image, tile=tiles.LEAST) == engine.predict(model, image, tile=0)
+        prediction.predict(fast, image, tile=tiles.LEAST)
+        == prediction.predict(model, image, tile=0)
     ).mean() > 0.9995
 
 
 def test_a_large_image_is_predicted_and_evaluated_in_tiles(monkeypatch):
     """The same classes, by `predict` and by `evaluate`, with what is made a few rows at a time."""
-    model, image = engine.load("embedded"), pavement(50, 2501)
-    mask = engine.predict(model, image, tile=0)
-    plain = engine.evaluate(model, [(image, mask)], "fp32", (1.0, 0.8), True, tile=0)
+    model, image = checkpoint.load("embedded"), pavement(50, 2501)
+    mask = prediction.predict(model, image, tile=0)
+    plain = evaluation.evaluate(model, [(image, mask)], "fp32", (1.0, 0.8), True, tile=0)
     calls, real = [], tiles.joined
     monkeypatch.setattr(tiles, "joined", lambda *args: calls.append(args[2]) or real(*args))
     monkeypatch.setattr(tiles, "BAND", 50_000)
     monkeypatch.setattr(tiles, "TILE", 1536)
-    assert (engine.predict(model, image, tile=1536) == mask).mean() > 0.9995
-    assert (engine.predict(model, image) == mask).mean() > 0.9999 and calls == [
+    assert (prediction.predict(model, image, tile=1536) == mask).mean() > 0.9995
+    assert (prediction.predict(model, image) == mask).mean() > 0.9999 and calls == [
         1536
     ]  # fewer pixels than a tile: whole
-    both = engine.evaluate(model, [(image, mask)], "fp32", (1.0, 0.8), True, tile=1536)
+    both = evaluation.evaluate(model, [(image, mask)], "fp32", (1.0, 0.8), True, tile=1536)
     assert (
         calls == [1536] * 5
         and (both - plain).abs().sum() <= 0.002 * mask.size
@@ -237,10 +238,10 @@ class TestSitting:
 
     @pytest.fixture
     def model(self):
-        return engine.load("embedded")
+        return checkpoint.load("embedded")
 
     def sitting(self, file, identity="x"):
-        return engine.Sitting(4, 6, 1, file, identity, every=0.0)
+        return evaluation.Sitting(4, 6, 1, file, identity, every=0.0)
 
     def test_an_evaluation_that_was_interrupted_goes_on(self, model, tmp_path):
         seen = []
@@ -252,17 +253,17 @@ class TestSitting:
             return [float(i)]
 
         whole = self.sitting(None)
-        engine.evaluate(model, self.DATA, "fp32", each=lambda i, *_: [float(i)], sitting=whole)
+        evaluation.evaluate(model, self.DATA, "fp32", each=lambda i, *_: [float(i)], sitting=whole)
         with pytest.raises(KeyboardInterrupt):
-            engine.evaluate(
+            evaluation.evaluate(
                 model, self.DATA, "fp32", each=each, sitting=self.sitting(tmp_path / "kept")
             )
         again = self.sitting(tmp_path / "kept")
         assert again.done.tolist() == [True, True, False, False] and again.matrices[2:].sum() == 0
-        matrices = engine.evaluate(model, self.DATA, "fp32", each=each, sitting=again)
+        matrices = evaluation.evaluate(model, self.DATA, "fp32", each=each, sitting=again)
         assert seen == [0, 1, 2, 2, 3]
         assert torch.equal(matrices, whole.matrices) and torch.equal(again.numbers, whole.numbers)
-        engine.evaluate(
+        evaluation.evaluate(
             model, self.DATA, "fp32", each=each, sitting=self.sitting(tmp_path / "kept")
         )
         assert seen == [0, 1, 2, 2, 3]  # all was done
@@ -287,10 +288,10 @@ class TestSitting:
         with pytest.raises(InputError, match="kept: of another evaluation"):
             self.sitting(file, "y")
         with pytest.raises(InputError, match=r"matrices of \(4, 6, 6\)"):
-            engine.Sitting(5, 6, 1, file, "x")
+            evaluation.Sitting(5, 6, 1, file, "x")
         file.write_bytes(file.read_bytes()[:-9])
         with pytest.raises(InputError, match="kept: not an evaluation that was begun"):
             self.sitting(file)
-        engine.save(model, file, {"classes": ["a"] * 6, "data": "embedded"})
+        checkpoint.save(model, file, {"classes": ["a"] * 6, "data": "embedded"})
         with pytest.raises(InputError, match="kept: not an evaluation that was begun"):
             self.sitting(file)

@@ -21,12 +21,13 @@ import torch
 import torch.nn.functional as F
 
 import rflw
-from rflw import InputError, build, engine, training
-from rflw.config import RECIPES, Recipe, Stage
+from rflw import InputError, build, checkpoint, evaluation, training
+from rflw.config import Recipe, Stage
 from rflw.data.labels import LABELS
 from rflw.data.readers import Resident
 from rflw.data.synthetic import Embedded
-from rflw.nn.checkpoints import MOBILE, to_theirs
+from rflw.nn.official import MOBILE, to_theirs
+from rflw.recipes import RECIPES
 from rflw.training import begin_with
 
 TENSORBOARD = {"tensorboard"} if importlib.util.find_spec("tensorboard") else set()
@@ -107,8 +108,8 @@ class TestFit:
             *TENSORBOARD,
         }
         kept = rflw.load(tmp_path / "run" / "model.safetensors")
-        again = engine.summary(
-            engine.evaluate(kept, Few("val"), "fp32"), LABELS["embedded"].classes
+        again = evaluation.summary(
+            evaluation.evaluate(kept, Few("val"), "fp32"), LABELS["embedded"].classes
         )
         assert again["miou"] == record["metrics"]["miou"]
         path = rflw.records.write(record, tmp_path / "results")
@@ -538,7 +539,7 @@ class TestBeginWith:
     def ours(self, tmp_path):
         torch.manual_seed(1)
         model = build("refinenet-lw-mobilenet_v2", len(self.CLASSES), weights=None)
-        engine.save(
+        checkpoint.save(
             model,
             tmp_path / "x.safetensors",
             {"classes": self.CLASSES, "data": "embedded"},

@@ -87,7 +87,8 @@ class Recipes(SphinxDirective):
     """Two tables: the settings that hold unless a recipe says otherwise, and all recipes with what they say."""
 
     def run(self) -> list[nodes.Node]:
-        from rflw.config import RECIPES, Recipe, Stage
+        from rflw.config import Recipe, Stage
+        from rflw.recipes import RECIPES
 
         defaults = [
             (f.name, f.default)

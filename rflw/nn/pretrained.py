@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from rflw.errors import InputError, no_pipe
-from rflw.nn import checkpoints
+from rflw.nn import official
 
 HEAD = re.compile(r"(classifier|fc|last_linear|conv_head|bn2|features\.18|_conv_head|_bn1|_fc)\.")
 
@@ -95,15 +95,15 @@ def read(file: Path, origin: str | None = None) -> tuple[dict[str, Tensor], dict
                 said = (tensors.metadata() or {}).get("origin", "")
                 origin = origin or " ".join(said.split())[:500] or None
         else:
-            state = checkpoints.load_tensors(file, "cpu")
+            state = official.load_tensors(file, "cpu")
         with file.open("rb") as content:
             digest = hashlib.file_digest(content, "sha256").hexdigest()
     except InputError:
         raise
     except Exception as e:  # both libraries raise many types for files that are cut off
-        raise InputError(f"{file}: {checkpoints.unreadable(file, e)}") from e
+        raise InputError(f"{file}: {official.unreadable(file, e)}") from e
     try:
-        return checkpoints.unwrap(state), {"file": file.name, "sha256": digest, "origin": origin}
+        return official.unwrap(state), {"file": file.name, "sha256": digest, "origin": origin}
     except InputError as e:
         raise InputError(f"{file}: {e}") from e
 
@@ -122,8 +122,8 @@ def load(net: nn.Module, encoder: str, maps: tuple[dict[str, str], ...] = ({},))
         k: v for k, v in state.items() if not (HEAD.match(k) or k.endswith("num_batches_tracked"))
     }
     modules = max(maps, key=lambda names: sum(key.rpartition(".")[0] in names for key in state))
-    renamed = {checkpoints.to_ours(key, modules) or key: value for key, value in state.items()}
-    fault = checkpoints.first_fault(renamed, net.state_dict(), modules)
+    renamed = {official.to_ours(key, modules) or key: value for key, value in state.items()}
+    fault = official.first_fault(renamed, net.state_dict(), modules)
     if fault:
         raise InputError(f"{file}: {fault} (as {encoder})")
     net.load_state_dict(renamed, strict=False)

@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image
 import torch
 
-from rflw import cli, config, engine, records, training
+from rflw import checkpoint, cli, evaluation, recipes, records, training
 from rflw.config import Recipe, Stage
 from rflw.data import synthetic
 from rflw.errors import InputError
@@ -139,8 +139,8 @@ def armed(point: str, nth: int, seed: int) -> None:
         "validation": (training, "evaluate", 0.3, lambda args: True),
         "record": (records, "write_whole", 0.002, lambda args: args[0].suffix == ".json"),
         "file": (prepare, "write_whole", 0.004, lambda args: True),
-        "image": (engine, "best", 0.05, lambda args: True),
-        "progress": (engine, "write_whole", 0.002, lambda args: True),
+        "image": (evaluation, "best", 0.05, lambda args: True),
+        "progress": (checkpoint, "write_whole", 0.002, lambda args: True),
     }[point]
     real, calls = getattr(room, name), []
 
@@ -281,7 +281,7 @@ def full_disk(work: Path) -> dict:
     refuses(cramped, work / "cramped", "cannot be written")
     completes(lambda: prepare.prepare("voc", work / "raw", work / "again"), log)
     assert contents(work / "again") == contents(work / "prepared"), "the prepared folder differs"
-    sitting = engine.Sitting(8, 21, file=work / "kept")
+    sitting = evaluation.Sitting(8, 21, file=work / "kept")
 
     def cramped_sitting():
         resource.setrlimit(
@@ -358,7 +358,7 @@ def interrupted(work: Path) -> dict:
 
         def command(out=out, resume=()):
             few()
-            config.RECIPES["tiny"] = TINY
+            recipes.RECIPES["tiny"] = TINY
             sys.argv = [
                 "rflw",
                 "train",
@@ -514,7 +514,7 @@ def killed_evaluation(work: Path, kills: int, draw: random.Random) -> dict:
     """SIGKILL while images are measured and while what was measured is kept: every image counts once."""
     torch.manual_seed(0)
     model = build("refinenet-lw-mobilenet_v2", len(synthetic.LABELS["embedded"].classes))
-    engine.save(
+    checkpoint.save(
         model,
         work / "net.safetensors",
         {"classes": synthetic.LABELS["embedded"].classes, "data": "embedded"},
@@ -522,11 +522,11 @@ def killed_evaluation(work: Path, kills: int, draw: random.Random) -> dict:
 
     def measure(name: str):
         torch.set_num_threads(1)
-        sitting = engine.Sitting(
+        sitting = evaluation.Sitting(
             8, model.num_classes, 1, work / f"{name}.kept", "the same", every=0.0
         )
-        engine.evaluate(
-            engine.load(work / "net.safetensors"),
+        evaluation.evaluate(
+            checkpoint.load(work / "net.safetensors"),
             Few("train"),
             "fp32",
             each=lambda *_: [float((~sitting.done).sum())],
@@ -538,7 +538,7 @@ def killed_evaluation(work: Path, kills: int, draw: random.Random) -> dict:
         lambda: measure("broken"), work / "log", kills, ("image", "progress"), draw
     )
     one, two = (
-        engine.Sitting(8, model.num_classes, 1, work / f"{name}.kept", "the same")
+        evaluation.Sitting(8, model.num_classes, 1, work / f"{name}.kept", "the same")
         for name in ("whole", "broken")
     )
     assert one.done.all() and all(

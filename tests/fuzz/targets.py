@@ -18,11 +18,14 @@ import torch
 from torch import nn
 import yaml
 
-from rflw import build, engine, records, training
-from rflw.config import RECIPES, Recipe
+from rflw import build, evaluation, records, training
+from rflw import checkpoint as checkpoint_
+from rflw.config import Recipe
 from rflw.data import readers
 from rflw.data.images import read_image, read_mask
 from rflw.errors import InputError
+from rflw.nn.refinenet import MIN_SIZE
+from rflw.recipes import RECIPES
 from rflw_study import campaign, claims, paper, prepare, studies
 
 from .spoil import changed, damaged, json_files, lines_files, mat_files
@@ -443,16 +446,14 @@ def checkpoint(folder: Path) -> None:
             build(name, classes)
         return Small(name)
 
-    before, engine.build = engine.build, small
+    before, checkpoint_.build = checkpoint_.build, small
     try:
-        model = engine.load(folder / "x.safetensors")
+        model = checkpoint_.load(folder / "x.safetensors")
     finally:
-        engine.build = before
+        checkpoint_.build = before
     assert all(value.isfinite().all() for value in model.state_dict().values())
     records.write_whole(folder / f"probe-{studies.title(model)}.json", lambda partial: None)
-    assert (model.card.get("short_side") or engine.MIN_SIZE) in range(
-        engine.MIN_SIZE, engine.MAX_SIDE + 1
-    )
+    assert (model.card.get("short_side") or MIN_SIZE) in range(MIN_SIZE, checkpoint_.MAX_SIDE + 1)
     readers.labels_of(model.card["data"])
 
 
@@ -554,11 +555,11 @@ def resume(folder: Path) -> None:
 
 
 def official(folder: Path) -> None:
-    engine.weights_of(folder / "x.pth")
+    checkpoint.weights_of(folder / "x.pth")
 
 
 def sitting(folder: Path) -> None:
-    engine.Sitting(3, 2, 1, folder / "x.kept", "same")
+    evaluation.Sitting(3, 2, 1, folder / "x.kept", "same")
 
 
 def sitting_files():
