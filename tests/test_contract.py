@@ -181,7 +181,7 @@ def test_a_mask_stays(folder):
 def test_files_that_commands_leave(folder):
     for what, files in (
         ("train", {"log.csv", "last.pt", "best.safetensors", "model.safetensors", "record.json"}),
-        ("data-prepare", {"images", "masks", "train.txt", "val.txt", "manifest.json"}),
+        ("data-prepare", {"images", "masks", "splits", "manifest.json"}),
     ):
         place = folder / {"train": "run", "data-prepare": "root/voc"}[what]
         if not place.exists():
