@@ -27,9 +27,9 @@ from rflw import live, records
 from rflw.checkpoint import SHIPPED, checkpoint_file, load, save, weights_of
 from rflw.config import Recipe
 from rflw.data.labels import LABELS, VOID, Labels
-from rflw.data.on_device import ResidentSet
+from rflw.data.on_device import OnDevice
 from rflw.data.readers import (
-    Resident,
+    Cached,
     blocks,
     in_memory,
     labels_of,
@@ -227,10 +227,10 @@ def make_loader(
     workers: int = 0,
     pin: bool = False,
 ):
-    """Batches of augmented images and masks for the given keys, in their order; those of a ResidentSet are on its device."""
+    """Batches of augmented images and masks for the given keys, in their order; those of a OnDevice are on its device."""
     from torch.utils.data import DataLoader
 
-    if isinstance(dataset, ResidentSet):
+    if isinstance(dataset, OnDevice):
         return (
             dataset.batch(
                 batch,
@@ -507,7 +507,7 @@ def fit(
         with enough_memory(
             f"{recipe.name}: its data set does not fit into the device's memory; --no-resident reads it from files"
         ):
-            held = {id(data): ResidentSet(data, where) for data in opened.values()}
+            held = {id(data): OnDevice(data, where) for data in opened.values()}
         sets = [held[id(data)] for data in sets]
     torch.manual_seed(derive("init", seed))
     model = build(
@@ -703,7 +703,7 @@ def fit(
 def can_be_held(recipe: Recipe, sets) -> bool:
     """Whether the data sets can be held and augmented on the device, see `rflw.data.on_device`."""
     return not recipe.jitter and all(
-        isinstance(data, Resident) and of_one_size(data) for data in sets
+        isinstance(data, Cached) and of_one_size(data) for data in sets
     )
 
 

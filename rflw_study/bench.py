@@ -17,7 +17,7 @@ from rflw.checkpoint import checkpoint_file, load
 from rflw.complexity import count
 from rflw.config import Recipe
 from rflw.data.images import read_image
-from rflw.data.on_device import ResidentSet
+from rflw.data.on_device import OnDevice
 from rflw.data.readers import labels_of, open_dataset
 from rflw.data.transforms import Augmented, training_transform
 from rflw.device import computes_in_bf16, keep_freed_memory, pick_device, pick_precision
@@ -462,9 +462,9 @@ class _First:
         return self.items[index]
 
 
-def _resident(dataset, device: torch.device) -> ResidentSet | None:
+def _resident(dataset, device: torch.device) -> OnDevice | None:
     """None where the images are of several sizes."""
     try:
-        return ResidentSet(dataset, device)
+        return OnDevice(dataset, device)
     except InputError:
         return None

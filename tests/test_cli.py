@@ -769,7 +769,7 @@ def test_from_raw_files_to_a_data_set_that_can_be_read(rflw, tmp_path):
         and np.array_equal(mask, truth)
     )
     assert (
-        readers.manifest_hash(readers.Resident(dataset)) == dataset.digest
+        readers.manifest_hash(readers.Cached(dataset)) == dataset.digest
         and len(dataset.digest) == 64
     )
     with pytest.raises(InputError, match="no split 'test', only train, val"):

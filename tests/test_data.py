@@ -15,7 +15,7 @@ from rflw.data import readers
 from rflw.data.check import OFFICIAL, check
 from rflw.data.images import read_image, read_mask
 from rflw.data.labels import LABELS, labels_for, voc_colours
-from rflw.data.readers import CamVid, Resident, in_memory, manifest_hash, open_dataset
+from rflw.data.readers import Cached, CamVid, in_memory, manifest_hash, open_dataset
 from rflw.data.synthetic import BEACON, BLUE, BLUE_TWIN, FAR, RED, RED_TWIN, Embedded, scene
 from rflw.data.transforms import Augmented, RandomScale, training_transform
 
@@ -208,20 +208,20 @@ class TestCamVid:
 
     def test_manifest_hash_changes_with_any_pixel(self, camvid):
         before = manifest_hash(open_dataset("camvid", "train", camvid))
-        assert manifest_hash(Resident(open_dataset("camvid", "train", camvid))) == before
+        assert manifest_hash(Cached(open_dataset("camvid", "train", camvid))) == before
         Image.fromarray(np.full((6, 8), 3, np.uint8)).save(camvid / "camvid/trainannot/f0.png")
         assert manifest_hash(open_dataset("camvid", "train", camvid)) != before
 
     def test_small_sets_are_held_in_memory(self, camvid, monkeypatch):
         dataset = open_dataset("camvid", "train", camvid)
-        assert isinstance(in_memory(dataset), Resident)
+        assert isinstance(in_memory(dataset), Cached)
         monkeypatch.setattr(
             readers, "HELD", 3 * 6 * 8 * 4 - 1
         )  # bytes of three images and masks, less one
         assert in_memory(dataset) is dataset
 
     def test_resident_reads_once(self, camvid):
-        dataset = Resident(open_dataset("camvid", "train", camvid))
+        dataset = Cached(open_dataset("camvid", "train", camvid))
         first = dataset[0][0]
         (camvid / "camvid/train/f0.png").unlink()
         assert dataset[0][0] is first

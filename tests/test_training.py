@@ -24,7 +24,7 @@ import rflw
 from rflw import InputError, build, checkpoint, evaluation, training
 from rflw.config import Recipe, Stage
 from rflw.data.labels import LABELS
-from rflw.data.readers import Resident
+from rflw.data.readers import Cached
 from rflw.data.synthetic import Embedded
 from rflw.nn.official import MOBILE, to_theirs
 from rflw.recipes import RECIPES
@@ -600,7 +600,7 @@ class TestBeginWith:
 
 
 def test_sets_of_one_size_and_no_jitter_can_be_held(few):
-    same, mixed, disk = Resident(Few("val")), Resident(Few("val")), Few("val")
+    same, mixed, disk = Cached(Few("val")), Cached(Few("val")), Few("val")
     mixed.items[1] = (np.zeros((96, 127, 3), np.uint8), np.zeros((96, 127), np.uint8))
     plain = tiny(jitter=0.0)
     assert training.can_be_held(plain, [same]) and not training.can_be_held(

@@ -15,7 +15,7 @@ from rflw.errors import InputError
 MARGIN = 2  # pixels around what a crop shows that resizing it takes into account
 
 
-class ResidentSet:
+class OnDevice:
     """A data set of images of one size as uint8 tensors on a device: (N, 3, H, W), channels last, and (N, H, W).
 
     Raises InputError if the sizes differ.
@@ -27,7 +27,7 @@ class ResidentSet:
         if odd is not None:
             raise InputError(
                 f"{dataset.name}: {dataset.ids[odd]} is {images[odd].shape[1]}x{images[odd].shape[0]}, "
-                f"{dataset.ids[0]} {images[0].shape[1]}x{images[0].shape[0]}: only images of one size can be resident"
+                f"{dataset.ids[0]} {images[0].shape[1]}x{images[0].shape[0]}: images on the device must have one size"
             )
         self.dataset = dataset
         self.images = torch.from_numpy(np.stack(images)).to(device).permute(0, 3, 1, 2)

@@ -423,7 +423,7 @@ HELD = 3e9  # bytes of decoded images and masks that are kept in memory
 def in_memory(dataset):
     """The data set, in memory if it is small enough for that, by its first image (NYUDv2, 1.4 GB, is)."""
     return (
-        Resident(dataset)
+        Cached(dataset)
         if len(dataset) and len(dataset) * dataset[0][0].nbytes * 4 / 3 < HELD
         else dataset
     )
@@ -442,7 +442,7 @@ def of_one_size(dataset) -> bool:
     return all(dataset[i][0].shape == dataset[0][0].shape for i in range(len(dataset)))
 
 
-class Resident:
+class Cached:
     """A data set whose decoded arrays stay in memory after the first read: for sets that fit (CamVid: 260 MB)."""
 
     def __init__(self, dataset):

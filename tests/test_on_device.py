@@ -8,7 +8,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as V
 
 from rflw import InputError
-from rflw.data.on_device import ResidentSet, draw
+from rflw.data.on_device import OnDevice, draw
 from rflw.data.transforms import Augmented, training_transform
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
@@ -32,14 +32,14 @@ class Ramps:
 
 
 @pytest.fixture(scope="module")
-def resident():
-    return ResidentSet(Ramps(), torch.device("cpu"))
+def held():
+    return OnDevice(Ramps(), torch.device("cpu"))
 
 
 @pytest.mark.parametrize("crop", [(32, 40), (100, 150), (50, 160)])  # inside, all around, too wide
-def test_shows_what_resizing_the_whole_image_and_cropping_shows(resident, crop):
+def test_shows_what_resizing_the_whole_image_and_cropping_shows(held, crop):
     for seed in range(40):
-        images, masks = resident.batch([(seed, 1)], crop, (0.5, 2.0), 0, True, MEAN, STD)
+        images, masks = held.batch([(seed, 1)], crop, (0.5, 2.0), 0, True, MEAN, STD)
         scaled, (top, left), mirrored = draw(seed, (HEIGHT, WIDTH), crop, (0.5, 2.0), 0, True)
         image, mask = (torch.from_numpy(x) for x in Ramps()[1])
         whole = V.normalize(
@@ -68,10 +68,8 @@ def test_shows_what_resizing_the_whole_image_and_cropping_shows(resident, crop):
         ), seed
 
 
-def test_scale_one_is_exact(resident):
-    images, masks = resident.batch(
-        [(3, 0), (4, 1)], (HEIGHT, WIDTH), (1.0, 1.0), 0, False, MEAN, STD
-    )
+def test_scale_one_is_exact(held):
+    images, masks = held.batch([(3, 0), (4, 1)], (HEIGHT, WIDTH), (1.0, 1.0), 0, False, MEAN, STD)
     for i in range(2):
         image, mask = Ramps()[i]
         expected = V.normalize(torch.from_numpy(image).permute(2, 0, 1).float() / 255, MEAN, STD)
@@ -92,12 +90,12 @@ def crops(batches, mean=MEAN, std=STD):
     return np.array(found)
 
 
-def test_scales_and_crops_have_the_chances_of_the_other_way(resident):
+def test_scales_and_crops_have_the_chances_of_the_other_way(held):
     crop, scale, number = (24, 32), (0.75, 2.0), 600
     items = Augmented(Ramps(), training_transform(crop, scale, 0, True, 0.0, MEAN, STD))
     one = crops(items[seed, 0][0] for seed in range(number))
     keys = [(10_000 + seed, 0) for seed in range(number)]
-    other = crops(resident.batch(keys, crop, scale, 0, True, MEAN, STD)[0])
+    other = crops(held.batch(keys, crop, scale, 0, True, MEAN, STD)[0])
     for column in range(3):
         assert stats.ks_2samp(one[:, column], other[:, column]).pvalue > 0.01, column
     assert one[:, 0].min() < 0.8 and one[:, 0].max() > 1.9  # the ramps do tell the scale
@@ -105,11 +103,11 @@ def test_scales_and_crops_have_the_chances_of_the_other_way(resident):
     assert abs(np.corrcoef(other[:, 0], other[:, 3])[0, 1]) < 0.12  # mirrored whatever the scale
 
 
-def test_where_the_image_lies_in_a_larger_crop_has_the_same_chances(resident):
+def test_where_the_image_lies_in_a_larger_crop_has_the_same_chances(held):
     crop, number = (80, 120), 400
     items = Augmented(Ramps(), training_transform(crop, (1.0, 1.0), 0, False, 0.0, MEAN, STD))
     one = [np.argwhere(items[seed, 0][1].numpy() != 255)[0] for seed in range(number)]
-    masks = resident.batch(
+    masks = held.batch(
         [(seed, 0) for seed in range(number)], crop, (1.0, 1.0), 0, False, MEAN, STD
     )[1]
     other = [np.argwhere(mask.numpy() != 255)[0] for mask in masks]
@@ -123,12 +121,12 @@ def test_the_least_side_is_kept():
     assert set(map(tuple, scaled)) == {(45, 68)}
 
 
-def test_the_same_key_gives_the_same_pair(resident):
+def test_the_same_key_gives_the_same_pair(held):
     a, b = (
-        resident.batch([(5, 0), (6, 1)], (32, 40), (0.5, 2.0), 0, True, MEAN, STD) for _ in range(2)
+        held.batch([(5, 0), (6, 1)], (32, 40), (0.5, 2.0), 0, True, MEAN, STD) for _ in range(2)
     )
     assert all(torch.equal(x, y) for x, y in zip(a, b))
-    alone = resident.batch([(6, 1)], (32, 40), (0.5, 2.0), 0, True, MEAN, STD)
+    alone = held.batch([(6, 1)], (32, 40), (0.5, 2.0), 0, True, MEAN, STD)
     assert torch.equal(alone[0][0], a[0][1]) and torch.equal(alone[1][0], a[1][1])
 
 
@@ -138,4 +136,4 @@ def test_images_of_several_sizes_are_refused():
             return tuple(x[: 50 + 10 * index] for x in super().__getitem__(index))
 
     with pytest.raises(InputError, match="b is 90x60, a 90x50"):
-        ResidentSet(Odd(), torch.device("cpu"))
+        OnDevice(Odd(), torch.device("cpu"))
