@@ -5,6 +5,8 @@ READY := .venv/ready
 UV := $(BIN)/uv --quiet
 SOURCE := _build/source
 HTML := _build/html
+# Processes that run tests side by side
+PROCESSES ?= 2
 
 export JUPYTER_PLATFORM_DIRS := 1
 unexport MPLBACKEND PYTHONPATH
@@ -25,7 +27,7 @@ cp -R _config.yml _toc.yml CHANGELOG.md book notebooks $(SOURCE)
 cp -R $(wildcard data/paper data/results) $(SOURCE)/data
 endef
 
-.PHONY: help env book html notebooks test browser lowest coverage lock clean
+.PHONY: help env book html notebooks test browser reliability lowest coverage lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -58,12 +60,17 @@ notebooks: $(READY) ## execute the notebooks in place and keep their new outputs
 
 test: $(READY) ## unit tests, then every notebook's outputs against the stored ones; both run, both count
 	@status=0; \
-	$(BIN)/pytest -q tests || status=$$?; \
-	$(QUIET) $(BIN)/pytest --nbval notebooks/ || status=$$?; \
+	$(BIN)/pytest -q -n $(PROCESSES) tests || status=$$?; \
+	$(BIN)/pytest --nbval -n $(PROCESSES) --dist loadscope notebooks/ || status=$$?; \
 	exit $$status
 
 browser: $(READY) ## read the built book in Chromium, on a phone and on a desk; after `make html`
 	$(BIN)/pytest -q tests/browser
+
+reliability: $(READY) ## kill trainings, damage files, predict large images: half an hour
+	$(BIN)/pytest -q reliability
+	$(BIN)/python -m reliability.kills
+	$(BIN)/python -m reliability.large
 
 # Of `lightning` and its like only what is asked for directly is old: the lowest of all that they need would be from another time.
 lowest: | $(BIN)/uv ## the unit tests with the lowest versions that pyproject.toml allows, in an environment of their own
@@ -73,10 +80,11 @@ lowest: | $(BIN)/uv ## the unit tests with the lowest versions that pyproject.to
 	$(UV) venv --clear --python $(BIN)/python _build/lowest
 	VIRTUAL_ENV=_build/lowest $(UV) pip install -r _build/lowest.txt
 	VIRTUAL_ENV=_build/lowest $(UV) pip install --no-deps --editable .
-	_build/lowest/bin/python -m tests.suite "lowest versions"
+	_build/lowest/bin/python -m pytest -q -n $(PROCESSES) tests --ignore tests/test_book.py --ignore tests/test_notebooks.py \
+		--ignore tests/test_prose.py
 
 coverage: $(READY) ## the unit tests with the lines and branches that they reach
-	$(BIN)/python -m tests.suite coverage
+	$(BIN)/pytest -q -n $(PROCESSES) --cov=rflw --cov=rflw_study --cov-branch tests
 
 lock: | $(BIN)/uv ## write requirements.lock, with hashes, anew from pyproject.toml; versions that still fit stay
 	$(UV) pip compile pyproject.toml --all-extras --universal --python-version 3.11 --generate-hashes --no-header \

@@ -1,6 +1,24 @@
 """Settings of `pytest --nbval notebooks/`."""
 
+import os
+from pathlib import Path
+import sys
+
 import pytest
+
+# Notebooks print the same whoever runs them: no warnings, no progress bars, nobody's own settings;
+# `!rflw` runs the command of this environment.
+os.environ |= {
+    "PYTHONWARNINGS": "ignore",
+    "PYTHONHASHSEED": "0",
+    "TQDM_DISABLE": "1",
+    "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+    "JUPYTER_NO_CONFIG": "1",
+    "JUPYTER_PLATFORM_DIRS": "1",
+    "IPYTHONDIR": str(Path(__file__).resolve().parents[1] / "_build" / "ipython"),
+    "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+}
+os.environ.pop("MPLBACKEND", None)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
