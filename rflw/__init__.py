@@ -7,13 +7,22 @@ from importlib import import_module
 
 __version__ = "0.1.0"
 
-_HOME = {
-    "list_models": "rflw.nn.refinenet",
-    "build": "rflw.nn.refinenet",
-    "load_official": "rflw.checkpoint",
-    "load": "rflw.checkpoint",
-    "predict": "rflw.prediction",
-    "InputError": "rflw.errors",
+_HOME = {  # public name: module and name there
+    "InputError": ("errors", "InputError"),
+    "Recipe": ("config", "Recipe"),
+    "build": ("nn.refinenet", "build"),
+    "count_macs": ("complexity", "count"),
+    "evaluate": ("evaluation", "evaluate"),
+    "export": ("deploy", "export"),
+    "list_models": ("nn.refinenet", "list_models"),
+    "load": ("checkpoint", "load"),
+    "load_official": ("checkpoint", "load_official"),
+    "open_dataset": ("data.readers", "open_dataset"),
+    "optimise": ("deploy", "optimise"),
+    "predict": ("prediction", "predict"),
+    "recipe": ("recipes", "recipe"),
+    "save": ("checkpoint", "save"),
+    "train": ("training", "fit"),
 }
 _ROOMS = ("deploy",)  # modules that are used under their own name: rflw.deploy.optimise
 __all__ = sorted([*_HOME, *_ROOMS])
@@ -24,7 +33,8 @@ def __getattr__(name: str):
         return import_module(f"rflw.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'rflw' has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(_HOME[name]), name)
+    module, own = _HOME[name]
+    value = globals()[name] = getattr(import_module(f"rflw.{module}"), own)
     return value
 
 
