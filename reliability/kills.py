@@ -187,7 +187,7 @@ def interrupted(work: Path, *_) -> int:
             recipes.RECIPES["tiny"] = TINY
             results = str(work / f"results-{out.name}")
             sys.argv = ["rflw", "train", "tiny", "--out", str(out), "--results", results, *more]
-            cli.main()
+            cli.run()
 
         def asked(number=number, command=command):
             step, calls = training.train_step, []

@@ -1,19 +1,26 @@
-"""The command line. Each command is a few lines over the package; heavy imports happen inside the command.
+"""The command line: each command is a few lines over the package, whose heavy parts it imports.
 
 Bad input ends with one line on stderr and exit code 2.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib.metadata import entry_points
 import json
-from math import isnan
 import os
 from pathlib import Path
+import shlex
 import sys
+import time
 from typing import Annotated
 
 import typer
+from typer import Argument, Option
+from typer.core import TyperCommand
 
-from rflw.errors import InputError, enough_memory
+from rflw.errors import InputError, enough_memory, reading
 
 app = typer.Typer(
     help="Light-Weight RefineNet: count, train, evaluate, predict.",
@@ -21,40 +28,59 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-Data = Annotated[
-    str, typer.Argument(help="A data set, see `rflw data list`, or a folder of one's own.")
-]
-Json = Annotated[bool, typer.Option("--json", help="Print figures as JSON.")]
-Root = Annotated[
-    Path | None,
-    typer.Option(
-        help="Folder that holds the data sets' folders; else RFLW_DATA, else data/datasets."
-    ),
-]
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+# The base of Typer's usage errors; which package holds it depends on Typer's version.
+ClickException = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
 
-def _as_weights(folder: Path | None) -> Path | None:
-    if folder:
-        if not folder.is_dir():
-            raise InputError(f"--weights {folder}: no such folder")
-        os.environ["RFLW_WEIGHTS"] = str(
-            folder.absolute()
-        )  # processes that this one starts look there, too
-    return folder
+def run() -> None:
+    """The entry point `rflw`: usage errors, `InputError` and errors of files become one line."""
+    sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may not be valid text
+    try:
+        with enough_memory("too little memory: --tile, a smaller batch or --device cpu takes less"):
+            code = app(args=sys.argv[1:] or ["--help"], standalone_mode=False)
+    except InputError as e:
+        fail(str(e))
+    except ClickException as e:
+        fail(e.format_message())
+    except BrokenPipeError:  # the reader of our output has gone
+        sys.stderr.close()
+        raise SystemExit(1) from None
+    except OSError as e:
+        fail(f"{e.filename or 'file'}: {e.strerror or e}")
+    except (typer.Abort, KeyboardInterrupt):
+        fail("interrupted", 130)
+    if code == 130:  # Typer's own way to end after Ctrl-C says nothing
+        fail("interrupted", 130)
+    raise SystemExit(code if isinstance(code, int) else 0)
 
 
-Weights = Annotated[
-    Path | None,
-    typer.Option(
-        callback=_as_weights,
-        help="Folder of encoders' files, ENCODER-imagenet.safetensors or .pth; else RFLW_WEIGHTS.",
-    ),
-]
+def fail(message: str, code: int = 2) -> None:
+    words = " ".join(message.split())
+    # names from a file may be of any length
+    print("rflw:", words if len(words) < 5000 else f"{words[:5000]} ...", file=sys.stderr)
+    raise SystemExit(code)
 
 
-def _as_folder(path: Path | None) -> Path | None:
-    """Refuses a folder that cannot be written in before anything is measured for it."""
+# ---------------------------------------------------------------- what commands share
+
+
+class ListCommand(TyperCommand):
+    """A command whose list options also take several values at once: `--scales 0.5 1`."""
+
+    def parse_args(self, ctx, args):
+        lists = {name for p in self.params if getattr(p, "multiple", False) for name in p.opts}
+        words, option = [], None
+        for word in args:
+            if word.startswith("-"):
+                option = word
+            elif option in lists and words[-1] != option:
+                words.append(option)  # a further value
+            words.append(word)
+        return super().parse_args(ctx, words)
+
+
+def _writable_folder(path: Path | None) -> Path | None:
+    """Refuse a folder that cannot be written in before anything is measured for it."""
     from rflw import records
 
     if path:
@@ -62,99 +88,146 @@ def _as_folder(path: Path | None) -> Path | None:
     return path
 
 
-def _as_file(path: Path | None) -> Path | None:
-    if path:
-        _as_folder(path.parent)
+def _existing_folder(path: Path | None) -> Path | None:
+    """Refuse a missing folder of records: no records would be a wrong answer."""
+    if path and not path.is_dir():
+        raise InputError(f"{path}: no such folder")
     return path
 
 
-Record = Annotated[
-    Path | None,
-    typer.Option(callback=_as_folder, help="Also file a record here, e.g. data/results."),
+def _weights_folder(path: Path | None) -> Path | None:
+    if path:
+        if not path.is_dir():
+            raise InputError(f"--weights {path}: no such folder")
+        os.environ["RFLW_WEIGHTS"] = str(path.absolute())  # processes that we start look there, too
+    return path
+
+
+PICTURES = (".png", ".webp", ".jpg", ".svg", ".pdf")  # grids of photos are smallest as .webp
+
+
+def _picture_file(path: Path | None) -> Path | None:
+    """Refuse a picture's name before anything is measured for it."""
+    if path:
+        if path.suffix not in PICTURES:
+            raise InputError(f"{path}: unknown kind of picture, choose from: {', '.join(PICTURES)}")
+        _writable_folder(path.parent)
+    return path
+
+
+Data = Annotated[str, Argument(help="A data set, see `rflw data list`, or a folder of one's own.")]
+Checkpoint = Annotated[
+    str | None, Argument(help="A shipped checkpoint's name, or a .safetensors file.")
 ]
-Classes = Annotated[int, typer.Option(help="Number of classes.")]
+Named = Annotated[str | None, Option("--checkpoint", help="The same, as an option.")]
+On = Annotated[str | None, Option(help="Data set; default: the checkpoint's.")]
+Split = Annotated[str, Option(help="Which part of it.")]
+Json = Annotated[bool, Option("--json", help="Print figures as JSON.")]
+Root = Annotated[
+    Path | None,
+    Option(help="Folder that holds the data sets' folders; else RFLW_DATA, else data/datasets."),
+]
+Device = Annotated[str, Option(help="auto, cpu or cuda.")]
+Precision = Annotated[str, Option(help="auto, fp32, bf16 or fp16.")]
+Classes = Annotated[int, Option(help="Number of classes.")]
+Size = Annotated[tuple[int, int], Option(help="Rows and columns of the input.")]
 Tile = Annotated[
     int | None,
-    typer.Option(
-        help="Pixels of the side of overlapping tiles that large images are seen in; 0: whole; default: "
-        "2048, for images of more pixels than such a tile."
+    Option(help="Side of overlapping tiles in pixels; 0: whole; default: 2048, for large images."),
+]
+Workers = Annotated[int, Option(help="Processes that augment images; 0: the training process.")]
+Weights = Annotated[
+    Path | None,
+    Option(
+        callback=_weights_folder,
+        help="Folder of encoders' files, ENCODER-imagenet.safetensors or .pth; else RFLW_WEIGHTS.",
     ),
 ]
-# The base of Typer's usage errors; which package holds it depends on Typer's version.
-ClickException = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
-
-
-def run() -> None:
-    """Entry point of `rflw`. After a prediction the process ends at once: taking torch down again takes a while, and
-    nothing is open any more."""
-    try:
-        main()
-    except SystemExit as end:
-        if sys.argv[1:2] != ["predict"]:
-            raise
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(end.code)
-
-
-def main() -> None:
-    """The command line; usage errors and InputError become one line and exit code 2, and so does what the system says of a file."""
-    sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
-    try:
-        with enough_memory("too little memory: --tile, a smaller batch or --device cpu takes less"):
-            code = app(args=_spread(sys.argv[1:]) or ["--help"], standalone_mode=False)
-    except InputError as e:
-        _fail(str(e))
-    except ClickException as e:
-        _fail(e.format_message())
-    except OSError as e:
-        if isinstance(e, BrokenPipeError):  # the reader of our output has gone
-            sys.stderr.close()
-            raise SystemExit(1) from None
-        _fail(f"{e.filename or 'file'}: {e.strerror or e}")
-    except (typer.Abort, KeyboardInterrupt):
-        _fail("interrupted", 130)
-    if code == 130:  # Typer's own way to end after Ctrl-C says nothing
-        _fail("interrupted", 130)
-    raise SystemExit(code if isinstance(code, int) else 0)
-
-
-def _spread(words: list[str], options=("--scales", "--modes")) -> list[str]:
-    """`--scales 1 2` as `--scales 1 --scales 2`: the form that the parser takes."""
-    spread = []
-    for word in words:
-        if len(spread) > 1 and spread[-2] in options and not word.startswith("-"):
-            spread.append(spread[-2])  # a second value
-        spread.append(word)
-    return spread
-
-
-def _fail(message: str, code: int = 2):
-    words = " ".join(message.split())
-    print(
-        "rflw:", words if len(words) < 5000 else f"{words[:5000]} ...", file=sys.stderr
-    )  # names from a file may be of any length
-    raise SystemExit(code)
+Record = Annotated[
+    Path | None,
+    Option(callback=_writable_folder, help="Also file a record here, e.g. data/results."),
+]
+RecordFolder = Annotated[
+    Path | None,
+    Option(callback=_existing_folder, help="Folder of the records; default data/results."),
+]
+Picture = Annotated[
+    Path | None,
+    Option(callback=_picture_file, help="Also draw what is measured, into this picture."),
+]
+PictureOutput = Annotated[
+    Path, Option("-o", "--output", callback=_picture_file, help="Picture to write.")
+]
 
 
 def print_json(value) -> None:
     print(json.dumps(value, indent=1))
 
 
-FORMS = (
-    ".png",
-    ".webp",
-    ".jpg",
-    ".svg",
-    ".pdf",
-)  # of pictures; grids of photos are smallest as .webp
+def show(rows, columns: dict, as_json: bool = False) -> None:
+    """Print rows as JSON, or some of what they hold as a table without lines.
+
+    Args:
+        rows: dicts, which JSON holds as they are.
+        columns: {heading: (key of a row or function of it, format of its value)}. Columns with a
+            format are numbers and stand on the right. None gives an empty cell.
+        as_json: JSON instead of the table.
+    """
+    if as_json:
+        return print_json(rows)
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style=None)
+    for heading, (_, form) in columns.items():
+        table.add_column(heading, justify="right" if form else "left", overflow="fold")
+    for row in rows:
+        values = [(row[key] if isinstance(key, str) else key(row)) for key, _ in columns.values()]
+        forms = [form for _, form in columns.values()]
+        table.add_row(*("" if v is None else format(v, form) for v, form in zip(values, forms)))
+    width = None if sys.stdout.isatty() else 10_000  # elsewhere a row is a line
+    console = Console(width=width, highlight=False, markup=False, emoji=False)
+    with console.capture() as text:
+        console.print(table)
+    print("\n".join(line.rstrip() for line in text.get().splitlines()))
 
 
-def as_picture(path: Path | None) -> Path | None:
-    """Refuses a picture's name before anything is measured for it."""
-    if path and path.suffix not in FORMS:
-        raise InputError(f"{path}: a picture's name ends in one of {', '.join(FORMS)}")
-    return _as_file(path)
+def command_of(*words, **options) -> str:
+    """The text of a command.
+
+    Args:
+        words: what comes after `rflw`.
+        options: those that are None, False, "auto" or empty are left out; True is an option without
+            a value; a tuple is several values of one option, a list an option that is repeated.
+    """
+    parts = ["rflw", *map(str, words)]
+    for name, value in options.items():
+        for given in value if isinstance(value, list) else [value]:
+            if given is None or given is False or given in ("auto", ()):
+                continue
+            values = given if isinstance(given, tuple) else () if given is True else (given,)
+            parts += [f"--{name.replace('_', '-')}", *(str(v).removesuffix(".0") for v in values)]
+    return shlex.join(parts)
+
+
+@contextmanager
+def recorded(
+    name: str, words: tuple, options: dict, kind: str, config: dict, folder: Path | None, **more
+) -> Iterator[dict]:
+    """A measurement: within it, `metrics` are put into its record, which is then filed.
+
+    Args:
+        name: of the record.
+        words, options: of the command that repeats the measurement, as `command_of` takes them.
+        kind, config: of the record, as `records.timed` takes them, and `more`.
+        folder: where the record goes; None: nowhere.
+    """
+    from rflw import records
+
+    with records.timed(name, command_of(*words, **options), kind, config, **more) as record:
+        yield record
+    if folder:
+        records.write(record, folder)
 
 
 def draw(figure, path: Path, dpi: int = 120) -> None:
@@ -165,10 +238,53 @@ def draw(figure, path: Path, dpi: int = 120) -> None:
     )
 
 
+def the_checkpoint(checkpoint: str | None, named: str | None) -> str:
+    """The checkpoint of a command that takes one, by its position or by `--checkpoint`."""
+    if (checkpoint is None) == (named is None):
+        raise InputError("one checkpoint is needed: NAME or --checkpoint NAME")
+    return checkpoint or named
+
+
+def open_checkpoint(name: str, data: str | None, split: str, root: Path | None, device: str):
+    """A trained network and a data set of its classes."""
+    from rflw.checkpoint import load
+    from rflw.data.readers import open_dataset
+    from rflw.device import pick_device
+
+    model = load(name).to(pick_device(device))
+    data = data or model.card["data"]
+    dataset = open_dataset(data, split, root)
+    classes = len(dataset.labels.classes)
+    if classes != model.num_classes:
+        raise InputError(f"{name} has {model.num_classes} classes, {data} has {classes}")
+    return model, dataset
+
+
+def optimised(model, precision: str, **options):
+    """A network as `rflw.deploy` makes it; stderr names the steps that this machine lacks."""
+    from rflw import deploy
+
+    model = deploy.optimise(model, precision, **options)
+    for step, why in model.left_out.items():
+        print(f"rflw: without {step}: {why}", file=sys.stderr)
+    return model
+
+
+def calibration_images(data: str, root: Path | None, number: int = 32) -> list:
+    """Training images, evenly spread, to calibrate int8 with."""
+    from rflw.data.readers import open_dataset, spread
+
+    dataset = open_dataset(data, "train", root)
+    return [dataset[i][0] for i in spread(number, len(dataset))]
+
+
+# ---------------------------------------------------------------- networks
+
+
 @app.command()
 def models(
-    ablations: Annotated[bool, typer.Option(help="Also the ablated decoders.")] = False,
-    json: Json = False,
+    ablations: Annotated[bool, Option(help="Also the ablated decoders.")] = False,
+    as_json: Json = False,
 ):
     """List the networks that can be built by name.
 
@@ -177,235 +293,236 @@ def models(
     from rflw.nn.refinenet import list_models
 
     names = list_models(ablations)
-    if json:
-        return print_json(names)
-    print("\n".join(names))
+    print_json(names) if as_json else print("\n".join(names))
 
 
 @app.command()
 def complexity(
-    name: Annotated[str | None, typer.Argument(help="A model, see `rflw models`.")] = None,
+    name: Annotated[str | None, Argument(help="A model, see `rflw models`.")] = None,
     classes: Classes = 21,
-    size: Annotated[tuple[int, int], typer.Option(help="Rows and columns of the input.")] = (
-        512,
-        512,
-    ),
+    size: Size = (512, 512),
     everything: Annotated[
-        bool, typer.Option("--all", help="Every network that a claim of the paper is about.")
+        bool, Option("--all", help="Every network that a claim of the paper is about.")
     ] = False,
     results: Record = None,
-    json: Json = False,
+    as_json: Json = False,
 ):
     """Count parameters and multiply-adds by kind of layer.
 
     Example: rflw complexity refinenet-lw-resnet50 --classes 21 --size 512 512
     """
-    from rflw import records
     from rflw.complexity import count
     from rflw.nn.refinenet import PAPER, build
 
     if everything == (name is not None):
         raise InputError("complexity: the name of a model, or --all")
-    rows, what = [], "--all" if everything else name
-    with records.timed(
-        "complexity" if everything else f"complexity-{name.replace(':', '_')}",
-        f"rflw complexity {what} --classes {classes} --size {size[0]} {size[1]}",
-        "complexity",
-    ) as record:
+    title = "complexity" if everything else f"complexity-{name.replace(':', '_')}"
+    words = ("complexity", "--all" if everything else name)
+    options = {"classes": classes, "size": size}
+    rows = []
+    with recorded(title, words, options, "complexity", {}, results) as record:
         for model in PAPER if everything else [name]:
             network = build(model, classes)
             taps = sum(map(len, network.encoder.channels))  # each has a convolution that reduces it
-            rows.append(
-                {
-                    "model": model,
-                    "classes": classes,
-                    "size": list(size),
-                    **count(network, size),
-                    "taps": taps,
-                }
-            )
+            row = {"model": model, "classes": classes, "size": list(size)}
+            rows.append({**row, **count(network, size), "taps": taps})
         record["metrics"] = {"rows": rows}
-    if results:
-        records.write(record, results)
-    if json:
+    if as_json:
         return print_json(rows if everything else rows[0])
-    for row in rows:
+    columns = {
+        f"{kind}, G": (lambda row, kind=kind: row["macs"][kind] / 1e9, ".3f")
+        for kind in rows[0]["macs"]
+    }
+    parameters = {"parameters, M": (lambda row: row["params"] / 1e6, ".3f")}
+    show(rows, {"network": ("model", "")} | parameters | columns)
+
+
+# ---------------------------------------------------------------- predict
+
+
+@dataclass
+class Source:
+    """A photo, a folder of photos or a video that is to be labelled."""
+
+    path: Path
+    kind: str
+    files: list[Path]  # each gives a mask and an overlay of its name
+
+    def targets(self, file: Path, output: Path) -> list[Path]:
+        endings = (".mkv", ".mp4") if self.kind == "video" else (".png", ".png")
+        return [output / f"{file.stem}_{w}{e}" for w, e in zip(("mask", "overlay"), endings)]
+
+
+@dataclass
+class Tally:
+    """What became of the frames of a prediction."""
+
+    frames: int = 0
+    network_s: float = 0.0
+    skipped: list[str] = field(default_factory=list)
+    start: float = field(default_factory=time.perf_counter)
+
+    def print(self) -> None:
+        seconds = time.perf_counter() - self.start
+        for line in self.skipped[:10]:
+            print(f"rflw: skipped: {line}", file=sys.stderr)
         print(
-            f"{row['model']}, {classes} classes, {size[0]}x{size[1]}\nparameters {row['params'] / 1e6:10.3f} M"
+            f"{self.frames} frames in {seconds:.1f} s, {self.frames / seconds:.2f} frames/s from "
+            f"file to file; the network alone {self.frames / max(self.network_s, 1e-9):.2f}; "
+            f"{len(self.skipped)} skipped"
         )
-        for kind, macs in row["macs"].items():
-            print(f"{kind:10} {macs / 1e9:10.3f} G multiply-adds")
 
 
 @app.command()
 def predict(
-    images: Annotated[list[Path], typer.Argument(help="Photos, folders of photos, videos.")],
+    images: Annotated[list[Path], Argument(help="Photos, folders of photos, videos.")],
     checkpoint: Annotated[
-        str, typer.Option(help="A shipped checkpoint's name, or a .safetensors file.")
+        str, Option(help="A shipped checkpoint's name, or a .safetensors file.")
     ] = "camvid",
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the results.")] = Path(
-        "."
-    ),
+    output: Annotated[Path, Option("-o", "--output", help="Folder for the results.")] = Path("."),
     short_side: Annotated[
         int | None,
-        typer.Option(
-            help="Pixels of the shorter side that the network sees; 0: the photo's own; default: the checkpoint's."
-        ),
+        Option(help="Shorter side that the network sees; 0: as it is; default: the checkpoint's."),
     ] = None,
-    precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
-    batch: Annotated[
-        int, typer.Option(help="Images of one size that go through the network at once.")
-    ] = 1,
+    precision: Precision = "auto",
+    batch: Annotated[int, Option(min=1, help="Images of one size that are labelled at once.")] = 1,
     compiled: Annotated[
-        bool,
-        typer.Option(
-            "--compile",
-            help="Let torch.compile make code for each size first, half a minute; "
-            "pays off for videos.",
-        ),
+        bool, Option("--compile", help="Use torch.compile: half a minute, worth it for videos.")
     ] = False,
     tile: Tile = None,
+    overwrite: Annotated[bool, Option("--overwrite", help="Replace results of before.")] = False,
     device: Device = "auto",
 ):
-    """Label every pixel. Of a photo: NAME_mask.png (class indices) and NAME_overlay.png (picture with a legend); of a video:
-    NAME_mask.mkv (class indices, lossless) and NAME_overlay.mp4. In folders and videos, what cannot be read is skipped and counted.
+    """Label every pixel. Of a photo: NAME_mask.png (class indices) and NAME_overlay.png (picture
+    with a legend); of a video: NAME_mask.mkv (class indices, lossless) and NAME_overlay.mp4. In
+    folders and videos, what cannot be read is skipped and counted.
 
     Example: rflw predict street.jpg --checkpoint camvid -o out
     """
-    import gc
-
-    gc.disable()  # while modules load: a tenth of the start of a command that people wait for
-    import time
-
-    from rflw import checkpoint, device, prediction, tiles, video
-    from rflw.data.images import read_image
-    from rflw.data.labels import LABELS, labels_for
+    from rflw import tiles
     from rflw.nn.refinenet import MIN_SIZE
 
-    gc.enable()
-    if batch < 1:
-        raise InputError(f"--batch {batch}: 1 at least")
     tiles.side(tile, (1, 1))
-    folders = {path: video.photos(path) for path in images if path.is_dir()}
-    videos = [path for path in images if path not in folders and video.is_video(path)]
-    named = [path for path in images if path not in folders and path not in videos]
     if short_side and short_side < MIN_SIZE:
-        raise InputError(
-            f"--short-side {short_side} pixels: {MIN_SIZE} is the least, 0 keeps the photo's own"
-        )
-    single = [*named, *(path for found in folders.values() for path in found)]
-    stems = [path.stem for path in (*single, *videos)]
-    twice = (
-        next((stem for stem in stems if stems.count(stem) > 1), None)
-        if len(set(stems)) < len(stems)
-        else None
-    )
-    if twice:
-        raise InputError(f"two inputs are named {twice}: their results would overwrite each other")
-    inputs = {path.resolve() for path in (*single, *videos)}
-    for paths, endings in (
-        (single, (".png", ".png")),
-        (videos, (".mkv", ".mp4")),
-    ):  # all is checked before anything is written
-        for path in paths:
-            for suffix, ending in zip(("mask", "overlay"), endings):
-                _only_ours(output / f"{path.stem}_{suffix}{ending}", inputs)
-    for path in named if len(named) > 1 else ():
-        read_image(path)
-    rates = {path: video.frame_rate(path) for path in videos}
-    model = checkpoint.load(checkpoint).to(device.pick_device(device))
+        raise InputError(f"--short-side {short_side}: at least {MIN_SIZE} pixels, or 0")
+    sources = choose_files(images)
+    refuse_outputs(sources, output, overwrite)
+    label, labels = open_network(checkpoint, short_side, precision, compiled, tile, device)
+    tally = Tally()
+    for source in sources:
+        frames = labelled(source, label, batch, tally)
+        if source.kind == "video":
+            write_video(source, frames, labels, output)
+        else:
+            for path, image, mask in frames:
+                write_photo(source.targets(path, output), image, mask, labels)
+    if any(source.kind != "photo" for source in sources):
+        tally.print()
+
+
+def choose_files(paths: list[Path]) -> list[Source]:
+    """What the paths hold. Raises InputError for what is no photo, no video, or named twice."""
+    from rflw import video
+    from rflw.data.images import open_picture
+
+    sources = []
+    for path in paths:
+        if path.is_dir():
+            sources.append(Source(path, "folder", video.photos(path)))
+        elif video.is_video(path):
+            video.frame_rate(path)  # raises if it is no video
+            sources.append(Source(path, "video", [path]))
+        else:
+            with reading(path), open_picture(path):  # reads the header
+                sources.append(Source(path, "photo", [path]))
+    stems = set()
+    for stem in (file.stem for source in sources for file in source.files):
+        if stem in stems:
+            raise InputError(f"two inputs are named {stem}: their results would share a name")
+        stems.add(stem)
+    return sources
+
+
+def refuse_outputs(sources: list[Source], output: Path, overwrite: bool) -> None:
+    """Raise InputError for results that would replace an input, or another file unasked."""
+    inputs = {file.resolve() for source in sources for file in source.files}
+    for source in sources:
+        for target in (t for file in source.files for t in source.targets(file, output)):
+            if target.resolve() in inputs:
+                raise InputError(f"{target}: would replace an input; choose another folder with -o")
+            if target.is_dir() or target.exists() and not overwrite:
+                raise InputError(f"{target}: exists already; --overwrite, or another folder by -o")
+
+
+def open_network(checkpoint, short_side, precision, compiled, tile, device):
+    """A function from (B, H, W, 3) uint8 images to (B, H, W) class maps, and the labels."""
+    from rflw.checkpoint import load
+    from rflw.data.labels import LABELS, labels_for
+    from rflw.device import pick_device, pick_precision
+    from rflw.prediction import class_maps
+
+    model = load(checkpoint).to(pick_device(device))
     labels = labels_for(model.card["classes"])
-    if (known := LABELS.get(model.card["data"])) and known.classes == labels.classes:
-        labels = known  # with colours of its own
+    official = LABELS.get(model.card["data"])
+    if official and official.classes == labels.classes:
+        labels = official  # with its own colours
     side = model.card.get("short_side") if short_side is None else short_side
     if compiled:
-        from rflw import deploy
-
-        precision = device.pick_precision(precision, device.pick_device(device))
-        model, precision = (
-            deploy.optimise(model, precision, compiled=True),
-            "fp32",
-        )  # its input and output
-        for step, why in model.left_out.items():
-            print(f"rflw: without {step}: {why}", file=sys.stderr)
-    many, skipped, network_s, count = bool(folders or videos), [], 0.0, 0
-    start = time.perf_counter()
-
-    def labelled(frames, video=None):
-        """(key, image, mask) of each photo of a folder, or frame of a video, with the time of the network taken."""
-        nonlocal network_s, count
-        for keys, stack in video.in_batches(video.read_ahead(frames), batch):
-            began = time.perf_counter()
-            try:
-                masks = prediction.class_maps(model, stack, side, precision, tile)
-            except InputError as e:
-                if video:
-                    raise InputError(f"{video}: {e}") from e
-                skipped.extend(f"{key}: {e}" for key in keys)
-                continue
-            network_s, count = network_s + time.perf_counter() - began, count + len(keys)
-            yield from zip(keys, stack, masks)
-
-    for path in named:
-        _write_photo(
-            path,
-            read_image(path),
-            prediction.predict(model, path, side, precision, tile),
-            labels,
-            output,
-        )
-    for found in folders.values():
-        for path, image, mask in labelled(video.read_photos(found, skipped)):
-            _write_photo(path, image, mask, labels, output)
-    for path in videos:
-        _write_video(
-            path, labelled(video.read_video(path, skipped), path), rates[path], labels, output
-        )
-    if many:
-        for line in skipped[:10]:
-            print(f"rflw: skipped: {line}", file=sys.stderr)
-        print(
-            f"{count} frames in {time.perf_counter() - start:.1f} s, {count / (time.perf_counter() - start):.2f} frames/s from file to "
-            f"file; the network alone {count / max(network_s, 1e-9):.2f}; {len(skipped)} skipped"
-        )
+        model = optimised(model, pick_precision(precision, pick_device(device)), compiled=True)
+        precision = "fp32"  # of its input and output
+    label = partial(class_maps, model, short_side=side, precision=precision, tile=tile)
+    return label, labels
 
 
-def _write_photo(path: Path, image, mask, labels, output: Path) -> None:
-    from PIL.PngImagePlugin import PngInfo
+def labelled(source: Source, label, batch: int, tally: Tally) -> Iterator[tuple]:
+    """(file or number, image, mask) of each frame that can be read and labelled."""
+    from rflw import video
+    from rflw.data.images import read_image
 
+    if source.kind == "video":
+        frames = video.read_video(source.path, tally.skipped)
+    elif source.kind == "folder":
+        frames = video.read_photos(source.files, tally.skipped)
+    else:
+        frames = [(source.path, read_image(source.path))]
+    for keys, images in video.in_batches(video.read_ahead(frames), batch):
+        start = time.perf_counter()
+        try:
+            masks = label(images)
+        except InputError as e:
+            if source.kind != "folder":
+                raise InputError(f"{source.path}: {e}") from e
+            tally.skipped += [f"{key}: {e}" for key in keys]
+            continue
+        tally.network_s += time.perf_counter() - start
+        tally.frames += len(keys)
+        yield from zip(keys, images, masks)
+
+
+def write_photo(targets: list[Path], image, mask, labels) -> None:
     from rflw import plots, records
 
-    mark = PngInfo()
-    mark.add_text("Software", "rflw")
-    pictures = {
-        "mask": plots.index_image(mask, labels),
-        "overlay": plots.overlay(image, mask, labels),
-    }
-    for suffix, picture in pictures.items():
-        target = output / f"{path.stem}_{suffix}.png"
-        records.write_whole(
-            target, lambda partial, picture=picture: picture.save(partial, "PNG", pnginfo=mark)
-        )
+    pictures = plots.index_image(mask, labels), plots.overlay(image, mask, labels)
+    for target, picture in zip(targets, pictures):
+        records.write_whole(target, partial(picture.save, format="PNG"))
         print(target)
 
 
-def _write_video(path: Path, frames, rate: float, labels, output: Path) -> None:
+def write_video(source: Source, frames: Iterator, labels, output: Path) -> None:
     """Two videos from (number, image, mask) triples; neither is left half-written."""
     import numpy as np
 
-    from rflw import plots, records
-    from rflw.video import VideoWriter
+    from rflw import plots, records, video
 
-    targets = [output / f"{path.stem}_mask.mkv", output / f"{path.stem}_overlay.mp4"]
+    rate = video.frame_rate(source.path)
+    targets = source.targets(source.path, output)
 
     def write(mask_file: str, overlay_file: str) -> None:
         writers = []
         for _, image, mask in frames:
             if not writers:
-                writers = [
-                    VideoWriter(mask_file, rate, mask.shape, lossless=True),
-                    VideoWriter(overlay_file, rate, mask.shape),
-                ]
+                masks = video.VideoWriter(mask_file, rate, mask.shape, lossless=True)
+                writers = [masks, video.VideoWriter(overlay_file, rate, mask.shape)]
             writers[0].write(mask)
             writers[1].write(np.asarray(plots.overlay(image, mask, labels)))
         for writer in writers:
@@ -419,174 +536,140 @@ def _write_video(path: Path, frames, rate: float, labels, output: Path) -> None:
         print(target)
 
 
-def _only_ours(target: Path, inputs: set[Path]) -> None:
-    """Refuse to overwrite what is to be labelled, or a file that `rflw predict` has not written."""
-    if not target.exists():
-        return
-    if target.resolve() in inputs:
-        raise InputError(
-            f"{target}: one of the photos would be overwritten; choose another folder with -o"
-        )
-    try:
-        if target.suffix == ".png":
-            from rflw.data.images import open_picture
-
-            with open_picture(target) as picture:
-                ours = picture.info.get("Software") == "rflw"
-        else:
-            from rflw.video import comment
-
-            ours = comment(target) == "rflw"
-    except (OSError, InputError):
-        ours = False
-    if not ours:
-        raise InputError(
-            f"{target}: is there already, and not from rflw predict; choose another folder with -o"
-        )
+# ---------------------------------------------------------------- train
 
 
 @app.command()
 def train(
-    recipe: Annotated[str, typer.Argument(help="A recipe's name; `rflw recipes` lists them.")],
-    seed: Annotated[int, typer.Option(help="Seed of initial weights, order and augmentation.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="Run folder; default runs/RECIPE-sSEED.")] = None,
-    epochs: Annotated[
-        int | None, typer.Option(help="Other length than the recipe's; milestones scale along.")
-    ] = None,
+    recipe: Annotated[str, Argument(help="A recipe's name; `rflw recipes` lists them.")],
+    seed: Annotated[int, Option(help="Seed of initial weights, order and augmentation.")] = 0,
+    out: Annotated[Path | None, Option(help="Run folder; default runs/RECIPE-sSEED.")] = None,
+    epochs: Annotated[int | None, Option(help="Another length; milestones scale along.")] = None,
     data: Annotated[
-        str | None,
-        typer.Option(
-            help="Train on another data set, or one's own: a folder with images/, masks/ and classes.txt."
-        ),
+        str | None, Option(help="Another data set, or a folder: images/, masks/ and classes.txt.")
     ] = None,
     init: Annotated[
-        str | None,
-        typer.Option(
-            help="Checkpoint to begin with, ours or the authors'; a classifier for other classes is made anew."
-        ),
+        str | None, Option(help="Checkpoint to begin with, of rflw or of the authors.")
     ] = None,
-    resume: Annotated[bool, typer.Option(help="Go on with the run in the folder.")] = False,
-    workers: Annotated[
-        int, typer.Option(help="Processes that augment images; 0: the training process.")
-    ] = 0,
-    accumulate: Annotated[
-        int, typer.Option(help="Parts that a batch is cut into, to save memory.")
-    ] = 1,
+    resume: Annotated[bool, Option(help="Resume the run in the folder.")] = False,
+    workers: Workers = 0,
+    accumulate: Annotated[int, Option(help="Parts of a batch, to save memory.")] = 1,
     compiled: Annotated[
         bool | None,
-        typer.Option(
-            "--compile/--no-compile",
-            help="Let torch.compile speed the network up; default: on CPUs, for long runs.",
-        ),
+        Option("--compile/--no-compile", help="Use torch.compile; default: in long runs on CPUs."),
     ] = None,
     resident: Annotated[
         bool | None,
-        typer.Option(
-            help="Hold the images on the device and augment them there; default: on CUDA, for small data sets."
-        ),
+        Option(help="Augment images on the device; default: on CUDA, for small data sets."),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only check the recipe: one step on no data.")
+        bool, Option("--dry-run", help="Only check the recipe: one step on no data.")
     ] = False,
     results: Annotated[
         Path | None,
-        typer.Option(
-            help="Folder for a copy of the record; default data/results, none for a changed recipe. One that is there stays."
-        ),
+        Option(help="Folder for a copy of the record; default data/results for shipped recipes."),
     ] = None,
     weights: Weights = None,
     root: Root = None,
     device: Device = "auto",
-    json: Json = False,
+    as_json: Json = False,
 ):
-    """Train by a recipe; leaves log.csv, last.pt, best.safetensors, model.safetensors and record.json in the run folder.
+    """Train by a recipe; leaves log.csv, last.pt, best.safetensors, model.safetensors and
+    record.json in the run folder.
 
     Several devices: torchrun --nproc-per-node 8 -m rflw train RECIPE.
 
     Example: rflw train camvid-lw-efficientnet_lite0 --root ~/datasets
     """
-    from dataclasses import replace
+    plan, shipped = planned(recipe, data, init, epochs, root, dry_run)
+    if dry_run:
+        return rehearse(plan, as_json)
+    out = out or Path("runs") / f"{plan.name}-s{seed}"
+    options = {"workers": workers, "accumulate": accumulate, "compiled": compiled}
+    options |= {"resident": resident, "resume": resume}
+    record = train_and_file(plan, out, seed, root, device, options, results, shipped)
+    if record is None:
+        return
+    if as_json:
+        return print_json(record)
+    measured, minutes = record["metrics"], record["wall_s"] / 60
+    unknown = measured["miou"] is None
+    miou = "unknown (all labels are void)" if unknown else f"{100 * measured['miou']:.1f} %"
+    print(
+        f"{record['name']}: mIoU {miou} on {measured['images']} validation images, "
+        f"{minutes:.1f} min; {out / 'model.safetensors'}"
+    )
 
-    from rflw import checkpoint, device, records, training
+
+def planned(recipe: str, data, init, epochs, root, dry_run: bool):
+    """The recipe with the settings of the command, and whether it is as shipped."""
+    from rflw.checkpoint import weights_of
     from rflw.data.readers import open_dataset
     from rflw.recipes import recipe as find
 
-    plan = find(recipe)
-    if plan.name == "own" and data is None:
+    shipped = plan = find(recipe)
+    own = plan.name == "own"
+    if own and data is None:
         raise InputError("own: --data must name the folder with images/, masks/ and classes.txt")
     if data is not None:
         plan = plan.on(data)
-    if plan.name == "own" and not dry_run:  # few images make a small batch
-        plan = replace(plan, batch=max(1, min(plan.batch, len(open_dataset(data, "train", root)))))
-    if init is not None:  # one's own data are trained on with the checkpoint's network
-        plan = replace(
-            plan,
-            init=init,
-            **({"model": checkpoint.weights_of(init)[0]} if plan.name == "own" else {}),
-        )
+        if own and not dry_run:  # few images make a small batch
+            images = len(open_dataset(data, "train", root))
+            plan = replace(plan, batch=max(1, min(plan.batch, images)))
+    if init is not None:
+        plan = replace(plan, init=init, model=weights_of(init)[0] if own else plan.model)
     if epochs is not None:
         plan = plan.with_epochs(epochs)
-    if dry_run:
-        facts = training.rehearse(plan)
-        if json:
-            return print_json(facts)
-        print(
-            f"{plan.name}: {plan.model}, {facts['params'] / 1e6:.2f} M parameters, batch {plan.batch} of {plan.crop[0]}x{plan.crop[1]}"
-        )
-        for stage in facts["stages"]:
-            rates = ", ".join(
-                f"{part} {stage[f'{part}_lr'][0]:.2g} to {stage[f'{part}_lr'][1]:.2g}"
-                for part in ("encoder", "decoder")
-            )
-            print(f"{stage['data']:12} {stage['epochs']:4} epochs, rates: {rates}")
-        return
-    out = out or Path("runs") / f"{plan.name}-s{seed}"
-    results = results or (records.FOLDER if plan == find(recipe) and recipe != "own" else None)
+    return plan, plan == shipped and not own
 
-    def keep(record):
-        if results and not records.keep(record, results):
-            there = results / f"{record['name']}.json"
-            print(
-                f"rflw: {there} is there already and stays; the new one is {out / 'record.json'}",
-                file=sys.stderr,
-            )
+
+def rehearse(plan, as_json: bool) -> None:
+    from rflw import training
+
+    facts = training.rehearse(plan)
+    if as_json:
+        return print_json(facts)
+    print(
+        f"{plan.name}: {plan.model}, {facts['params'] / 1e6:.2f} M parameters, "
+        f"batch {plan.batch} of {plan.crop[0]}x{plan.crop[1]}"
+    )
+    rates = {
+        f"{part}'s rate, {end}": (lambda stage, part=part, i=i: stage[f"{part}_lr"][i], ".2g")
+        for part in ("encoder", "decoder")
+        for i, end in enumerate(("first", "last"))
+    }
+    show(facts["stages"], {"data": ("data", ""), "epochs": ("epochs", "d")} | rates)
+
+
+def train_and_file(plan, out, seed, root, device, options: dict, results, shipped: bool):
+    """Train, and keep a copy of the record. Of several processes, only the first has one."""
+    from rflw import records, training
+
+    folder = results or (records.FOLDER if shipped else None)
+
+    def file(record: dict) -> None:
+        if folder and not records.keep(record, folder):
+            old = folder / f"{record['name']}.json"
+            new = out / "record.json"
+            print(f"rflw: {old} exists already and stays; the new one is {new}", file=sys.stderr)
 
     try:
-        _, record = training.fit(
-            plan,
-            out,
-            seed,
-            root,
-            device,
-            resume,
-            workers,
-            progress=True,
-            accumulate=accumulate,
-            compiled=compiled,
-            resident=resident,
-        )
+        _, record = training.fit(plan, out, seed, root, device, progress=True, **options)
     except training.Failed:
-        keep(records.read(out / "record.json"))
+        file(records.read(out / "record.json"))
         raise
     except KeyboardInterrupt:
-        _fail(f"interrupted; --resume goes on with {out}", 130)
-    if os.environ.get("RANK", "0") != "0":  # of several processes, one speaks
-        return
-    keep(record)
-    if json:
-        return print_json(record)
-    miou = record["metrics"]["miou"]
-    score = "unknown (all labels are void)" if miou is None else f"{100 * miou:.1f} %"
-    print(
-        f"{record['name']}: mIoU {score} on {record['metrics']['images']} validation images, {record['wall_s'] / 60:.1f} min; "
-        f"{out / 'model.safetensors'}"
-    )
+        fail(f"interrupted; --resume continues {out}", 130)
+    if os.environ.get("RANK", "0") != "0":
+        return None
+    file(record)
+    return record
 
 
 @app.command()
 def publish(
-    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
-    name: Annotated[str, typer.Argument(help="What the network will be called.")],
+    run: Annotated[Path, Argument(help="Folder of a finished run.")],
+    name: Annotated[str, Argument(help="What the network will be called.")],
 ):
     """Ship a run: its network goes to data/checkpoints with a card, its record to data/results.
 
@@ -598,22 +681,30 @@ def publish(
         print(path)
 
 
-def there(folder: Path | None) -> Path | None:
-    """A folder to read records from. Raises InputError where it is none: an empty answer would say that there are no records."""
-    if folder and not folder.is_dir():
-        raise InputError(f"{folder}: no such folder")
-    return folder
+@app.command()
+def recipes(as_json: Json = False):
+    """List the recipes that `rflw train` knows.
+
+    Example: rflw recipes
+    """
+    from dataclasses import asdict
+
+    from rflw.recipes import RECIPES
+
+    def stages(row: dict) -> str:
+        return " + ".join(f"{stage['data']} {stage['epochs']} epochs" for stage in row["stages"])
+
+    columns = {"recipe": ("name", ""), "network": ("model", ""), "stages": (stages, "")}
+    show([asdict(recipe) for recipe in RECIPES.values()], columns, as_json)
 
 
 @app.command(name="records")
 def records_(
     names: Annotated[
-        list[str] | None, typer.Argument(help="Two to compare, else any to list; default: all.")
+        list[str] | None, Argument(help="Two to compare, else any to list; default: all.")
     ] = None,
-    folder: Annotated[
-        Path | None, typer.Option(help="Where they are; default data/results.")
-    ] = None,
-    json: Json = False,
+    folder: RecordFolder = None,
+    as_json: Json = False,
 ):
     """List the records of measurements, or compare two of them.
 
@@ -621,59 +712,35 @@ def records_(
     """
     from rflw import records
 
-    folder = there(folder) or records.FOLDER
-    found = [records.read(name, folder) for name in names] if names else records.read_all(folder)
-    if len(found) == 2 and names:
-        changes = records.differences(*found)
-        if json:
-            return print_json(changes)
-        for key, (a, b) in changes.items():
-            gap = (
-                f"{b - a:+.4g}"
-                if all(isinstance(v, int | float) and not isinstance(v, bool) for v in (a, b))
-                else ""
-            )
-            print(f"{key:36} {a!s:>28} {b!s:>28}  {gap}")
-        return
-    if json:
-        return print_json([{k: v for k, v in record.items() if k != "curve"} for record in found])
-    print(
-        f"{'name':44} {'status':8} {'mIoU %':>7} {'95 % of images':>15} {'minutes':>8} {'commit':8}  device"
-    )
-    for record in found:
-        measured = record["metrics"]
-        miou = f"{100 * measured['miou']:.1f}" if measured.get("miou") is not None else ""
-        interval = (
-            "{:.1f} to {:.1f}".format(*(100 * v for v in measured["miou_interval"]))
-            if measured.get("miou_interval")
-            else ""
-        )
-        device = (
-            record["hardware"].get("gpu")
-            or f"{record['hardware']['cores']} x {record['hardware']['cpu']}"
-        )
-        print(
-            f"{record['name']:44} {record['status']:8} {miou:>7} {interval:>15} {record['wall_s'] / 60:8.1f} "
-            f"{(record['commit'] or 'none')[:7]}{'*' if record['dirty'] else ' '} {device}"
-        )
+    folder = folder or records.FOLDER
+    rows = [records.read(name, folder) for name in names] if names else records.read_all(folder)
+    if names and len(rows) == 2:
+        changes = records.differences(*rows)
+        columns = {"entry": (lambda row: row[0], "")}
+        columns |= {name: (lambda row, i=i: str(row[1][i]), "") for i, name in enumerate(names)}
+        return print_json(changes) if as_json else show(changes.items(), columns)
+    columns = {
+        "name": ("name", ""),
+        "status": ("status", ""),
+        "mIoU": (lambda row: row["metrics"].get("miou"), ".1%"),
+        "95 % of images": (lambda row: interval(row["metrics"].get("miou_interval")), ""),
+        "minutes": (lambda row: row["wall_s"] / 60, ".1f"),
+        "commit": (lambda row: (row["commit"] or "none")[:7] + "*" * bool(row["dirty"]), ""),
+        "device": (lambda row: hardware_name(row["hardware"]), ""),
+    }
+    rows = [{key: value for key, value in row.items() if key != "curve"} for row in rows]
+    show(rows, columns, as_json)
 
 
-@app.command()
-def recipes(json: Json = False):
-    """List the recipes that `rflw train` knows.
+def interval(ends: list[float] | None) -> str | None:
+    return "{:.1%} to {:.1%}".format(*ends) if ends else None
 
-    Example: rflw recipes
-    """
-    from rflw.recipes import RECIPES
 
-    if json:
-        from dataclasses import asdict
+def hardware_name(hardware: dict) -> str:
+    return hardware.get("gpu") or f"{hardware['cores']} x {hardware['cpu']}"
 
-        return print_json([asdict(r) for r in RECIPES.values()])
-    for r in RECIPES.values():
-        print(
-            f"{r.name:40} {r.model:42} {' + '.join(f'{s.data} {s.epochs} epochs' for s in r.stages)}"
-        )
+
+# ---------------------------------------------------------------- data
 
 
 data = typer.Typer(help="Data sets: from raw downloads to folders that training reads.")
@@ -681,8 +748,8 @@ app.add_typer(data, name="data")
 
 
 @data.command(name="list")
-def data_list(root: Root = None, json: Json = False):
-    """Every data set: classes, whether it is there, licence, where it comes from, and how large its official files are.
+def data_list(root: Root = None, as_json: Json = False):
+    """Every data set: classes, training images, licence, source, and size of its official files.
 
     Example: rflw data list
     """
@@ -692,76 +759,63 @@ def data_list(root: Root = None, json: Json = False):
     rows = []
     for name, labels in LABELS.items():
         try:
-            there = len(open_dataset(name, "train", root))
-        except InputError:
-            there = None
-        rows.append(
-            {
-                "data": name,
-                "classes": len(labels.classes),
-                "training_images": there,
-                "licence": labels.licence,
-                "source": labels.source or None,
-                "size": labels.size,
-            }
-        )
-    if json:
-        return print_json(rows)
-    for row in rows:
-        there = (
-            "not here"
-            if row["training_images"] is None
-            else f"{row['training_images']} training images"
-        )
-        print(
-            f"{row['data']:11} {row['classes']:3} classes  {there:22} {row['size']:32} {row['source'] or ''}\n{'':12}{row['licence']}"
-        )
+            images = len(open_dataset(name, "train", root))
+        except InputError:  # it is not in the folder
+            images = None
+        facts = {"data": name, "classes": len(labels.classes), "training_images": images}
+        source = {"licence": labels.licence, "source": labels.source or None, "size": labels.size}
+        rows.append(facts | source)
+    columns = {
+        "data": ("data", ""),
+        "classes": ("classes", "d"),
+        "training images": ("training_images", "d"),
+        "size": ("size", ""),
+        "source": ("source", ""),
+        "licence": ("licence", ""),
+    }
+    show(rows, columns, as_json)
 
 
 @data.command(name="check")
-def data_check(name: Data, results: Record = None, root: Root = None, json: Json = False):
-    """Read all of a data set: counts against the official ones, faults by name, labels, images that two splits share.
+def data_check(name: Data, results: Record = None, root: Root = None, as_json: Json = False):
+    """Read all of a data set: counts against the official ones, faults by name, labels, images that
+    two splits share. The exit code is 1 if something is wrong.
 
     Example: rflw data check camvid --root ~/datasets
     """
-    from rflw import records
     from rflw.data.check import check
 
-    with records.timed(
-        f"check-{Path(name).name}", f"rflw data check {name}", "check", {"data": name}
-    ) as record:
-        result = check(name, root, progress=True)
-    if results:
-        records.write(record | {"metrics": result}, results)
-    if json:
-        print_json(result)
-    else:
-        for split, found in result["splits"].items():
-            official = "" if found["official"] is None else f" of {found['official']}"
-            print(
-                f"{split}: {found['images']}{official} images, {len(found['faults'])} faults, SHA-256 {found['sha256']}"
-            )
-            for fault in found["faults"]:
-                print(f"  {fault}")
-            total = max(sum(found["pixels"].values()) + found["void"], 1)
-            for label, count in (*found["pixels"].items(), ("void", found["void"])):
-                print(f"  {label:20} {100 * count / total:7.3f} % of the pixels")
-        for a, one, b, other in result["shared"]:
-            print(f"{a}/{one} and {b}/{other} are the same image")
-        for line in result["changed"]:
-            print(line)
-        print("clean" if result["clean"] else "not clean")
+    title, words = f"check-{Path(name).name}", ("data", "check", name)
+    with recorded(title, words, {}, "check", {"data": name}, results) as record:
+        result = record["metrics"] = check(name, root, progress=True)
+    print_json(result) if as_json else print_check(result)
     raise typer.Exit(0 if result["clean"] else 1)
+
+
+def print_check(result: dict) -> None:
+    for split, facts in result["splits"].items():
+        official = "" if facts["official"] is None else f" of {facts['official']}"
+        print(
+            f"{split}: {facts['images']}{official} images, {len(facts['faults'])} faults, "
+            f"SHA-256 {facts['sha256']}"
+        )
+        print(*(f"  {fault}\n" for fault in facts["faults"]), sep="", end="")
+        pixels = facts["pixels"] | {"void": facts["void"]}
+        total = max(sum(pixels.values()), 1)
+        columns = {"class": (lambda row: row[0], "")}
+        show(pixels.items(), columns | {"pixels": (lambda row, all=total: row[1] / all, ".3%")})
+    for a, first, b, second in result["shared"]:
+        print(f"{a}/{first} and {b}/{second} are the same image")
+    print(*(f"{line}\n" for line in result["changed"]), sep="", end="")
+    print("clean" if result["clean"] else "not clean")
 
 
 @data.command(name="show")
 def data_show(
     name: Data,
-    output: Annotated[
-        Path, typer.Option("-o", "--output", callback=as_picture, help="Picture to write.")
-    ] = Path("grid.png"),
-    split: Annotated[str, typer.Option(help="Which part of it.")] = "val",
-    number: Annotated[int, typer.Option(help="How many images, evenly spread over the split.")] = 4,
+    output: PictureOutput = Path("grid.png"),
+    split: Split = "val",
+    number: Annotated[int, Option(help="How many images, evenly spread over the split.")] = 4,
     root: Root = None,
 ):
     """Draw images beside their masks.
@@ -775,301 +829,216 @@ def data_show(
     if not 1 <= number <= len(dataset):
         raise InputError(f"--number {number}: {name}/{split} has {len(dataset)} images")
     chosen = spread(number, len(dataset))
-    notes = [dataset.ids[i] for i in chosen]
-    picture = plots.prediction_grid(
-        [dataset[i] for i in chosen], dataset.labels, ("image", "labels"), notes, 6.0
-    )
-    draw(picture, output)
+    rows, notes = [dataset[i] for i in chosen], [dataset.ids[i] for i in chosen]
+    draw(plots.prediction_grid(rows, dataset.labels, ("image", "labels"), notes, 6.0), output)
     print(output)
 
 
-Checkpoint = Annotated[
-    str, typer.Argument(help="A shipped checkpoint's name, or a .safetensors file.")
-]
-On = Annotated[str | None, typer.Option(help="Data set; default: the checkpoint's.")]
-Split = Annotated[str, typer.Option(help="Which part of it.")]
+# ---------------------------------------------------------------- evaluate and deploy
 
 
-def open_checkpoint(checkpoint: str, data: str | None, split: str, root: Path | None, device: str):
-    """A trained network and a data set of its classes."""
-    from rflw import checkpoint, device
-    from rflw.data.readers import open_dataset
-
-    model = checkpoint.load(checkpoint).to(device.pick_device(device))
-    name = data or model.card["data"]
-    dataset = open_dataset(name, split, root)
-    if len(dataset.labels.classes) != model.num_classes:
-        raise InputError(
-            f"{checkpoint} has {model.num_classes} classes, {name} has {len(dataset.labels.classes)}"
-        )
-    return model, dataset
-
-
-@app.command(name="eval")
+@app.command(name="eval", cls=ListCommand)
 def evaluate(
-    checkpoint: Checkpoint,
+    checkpoint: Checkpoint = None,
+    named: Named = None,
     data: On = None,
     split: Split = "val",
     scales: Annotated[
-        list[float],
-        typer.Option(help="Scales of the image, averaged: --scales 0.5 0.75 1 1.25 1.5."),
+        list[float], Option(help="Scales of the image, averaged: --scales 0.5 0.75 1 1.25 1.5.")
     ] = (1.0,),
-    flip: Annotated[
-        bool, typer.Option("--flip", help="Average with the mirror image, too.")
-    ] = False,
+    flip: Annotated[bool, Option("--flip", help="Average with the mirror image, too.")] = False,
     tile: Tile = None,
-    precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
-    keep: Annotated[
-        Path | None,
-        typer.Option(
-            callback=_as_file,
-            help="File that keeps what is measured so far: after an interruption the same command goes on.",
-        ),
-    ] = None,
+    precision: Precision = "auto",
     deployed: Annotated[
         str | None,
-        typer.Option(
-            help="Measure the network as `rflw.deploy.optimise` makes it in this precision (fp32, bf16, fp16, int8), and how far it "
-            "agrees with the plain one."
-        ),
+        Option(help="Measure the network as `rflw.deploy` makes it in fp32, bf16, fp16 or int8."),
     ] = None,
     save: Annotated[
         Path | None,
-        typer.Option(
-            callback=_as_folder,
-            help="Folder for the predictions, in the form that the benchmark takes: VOC palette, Cityscapes labelIds.",
-        ),
+        Option(callback=_writable_folder, help="Folder for predictions as the benchmark's."),
     ] = None,
-    figure: Annotated[
-        Path | None,
-        typer.Option(
-            callback=as_picture,
-            help="Also draw five frames, from the worst to the best in equal steps, into this picture.",
-        ),
-    ] = None,
+    figure: Picture = None,
     results: Record = None,
     root: Root = None,
     device: Device = "auto",
-    json: Json = False,
+    as_json: Json = False,
 ):
     """Measure whole images: IoU, accuracy, boundary F-score, and the interval of mIoU over images.
 
     Example: rflw eval camvid --root ~/datasets --scales 0.75 1 1.25 --flip --json
     """
-    from rflw import checkpoint, device, evaluation, metrics, plots, prediction, records, tiles
+    from rflw import tiles
+    from rflw.device import pick_precision
 
     if not all(0 < scale <= 4 for scale in scales):
         raise InputError(f"--scales {' '.join(map(str, scales))}: above 0, at most 4")
     tiles.side(tile, (1, 1))
+    checkpoint = the_checkpoint(checkpoint, named)
     model, dataset = open_checkpoint(checkpoint, data, split, root, device)
-    name, labels = data or model.card["data"], dataset.labels
-    plain = model
+    data, plain, where = data or model.card["data"], None, next(model.parameters()).device
+    config = {"checkpoint": checkpoint, "model": model.name, "data": data, "split": split}
+    config |= {"scales": list(scales), "flip": flip}
     if deployed:
-        from rflw import deploy
-
-        model, precision = (
-            deploy.optimise(
-                model, deployed, calibration=some_images(name, root) if deployed == "int8" else None
-            ),
-            "fp32",
-        )
-        for step, why in model.left_out.items():
-            print(f"rflw: without {step}: {why}", file=sys.stderr)
-
-    def each(index, prediction, mask):
-        """Its boundary F-score, mean over classes, and pixels that are as the plain network has them, of how many."""
-        same, pixels = 0, 0
+        images = calibration_images(data, root) if deployed == "int8" else None
+        plain, model = model, optimised(model, deployed, calibration=images)
+        precision = "fp32"  # of its input and output
+    else:
+        config["precision"] = pick_precision(precision, where)
+    options = {"data": data, "split": split, "scales": tuple(scales), "flip": flip}
+    options |= {"deployed": deployed} if deployed else {"precision": precision}
+    options |= {"tile": tile, "device": device}
+    title, words = evaluation_name(checkpoint, options), ("eval", checkpoint)
+    ways = (precision, tuple(scales), flip, tile)
+    with recorded(title, words, options, "eval", config, results) as record:
+        matrices, result = measure(model, dataset, ways, plain, save)
         if deployed:
-            reference = prediction.best(
-                prediction.views(plain, dataset[index][0], "fp32", scales, flip, tile), mask.shape
-            )[0]
-            same, pixels = (prediction == reference).sum().item(), mask.numel()
-        if save:
-            picture = plots.submission(prediction.byte().cpu().numpy(), labels)
-            records.write_whole(
-                save / f"{dataset.ids[index]}.png", lambda partial: picture.save(partial, "PNG")
-            )
-        return (
-            metrics.boundary_f(prediction, mask, model.num_classes).nanmean().item(),
-            same,
-            pixels,
-        )
-
-    tiled = "" if tile is None else f"-tile-{tile}"
-    as_deployed = (
-        f"-deployed-{deployed}" if deployed else "" if precision == "auto" else f"-{precision}"
-    )
-    way = f"{'' if tuple(scales) == (1.0,) else '-'.join(['', 'scales', *(f'{s:g}' for s in scales)])}{'-flip' * flip}{as_deployed}{tiled}"
-    command = (
-        f"rflw eval {checkpoint} --data {name} --split {split} --scales {' '.join(f'{s:g}' for s in scales)}{' --flip' * flip}"
-        f"{f' --deployed {deployed}' if deployed else '' if precision == 'auto' else f' --precision {precision}'}"
-        f"{'' if tile is None else f' --tile {tile}'}"
-    )
-    config = {
-        "checkpoint": checkpoint,
-        "model": model.name,
-        "data": name,
-        "split": split,
-        "scales": list(scales),
-        "flip": flip,
-    }
-    if not deployed:
-        config["precision"] = device.pick_precision(precision, next(model.parameters()).device)
-    with records.timed(
-        f"eval-{Path(checkpoint).stem}-{Path(name).name}-{split}{way}", command, "eval", config
-    ) as record:
-        options = {
-            "deployed": deployed,
-            "tile": tile,
-            "device": next(plain.parameters()).device.type,
-            "save": save and str(save.absolute()),
-        }
-        sitting = evaluation.Sitting(
-            len(dataset),
-            model.num_classes,
-            3,
-            keep,
-            _identity(checkpoint, dataset, config | options) if keep else "",
-        )
-        if save:  # a prediction that is gone is made again
-            for index, key in enumerate(dataset.ids):
-                sitting.done[index] &= (save / f"{key}.png").exists()
-        before, seconds = int(sitting.done.sum()), sitting.seconds.item()
-        if before:
-            print(
-                f"rflw: goes on after {before} of {len(dataset)} images, from {keep}",
-                file=sys.stderr,
-            )
-        matrices = evaluation.evaluate(
-            model, dataset, precision, scales, flip, each, progress=True, tile=tile, sitting=sitting
-        )
-    record["wall_s"] = round(record["wall_s"] + seconds, 1)  # with that of earlier sittings
-    boundaries = [
-        value for value in sitting.numbers[:, 0].tolist() if not isnan(value)
-    ]  # of every image that has any
-    same, pixels = sitting.numbers[:, 1:].sum(0).long().tolist()
-    result = {
-        "data": name,
-        "split": split,
-        "images": len(dataset),
-        **evaluation.summary(matrices, labels.classes),
-        "boundary_f": sum(boundaries) / len(boundaries) if boundaries else None,
-        "scales": list(scales),
-        "flip": flip,
-    }
-    if deployed:
-        result |= {"deployed": deployed, "agreement": same / pixels, "steps": list(model.steps)}
-    if results:
-        records.write(record | {"metrics": result}, results)
+            result |= {"deployed": deployed, "agreement": result.pop("agreement")}
+            result["steps"] = list(model.steps)
+        record["metrics"] = result = {"data": data, "split": split, **result}
     if figure:
-        order = sorted(
-            (i for i, matrix in enumerate(matrices) if matrix.any()),
-            key=lambda i: metrics.pixel_accuracy(matrices[i]),
-        )
-        if not order:
-            raise InputError(f"{name}/{split}: all pixels are void, there is nothing to draw")
-        chosen = [order[round(step * (len(order) - 1) / 4)] for step in range(5)]
-        rows = [(*dataset[i], prediction.predict(model, dataset[i][0])) for i in chosen]
-        notes = [f"{100 * metrics.pixel_accuracy(matrices[i]):.1f} % of pixels" for i in chosen]
-        picture = plots.prediction_grid(rows, labels, notes=notes)
-        draw(picture, figure)
-    if json:
-        return print_json(result)
-    for label, value in result["iou"].items():
-        print(f"{label:24} {'absent' if value is None else f'{100 * value:6.2f}'}")
-    if result["miou"] is None:
-        raise InputError(f"{name}/{split}: all pixels are void")
-    low, high = result["miou_interval"]
-    print(
-        f"{'mIoU':24} {100 * result['miou']:6.2f}   95 % interval over images {100 * low:.2f} to {100 * high:.2f}"
+        draw_frames(model, dataset, matrices, figure)
+    print_json(result) if as_json else print_scores(result)
+
+
+def evaluation_name(checkpoint: str, options: dict) -> str:
+    """The name of an evaluation's record, which says how it differs from the plain one."""
+    parts = ["eval", Path(checkpoint).stem, Path(options["data"]).name, options["split"]]
+    if options["scales"] != (1.0,):
+        parts += ["scales", *(f"{scale:g}" for scale in options["scales"])]
+    if options["flip"]:
+        parts.append("flip")
+    if "deployed" in options:
+        parts += ["deployed", options["deployed"]]
+    elif options["precision"] != "auto":
+        parts.append(options["precision"])
+    if options["tile"] is not None:
+        parts += ["tile", str(options["tile"])]
+    return "-".join(parts)
+
+
+def measure(model, dataset, ways: tuple, plain=None, save=None):
+    """Evaluate a network on a data set.
+
+    Args:
+        ways: precision, scales, flip and tile, as `evaluation.evaluate` takes them.
+        plain: the network before it was deployed, to count how many pixels stay the same.
+        save: folder for the predictions.
+
+    Returns:
+        The confusion matrix of each image, and the metrics of all.
+    """
+    from rflw import evaluation, metrics, plots, prediction, records
+
+    precision, scales, flip, tile = ways
+    boundaries, same = [], []
+
+    def each(index, classes, mask):
+        boundaries.append(metrics.boundary_f(classes, mask, model.num_classes).nanmean().item())
+        if plain:
+            views = prediction.views(plain, dataset[index][0], "fp32", scales, flip, tile)
+            expected = prediction.best(views, mask.shape)[0]
+            same.append(((classes == expected).sum().item(), mask.numel()))
+        if save:
+            picture = plots.submission(classes.byte().cpu().numpy(), dataset.labels)
+            file = save / f"{dataset.ids[index]}.png"
+            records.write_whole(file, partial(picture.save, format="PNG"))
+
+    matrices = evaluation.evaluate(
+        model, dataset, precision, scales, flip, each, progress=True, tile=tile
     )
-    for key, words in (
-        ("miou_absent_as_one", "mIoU, absent as one"),
-        ("frequency_weighted_iou", "frequency-weighted IoU"),
-        ("pixel_accuracy", "pixel accuracy"),
-        ("boundary_f", "boundary F-score"),
-        ("agreement", "as the plain network"),
-    ):
-        if result.get(key) is not None:
-            print(f"{words:24} {100 * result[key]:6.2f}")
+    known = [value for value in boundaries if value == value]  # NaN where nothing has a boundary
+    result = {"images": len(dataset), **evaluation.summary(matrices, dataset.labels.classes)}
+    result["boundary_f"] = sum(known) / len(known) if known else None
+    result |= {"scales": list(scales), "flip": flip}
+    if plain:
+        agreeing, pixels = map(sum, zip(*same))
+        result["agreement"] = agreeing / pixels
+    return matrices, result
 
 
-def _identity(checkpoint: str, dataset, options: dict) -> str:
-    """What must be the same for an evaluation to go on: the network's file, every pixel of the data, and the options."""
-    import hashlib
+def draw_frames(model, dataset, matrices, path: Path) -> None:
+    """Five frames in equal steps from the worst to the best, into a picture."""
+    from rflw import metrics, plots, prediction
 
-    from rflw import checkpoint
-    from rflw.data.readers import manifest_hash
+    scores = {i: metrics.pixel_accuracy(m) for i, m in enumerate(matrices) if m.any()}
+    if not scores:
+        raise InputError(f"{dataset.name}/{dataset.split}: all pixels are void, nothing to draw")
+    order = sorted(scores, key=scores.get)
+    chosen = [order[round(step * (len(order) - 1) / 4)] for step in range(5)]
+    rows = [(*dataset[i], prediction.predict(model, dataset[i][0])) for i in chosen]
+    notes = [f"{100 * scores[i]:.1f} % of pixels" for i in chosen]
+    draw(plots.prediction_grid(rows, dataset.labels, notes=notes), path)
 
-    parts = [
-        hashlib.sha256(checkpoint.checkpoint_file(checkpoint).read_bytes()).hexdigest(),
-        manifest_hash(dataset),
-        options,
-    ]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
-
-def some_images(name: str, root: Path | None, number: int = 32) -> list:
-    """Training images, evenly spread, to calibrate int8 with."""
-    from rflw.data.readers import open_dataset
-
-    dataset = open_dataset(name, "train", root)
-    return [
-        dataset[round(i * (len(dataset) - 1) / max(number - 1, 1))][0]
-        for i in range(min(number, len(dataset)))
-    ]
+def print_scores(result: dict) -> None:
+    show(
+        result["iou"].items(),
+        {"class": (lambda row: row[0], ""), "IoU": (lambda row: row[1], ".2%")},
+    )
+    if result["miou"] is None:
+        raise InputError(f"{result['data']}/{result['split']}: all pixels are void")
+    names = {
+        "miou": "mIoU",
+        "miou_absent_as_one": "mIoU, absent as one",
+        "frequency_weighted_iou": "frequency-weighted IoU",
+        "pixel_accuracy": "pixel accuracy",
+        "boundary_f": "boundary F-score",
+        "agreement": "as the plain network",
+    }
+    keys = [key for key in names if result.get(key) is not None]
+    show(
+        keys,
+        {
+            "all classes": (names.get, ""),
+            "score": (result.get, ".2%"),
+            "95 % of images": (lambda key: interval(result.get(f"{key}_interval")), ""),
+        },
+    )
 
 
 @app.command()
 def export(
-    checkpoint: Annotated[
-        str, typer.Argument(help="A shipped checkpoint's name, or a .safetensors file.")
-    ],
-    output: Annotated[Path, typer.Option("-o", "--output", help="File to write.")],
+    output: Annotated[Path, Option("-o", "--output", help="File to write.")],
+    checkpoint: Checkpoint = None,
+    named: Named = None,
     form: Annotated[
-        str, typer.Option("--format", help="onnx, or torch-export (for torch.export.load).")
+        str, Option("--format", help="onnx, or torch-export (for torch.export.load).")
     ] = "onnx",
     whole: Annotated[
-        bool,
-        typer.Option(
-            "--whole",
-            help="Take a uint8 image, give its uint8 class map: with what goes before and "
-            "after the network.",
-        ),
+        bool, Option("--whole", help="From a uint8 image to its uint8 class map.")
     ] = False,
     int8: Annotated[
-        bool, typer.Option("--int8", help="Quantise, after training, with --calibrate's images.")
+        bool, Option("--int8", help="Quantise, after training, with --calibrate's images.")
     ] = False,
     calibrate: Annotated[
-        str | None,
-        typer.Option(help="Data set whose training images calibrate; default: the checkpoint's."),
+        str | None, Option(help="Data set whose training images calibrate; default: its own.")
     ] = None,
-    opset: Annotated[
-        int | None, typer.Option(help="ONNX operator set; default: PyTorch's.")
-    ] = None,
+    opset: Annotated[int | None, Option(help="ONNX operator set; default: PyTorch's.")] = None,
     root: Root = None,
-    json: Json = False,
+    as_json: Json = False,
 ):
-    """Write a network for other runtimes, for images of any height and width, and check what was written against PyTorch.
+    """Write a network for other runtimes, for images of any height and width, and check what was
+    written against PyTorch.
 
     Example: rflw export camvid --format onnx --whole -o camvid.onnx
     """
     import logging
     import warnings
 
-    from rflw import checkpoint, deploy
+    from rflw import deploy
+    from rflw.checkpoint import load
 
     logging.disable(logging.WARNING)  # what torch.onnx says of itself
     warnings.simplefilter("ignore")
-    model = checkpoint.load(checkpoint)
-    images = some_images(calibrate or model.card["data"], root) if int8 else None
+    model = load(the_checkpoint(checkpoint, named))
+    images = calibration_images(calibrate or model.card["data"], root) if int8 else None
     facts = deploy.export(model, output, form, whole, opset, images)
-    if json:
+    if as_json:
         return print_json(facts)
-    within = "" if facts["error"] is None else f", logits within {facts['error']:.1e}"
+    error = "" if facts["error"] is None else f", logits within {facts['error']:.1e}"
     print(
-        f"{facts['file']}: {facts['mb']:.1f} MB, {facts['input']} -> {facts['output']}; checked: {100 * facts['agreement']:.2f} % "
-        f"of pixels agree with PyTorch{within}"
+        f"{facts['file']}: {facts['mb']:.1f} MB, {facts['input']} -> {facts['output']}; "
+        f"checked: {facts['agreement']:.2%} of pixels agree with PyTorch{error}"
     )
 
 

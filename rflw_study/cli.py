@@ -1,11 +1,13 @@
-"""The study's commands, mounted on `rflw` by an entry point: what somebody who only uses networks never calls."""
+"""The study's commands, mounted on `rflw` by an entry point: nobody needs them to use a network."""
 
+from dataclasses import asdict
 import os
 from pathlib import Path
 import sys
 from typing import Annotated
 
 import typer
+from typer import Argument, Option
 
 from rflw.cli import (
     Checkpoint,
@@ -13,96 +15,98 @@ from rflw.cli import (
     Data,
     Device,
     Json,
+    ListCommand,
+    Named,
     On,
+    Picture,
+    PictureOutput,
     Record,
+    RecordFolder,
     Root,
+    Size,
     Split,
     Weights,
+    Workers,
     app,
-    as_picture,
+    calibration_images,
     data,
     draw,
     open_checkpoint,
     print_json,
-    some_images,
-    there,
+    recorded,
+    show,
+    the_checkpoint,
 )
 from rflw.errors import InputError
 
 
 @app.command(name="claims")
-def claims_(
-    results: Annotated[
-        Path | None, typer.Option(help="Folder of the records; default data/results.")
-    ] = None,
-    json: Json = False,
-):
+def claims_(results: RecordFolder = None, as_json: Json = False):
     """Every claim of the paper, what is on record for it, and the verdict that follows.
 
     Example: rflw claims --json
     """
     from rflw_study import claims
 
-    judged = claims.verdicts(there(results))
-    if json:
+    judged = claims.verdicts(results)
+    if as_json:
         return print_json([verdict.row() for verdict in judged])
-    for verdict in judged:
-        print(
-            f"{verdict.claim.id:46} {verdict.claim.stated:>14}  {verdict.verdict:30} {verdict.says}"
-        )
+    columns = {
+        "claim": (lambda verdict: verdict.claim.id, ""),
+        "paper": (lambda verdict: verdict.claim.stated, ""),
+        "verdict": (lambda verdict: verdict.verdict, ""),
+        "ours": (lambda verdict: verdict.says, ""),
+    }
+    show(judged, columns)
     print(", ".join(f"{number} {verdict}" for verdict, number in claims.tally(judged).items()))
+
+
+# ---------------------------------------------------------------- campaign
 
 
 campaign = typer.Typer(
     help="The study's experiments: what they are, how far they are, running what is missing."
 )
 app.add_typer(campaign, name="campaign")
-Tier = Annotated[str, typer.Option(help="cpu: what CPUs can do in days; gpu: all.")]
-Runs = Annotated[Path, typer.Option("--runs", help="Folder of the run folders.")]
-Results = Annotated[Path | None, typer.Option(help="Folder of the records; default data/results.")]
+Tier = Annotated[str, Option(help="cpu: what CPUs can do in days; gpu: all.")]
+Runs = Annotated[Path, Option("--runs", help="Folder of the run folders.")]
+Results = Annotated[Path | None, Option(help="Folder of the records; default data/results.")]
 
 
 @campaign.command(name="list")
 def campaign_list(
-    tier: Tier = "cpu", runs: Runs = Path("runs"), results: Results = None, json: Json = False
+    tier: Tier = "cpu", runs: Runs = Path("runs"), results: Results = None, as_json: Json = False
 ):
-    """Every experiment, in order of worth: what it tests, its seeds, and what a run costs on such a device.
+    """Every experiment in order of worth: what it tests, its seeds, what a run costs on a device.
 
     Example: rflw campaign list --tier gpu
     """
     from rflw import records
     from rflw_study import campaign
 
-    rows = {}
+    minutes = {}  # of the runs of each experiment
     for run in campaign.runs(tier, results or records.FOLDER, runs):
-        row = rows.setdefault(
-            run.experiment.recipe,
-            {
-                "recipe": run.experiment.recipe,
-                "tests": run.experiment.why,
-                "seeds": run.experiment.seeds,
-                "minutes": [],
-            },
-        )
-        row["minutes"] += [] if run.minutes is None else [run.minutes]
+        of_one = minutes.setdefault(run.experiment.recipe, (run.experiment, []))[1]
+        of_one += [] if run.minutes is None else [run.minutes]
     rows = [
-        row | {"minutes": sum(row["minutes"]) / len(row["minutes"]) if row["minutes"] else None}
-        for row in rows.values()
+        {
+            "recipe": experiment.recipe,
+            "tests": experiment.why,
+            "seeds": experiment.seeds,
+            "minutes": sum(of_one) / len(of_one) if of_one else None,
+        }
+        for experiment, of_one in minutes.values()
     ]
-    if json:
-        return print_json(rows)
-    print(f"{'recipe':42} {'seeds':>5} {'minutes each':>12}  tests")
-    for row in rows:
-        print(
-            f"{row['recipe']:42} {row['seeds']:5} {'?' if row['minutes'] is None else round(row['minutes']):>12}  {row['tests']}"
-        )
+    columns = {"recipe": ("recipe", ""), "seeds": ("seeds", "d")}
+    columns |= {"minutes each": ("minutes", ".0f"), "tests": ("tests", "")}
+    show(rows, columns, as_json)
 
 
 @campaign.command(name="status")
 def campaign_status(
-    tier: Tier = "cpu", runs: Runs = Path("runs"), results: Results = None, json: Json = False
+    tier: Tier = "cpu", runs: Runs = Path("runs"), results: Results = None, as_json: Json = False
 ):
-    """Every run of a tier: done, failed, begun or missing, and the minutes that it took or will take.
+    """Every run of a tier: done, failed, begun or missing, and the minutes that it takes.
 
     Example: rflw campaign status
     """
@@ -110,78 +114,66 @@ def campaign_status(
     from rflw_study import campaign
 
     listed = campaign.runs(tier, results or records.FOLDER, runs)
-    if json:
-        return print_json(
-            [{"run": run.name, "status": run.status, "minutes": run.minutes} for run in listed]
-        )
-    for run in listed:
-        print(
-            f"{run.name:46} {run.status:8} {'?' if run.minutes is None else round(run.minutes):>6} min"
-        )
-    left = [run.minutes for run in listed if run.status in ("begun", "missing")]
-    unknown = left.count(None)
+    rows = [{"run": run.name, "status": run.status, "minutes": run.minutes} for run in listed]
+    columns = {"run": ("run", ""), "status": ("status", ""), "minutes": ("minutes", ".0f")}
+    show(rows, columns, as_json)
+    if as_json:
+        return
+    states = [row["status"] for row in rows]
+    left = [row["minutes"] for row in rows if row["status"] in ("begun", "missing")]
+    unknown = f" and {left.count(None)} runs of unknown length" if None in left else ""
     print(
-        f"{sum(run.status == 'done' for run in listed)} of {len(listed)} done, {sum(run.status == 'failed' for run in listed)} failed; "
-        f"about {sum(m for m in left if m) / 60:.1f} hours left{f' and {unknown} runs of unknown length' if unknown else ''}"
+        f"{states.count('done')} of {len(rows)} done, {states.count('failed')} failed; "
+        f"about {sum(filter(None, left)) / 60:.1f} hours left{unknown}"
     )
 
 
 @campaign.command(name="run")
 def campaign_run(
     tier: Tier = "cpu",
-    budget_minutes: Annotated[float, typer.Option(help="When to stop; runs go on next time.")] = 60,
+    budget_minutes: Annotated[float, Option(help="When to stop; the next call resumes.")] = 60,
     runs: Runs = Path("runs"),
     results: Results = None,
     weights: Weights = None,
     root: Root = None,
-    workers: Annotated[
-        int, typer.Option(help="Processes that augment images; 0: the training process.")
-    ] = 0,
-    only: Annotated[str, typer.Option(help="What a run's name must hold, e.g. embedded-lw.")] = "",
-    retry: Annotated[
-        bool, typer.Option("--retry", help="Run those that failed again, too.")
-    ] = False,
+    workers: Workers = 0,
+    only: Annotated[str, Option(help="Part of a run's name, e.g. embedded-lw.")] = "",
+    retry: Annotated[bool, Option("--retry", help="Also run again what failed.")] = False,
 ):
-    """Train what is missing, in order of worth. May be killed at any moment, and may run several times side by side.
+    """Train what is missing, in order of worth. May be killed at any moment, and may run several
+    times side by side.
 
     Example: rflw campaign run --tier cpu --budget-minutes 120 --root ~/datasets
     """
     from rflw import records
-    from rflw_study import campaign
+    from rflw_study.campaign import run_missing
 
     if not 0 < budget_minutes < float("inf"):
         raise InputError(f"--budget-minutes {budget_minutes:g}: above 0")
-    for run, end in campaign.run_missing(
-        tier,
-        budget_minutes,
-        results or records.FOLDER,
-        runs,
-        root,
-        workers,
-        retry,
-        only,
-        progress=True,
+    folder = results or records.FOLDER
+    for run, end in run_missing(
+        tier, budget_minutes, folder, runs, root, workers, retry, only, progress=True
     ):
         print(f"{run.name}: {end}", flush=True)
 
 
+# ---------------------------------------------------------------- data
+
+
 @data.command(name="prepare")
 def data_prepare(
-    name: Annotated[
-        str, typer.Argument(help="voc, sbd, coco, nyu, person, context or cityscapes.")
-    ],
-    raw: Annotated[Path, typer.Option(help="Folder with the official files, unpacked or not.")],
+    name: Annotated[str, Argument(help="voc, sbd, coco, nyu, person, context or cityscapes.")],
+    raw: Annotated[Path, Option(help="Folder with the official files, unpacked or not.")],
     out: Annotated[
-        Path | None,
-        typer.Option(help="Data root to write NAME/ in; else RFLW_DATA, else data/datasets."),
+        Path | None, Option(help="Folder for NAME/; else RFLW_DATA, else data/datasets.")
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(help="Processes; 0: this one; default: one a core.")
+        int | None, Option(help="Processes; 0: this one; default: one a core.")
     ] = None,
-    json: Json = False,
+    as_json: Json = False,
 ):
-    """Turn the official raw files of a data set into images, index masks, split lists and a manifest. May be interrupted and
-    run again.
+    """Turn the official raw files of a data set into images, index masks, split lists and a
+    manifest. May be interrupted and run again.
 
     Example: rflw data prepare voc --raw ~/downloads --out ~/datasets
     """
@@ -189,117 +181,60 @@ def data_prepare(
     from rflw_study.prepare import prepare
 
     out = out or Path(os.environ.get("RFLW_DATA") or ROOT)
-    there = (out / name / "manifest.json").exists()
-    manifest = prepare(
-        name, raw, out, os.cpu_count() if workers is None else workers, progress=True
-    )
-    if there:
-        print(
-            f"rflw: {out / name} is prepared already and stays; delete it to make it anew",
-            file=sys.stderr,
-        )
-    if json:
+    folder, workers = out / name, os.cpu_count() if workers is None else workers
+    prepared = (folder / "manifest.json").exists()
+    manifest = prepare(name, raw, out, workers, progress=True)
+    if prepared:
+        print(f"rflw: {folder} is prepared already; delete it to prepare it anew", file=sys.stderr)
+    if as_json:
         return print_json(manifest)
-    print(
-        f"{out / name}: {', '.join(f'{count} {split}' for split, count in manifest['splits'].items())}"
-    )
-    for statement in manifest["statements"]:
-        print(statement)
-    for split, counts in manifest["unexpected"].items():
-        print(f"unexpected: {counts['found']} in {split}, officially {counts['official']}")
+    counts = ", ".join(f"{count} {split}" for split, count in manifest["splits"].items())
+    print(f"{folder}: {counts}", *manifest["statements"], sep="\n")
+    for split, images in manifest["unexpected"].items():
+        print(f"unexpected: {images['found']} in {split}, officially {images['official']}")
 
 
-def _studied(
-    what: str,
-    checkpoint: str,
-    model,
-    dataset,
-    options: dict,
-    results: Path | None,
-    measure,
-    figure: Path | None = None,
-):
-    """Measure, with a record of kind `what` -> what `measure` gives, whose first is the record's metrics. Options at None are left out."""
-    from rflw import records
+# ---------------------------------------------------------------- what blocks do
+
+
+def studied(kind: str, checkpoint: str, model, dataset, options: dict, results, figure=None):
+    """`recorded`, for a study of a trained network on a data set."""
     from rflw_study import studies
 
-    given = [("data", dataset.name), ("split", dataset.split), *options.items(), ("figure", figure)]
-    words = "".join(
-        f" --{key} {' '.join(map(str, one)) if isinstance(one, tuple) else one}"
-        for key, value in given
-        for one in (value if isinstance(value, list) else [value])
-        if one is not None
-    )
-    layers = options.get("layer") or []
-    parts = [
-        what,
-        options.get("method"),
-        studies.title(model),
-        layers[0] if len(layers) == 1 else None,
-    ]
-    name = "-".join(filter(None, parts))
-    config = {
-        "checkpoint": studies.title(model),
-        "model": model.name,
-        "data": dataset.name,
-        "split": dataset.split,
-        **options,
-    }
-    with records.timed(name, f"rflw {what} {checkpoint}{words}", what, config) as record:
-        result = measure()
-    if results:
-        records.write(record | {"metrics": result[0]}, results)
-    return result
+    title, layers = studies.title(model), options.get("layer") or []
+    layer = layers[0] if len(layers) == 1 else None
+    place = {"data": dataset.name, "split": dataset.split}
+    config = {"checkpoint": title, "model": model.name, **place, **options}
+    name = "-".join(filter(None, (kind, options.get("method"), title, layer)))
+    written = place | options | {"figure": figure}
+    return recorded(name, (kind, checkpoint), written, kind, config, results)
 
 
 @app.command()
 def erf(
-    checkpoint: Checkpoint,
-    method: Annotated[str, typer.Option(help="gradient, occlusion or activation.")] = "gradient",
+    checkpoint: Checkpoint = None,
+    named: Named = None,
+    method: Annotated[str, Option(help="gradient, occlusion or activation.")] = "gradient",
     layer: Annotated[
-        list[str] | None,
-        typer.Option(help="Layer by its name; may be repeated; default: those of the paper."),
+        list[str] | None, Option(help="Layer by its name, repeatable; default: the paper's.")
     ] = None,
     data: On = None,
     split: Split = "val",
-    images: Annotated[int, typer.Option(help="How many, evenly spread over the split.")] = 50,
-    size: Annotated[
-        tuple[int, int] | None, typer.Option(help="Rows and columns that images are resized to.")
-    ] = None,
-    tile: Annotated[
-        int,
-        typer.Option(
-            help="So many images side by side, each way: for fields larger than an image."
-        ),
-    ] = 1,
-    units: Annotated[
-        int,
-        typer.Option(
-            help="Units of a layer with a gradient of their own; the other methods take all."
-        ),
-    ] = 16,
-    top: Annotated[
-        int, typer.Option(help="Images that a unit is measured on: those that activate it most.")
-    ] = 10,
-    patch: Annotated[int, typer.Option(help="Pixels of the side of the patch that occludes.")] = 11,
-    stride: Annotated[int, typer.Option(help="Pixels between its places.")] = 3,
+    images: Annotated[int, Option(help="How many, evenly spread over the split.")] = 50,
+    size: Annotated[tuple[int, int] | None, Option(help="Rows and columns to resize to.")] = None,
+    tile: Annotated[int, Option(help="Images side by side, each way, for large fields.")] = 1,
+    units: Annotated[int, Option(help="Units of a layer that get a gradient of their own.")] = 16,
+    top: Annotated[int, Option(help="Images that activate a unit most, to measure it on.")] = 10,
+    patch: Annotated[int, Option(help="Pixels of the side of the patch that occludes.")] = 11,
+    stride: Annotated[int, Option(help="Pixels between its places.")] = 3,
     cut: Annotated[
-        float | None,
-        typer.Option(
-            help="Share of its largest value at which a field ends; default: the method's."
-        ),
+        float | None, Option(help="Share of its largest value at which a field ends.")
     ] = None,
-    figure: Annotated[
-        Path | None,
-        typer.Option(
-            callback=as_picture,
-            help="Also draw fields and top activated images, into this picture.",
-        ),
-    ] = None,
+    figure: Picture = None,
     results: Record = None,
     root: Root = None,
     device: Device = "auto",
-    json: Json = False,
+    as_json: Json = False,
 ):
     """Measure receptive fields of the units of layers, and say what they could be in theory.
 
@@ -308,120 +243,108 @@ def erf(
     from rflw.data.readers import in_memory
     from rflw_study import figures, studies
 
+    checkpoint = the_checkpoint(checkpoint, named)
     model, dataset = open_checkpoint(checkpoint, data, split, root, device)
     dataset = in_memory(dataset)  # read again for the figure
-    known = {name: place for place, name in studies.PLACES.items()}
-    layers = studies.PLACES if not layer else {known.get(name, name): name for name in layer}
-    options = {
-        "method": method,
-        "layer": layer or None,
-        "images": images,
-        "size": size,
-        "tile": tile,
-        "cut": cut,
-    }
+    names = {name: place for place, name in studies.PLACES.items()}
+    layers = {names.get(name, name): name for name in layer} if layer else studies.PLACES
+    options = {"method": method, "layer": layer or None, "images": images}
+    options |= {"size": size, "tile": tile, "cut": cut}
     options |= {"units": units} if method == "gradient" else {"top": top}
     options |= {"patch": patch, "stride": stride} if method == "occlusion" else {}
-    result, fields = _studied(
-        "erf",
-        checkpoint,
-        model,
-        dataset,
-        options,
-        results,
-        lambda: studies.erf(
-            model,
-            dataset,
-            method,
-            layers,
-            images,
-            size,
-            tile,
-            units,
-            top,
-            patch,
-            stride,
-            cut,
-            progress=True,
-        ),
-        figure,
-    )
+    settings = (images, size, tile, units, top, patch, stride, cut)
+    with studied("erf", checkpoint, model, dataset, options, results, figure) as record:
+        result, fields = studies.erf(model, dataset, method, layers, *settings, progress=True)
+        record["metrics"] = result
     if figure:
-        draw(
-            figures.field_grid(studies.shown(model, dataset, result, fields, images, size)),
-            figure,
-            110,
-        )
-    if json:
-        return print_json(result)
-    print(
-        f"{'layer':44} {'theory':>12} {'side, pixels':>13} {'95 % of units':>16} {'units':>6} {'dead':>5}"
-    )
-    for place, row in result["layers"].items():
-        theory = "x".join("all" if n is None else str(n) for n in row["theoretical"])
-        side = row.get("side", {"mean": float("nan"), "low": None, "n": 0})
-        spread = "" if side["low"] is None else f"{side['low']:.1f} to {side['high']:.1f}"
-        print(
-            f"{place:44} {theory:>12} {side['mean']:13.1f} {spread:>16} {side['n']:6} {row['dead']:5}"
-        )
+        rows = studies.shown(model, dataset, result, fields, images, size)
+        draw(figures.field_grid(rows), figure, 110)
+    print_json(result) if as_json else print_fields(result)
+
+
+def print_fields(result: dict) -> None:
+    def theory(row: dict) -> str:
+        return "x".join("all" if n is None else str(n) for n in row["theoretical"])
+
+    def interval(row: dict) -> str:
+        low, high = row["side"]["low"], row["side"]["high"]
+        return "" if low is None else f"{low:.1f} to {high:.1f}"
+
+    unknown = {"mean": None, "low": None, "high": None, "n": 0}  # all units are dead
+    rows = [{"place": p, "side": unknown} | row for p, row in result["layers"].items()]
+    columns = {
+        "layer": ("place", ""),
+        "theory": (theory, ""),
+        "side, pixels": (lambda row: row["side"]["mean"], ".1f"),
+        "95 % of units": (interval, ""),
+        "units": (lambda row: row["side"]["n"], "d"),
+        "dead": ("dead", "d"),
+    }
+    show(rows, columns)
 
 
 @app.command()
 def probe(
-    checkpoint: Checkpoint,
+    checkpoint: Checkpoint = None,
+    named: Named = None,
     data: On = None,
     split: Split = "val",
     images: Annotated[
-        int | None, typer.Option(help="Training images, evenly spread; default: all.")
+        int | None, Option(help="Training images, evenly spread; default: all.")
     ] = None,
-    head: Annotated[
-        list[str], typer.Option(help="conv, linear; both by --head conv --head linear.")
-    ] = ("conv", "linear"),
-    seeds: Annotated[int, typer.Option(help="How many times each head is trained.")] = 3,
+    head: Annotated[list[str], Option(help="conv, linear; both by --head conv --head linear.")] = (
+        "conv",
+        "linear",
+    ),
+    seeds: Annotated[int, Option(help="How many times each head is trained.")] = 3,
     results: Record = None,
     root: Root = None,
     device: Device = "auto",
-    json: Json = False,
+    as_json: Json = False,
 ):
-    """Train segmentation and multi-label heads before RCU, after RCU and after CRP of a frozen network, as the paper's Table 4.
+    """Train segmentation and multi-label heads before RCU, after RCU and after CRP of a frozen
+    network, as in the paper's Table 4.
 
     Example: rflw probe embedded --images 256 --head linear --seeds 1
     """
     from rflw.data.readers import open_dataset
     from rflw_study import studies
 
+    checkpoint = the_checkpoint(checkpoint, named)
     model, dataset = open_checkpoint(checkpoint, data, split, root, device)
     train = open_dataset(data or model.card["data"], "train", root)
-    (result,) = _studied(
-        "probe",
-        checkpoint,
-        model,
-        dataset,
-        {"images": images, "head": list(head), "seeds": seeds},
-        results,
-        lambda: (studies.probe(model, train, dataset, images, tuple(head), seeds, progress=True),),
-    )
-    if json:
+    options = {"images": images, "head": list(head), "seeds": seeds}
+    with studied("probe", checkpoint, model, dataset, options, results) as record:
+        result = studies.probe(model, train, dataset, images, tuple(head), seeds, progress=True)
+        record["metrics"] = result
+    if as_json:
         return print_json(result)
-    print(f"{'place':12} {'head':8} {'mIoU %':>8} {'accuracy %':>11} {'most frequent %':>16}")
-    for place, row in result["places"].items():
-        for name, own in row["heads"].items():
-            miou, accuracy = (100 * sum(own[key]) / seeds for key in ("miou", "accuracy"))
-            print(f"{place:12} {name:8} {miou:8.2f} {accuracy:11.2f} {100 * own['majority']:16.2f}")
+    rows = [
+        {"place": place, "head": name, **scores}
+        for place, row in result["places"].items()
+        for name, scores in row["heads"].items()
+    ]
+    columns = {
+        "place": ("place", ""),
+        "head": ("head", ""),
+        "mIoU": (lambda row: sum(row["miou"]) / seeds, ".2%"),
+        "accuracy": (lambda row: sum(row["accuracy"]) / seeds, ".2%"),
+        "most frequent": ("majority", ".2%"),
+    }
+    show(rows, columns)
 
 
 @app.command()
 def saturation(
-    checkpoint: Checkpoint,
+    checkpoint: Checkpoint = None,
+    named: Named = None,
     data: On = None,
     split: Split = "val",
-    images: Annotated[
-        int | None, typer.Option(help="How many, evenly spread; default: all.")
-    ] = None,
+    images: Annotated[int | None, Option(help="How many, evenly spread; default: all.")] = None,
     results: Record = None,
     root: Root = None,
     device: Device = "auto",
-    json: Json = False,
+    as_json: Json = False,
 ):
     """Norms of RCU branches and CRP stages against what they are added to, and mIoU without each.
 
@@ -430,310 +353,271 @@ def saturation(
     from rflw.data.readers import in_memory
     from rflw_study import studies
 
+    checkpoint = the_checkpoint(checkpoint, named)
     model, dataset = open_checkpoint(checkpoint, data, split, root, device)
     dataset = in_memory(dataset)  # read again for every block that is left out
-    (result,) = _studied(
-        "saturation",
-        checkpoint,
-        model,
-        dataset,
-        {"images": images},
-        results,
-        lambda: (studies.saturate(model, dataset, images, progress=True),),
-    )
-    if json:
+    with studied("saturation", checkpoint, model, dataset, {"images": images}, results) as record:
+        result = record["metrics"] = studies.saturate(model, dataset, images, progress=True)
+    if as_json:
         return print_json(result)
-    print(f"mIoU {100 * result['miou']:.2f} % on {result['images']} images")
-    print(f"{'left out':34} {'|t| / |x|':>10} {'untrained':>10} {'mIoU %':>8}")
-    for name, row in result["terms"].items():
-        ratios = [
-            "" if row[key]["mean"] is None else f"{row[key]['mean']:.3f}"
-            for key in ("ratio", "untrained_ratio")
-        ]
-        print(f"{name:34} {ratios[0]:>10} {ratios[1]:>10} {100 * row['miou_without']:8.2f}")
-    for name, row in result["groups"].items():
-        print(f"{name:34} {'':21} {100 * row['miou_without']:8.2f}")
+    blank = {"ratio": {"mean": None}, "untrained_ratio": {"mean": None}}
+    parts = [*result["terms"].items(), *result["groups"].items()]
+    columns = {
+        "left out": ("name", ""),
+        "|t| / |x|": (lambda row: row["ratio"]["mean"], ".3f"),
+        "untrained": (lambda row: row["untrained_ratio"]["mean"], ".3f"),
+        "mIoU": ("miou_without", ".2%"),
+    }
+    print(f"mIoU {result['miou']:.2%} on {result['images']} images")
+    show([{"name": name, **blank, **row} for name, row in parts], columns)
 
 
 @app.command()
 def pictures(
+    output: PictureOutput,
     checkpoints: Annotated[
-        list[str], typer.Argument(help="Shipped checkpoints' names, or .safetensors files.")
-    ],
-    output: Annotated[
-        Path, typer.Option("-o", "--output", callback=as_picture, help="Picture to write.")
-    ],
+        list[str] | None, Argument(help="Shipped checkpoints' names, or .safetensors files.")
+    ] = None,
+    named: Annotated[
+        list[str] | None, Option("--checkpoint", help="The same, as an option; repeatable.")
+    ] = None,
     data: On = None,
     split: Split = "val",
     rule: Annotated[
-        str,
-        typer.Option(
-            help="worst: frames that the first gets most wrong; spread: from those to the best."
-        ),
+        str, Option(help="worst: frames that the first gets most wrong; spread: to the best.")
     ] = "worst",
-    number: Annotated[int, typer.Option(help="How many frames.")] = 5,
-    safe: Annotated[
-        bool, typer.Option("--safe", help="Colours that colour-blind readers can tell apart.")
-    ] = False,
+    number: Annotated[int, Option(help="How many frames.")] = 5,
+    safe: Annotated[bool, Option("--safe", help="Colours for colour-blind readers.")] = False,
     results: Record = None,
     root: Root = None,
     device: Device = "auto",
-    json: Json = False,
+    as_json: Json = False,
 ):
-    """Draw frames, their truth and what networks make of them, side by side; with two networks, which of them is right.
+    """Draw frames, their truth and what networks make of them, side by side; with two networks,
+    which of them is right.
 
     Example: rflw pictures embedded -o worst.png --rule worst
     """
-    from rflw import plots, records
     from rflw_study import studies
 
-    opened = {}
+    checkpoints = [*(checkpoints or ()), *(named or ())]
+    if not checkpoints:
+        raise InputError("at least one checkpoint is needed: NAME or --checkpoint NAME")
+    models = {}
     for checkpoint in checkpoints:
         model, dataset = open_checkpoint(checkpoint, data, split, root, device)
-        data = data or model.card["data"]  # the first one's, for all
-        if studies.title(model) in opened:
-            raise InputError(f"{checkpoint}: {studies.title(model)} is among the networks already")
-        opened[studies.title(model)] = model
-    command = (
-        f"rflw pictures {' '.join(checkpoints)} -o {output.name} --data {dataset.name} --split {split} --rule {rule} "
-        f"--number {number}{' --safe' * safe}"
-    )
-    with records.timed(
-        output.stem,
-        command,
-        "pictures",
-        {"checkpoints": list(opened), "data": dataset.name, "split": split},
-    ) as record:
-        result, rows = studies.pictures(opened, dataset, rule, number, progress=True)
-    labels, columns, more = (
-        plots.safe(dataset.labels) if safe else dataset.labels,
-        ["image", "truth", *opened],
-        None,
-    )
-    if len(opened) == 2:
+        data, title = data or model.card["data"], studies.title(model)  # the first one's, for all
+        if title in models:
+            raise InputError(f"{checkpoint}: {title} is among the networks already")
+        models[title] = model
+    place = {"data": dataset.name, "split": split}
+    words = ("pictures", *checkpoints, "-o", output.name)
+    options = place | {"rule": rule, "number": number, "safe": safe}
+    config = {"checkpoints": list(models), **place}
+    with recorded(output.stem, words, options, "pictures", config, results) as record:
+        result, rows = studies.pictures(models, dataset, rule, number, progress=True)
+        record["metrics"] = result
+    draw(picture_grid(rows, result, dataset.labels, list(models), safe), output, 110)
+    print_json(result) if as_json else print(output)
+
+
+def picture_grid(rows, result: dict, labels, networks: list[str], safe: bool):
+    """The figure; with two networks it has a column for their difference."""
+    from rflw import plots
+
+    columns, legend = ["image", "truth", *networks], None
+    if len(networks) == 2:
         rows = [(*row, plots.difference(row[2], row[3], row[1])) for row in rows]
-        columns, more = [*columns, "difference"], plots.DIFFERENCE
-    notes = [
-        "\n".join(f"{100 * share:.1f} %" for share in shares.values())
-        for shares in result["frames"].values()
-    ]
-    draw(plots.prediction_grid(rows, labels, columns, notes, 2.2 * len(columns), more), output, 110)
-    if results:
-        records.write(record | {"metrics": result}, results)
-    print(output) if not json else print_json(result)
+        columns, legend = [*columns, "difference"], plots.DIFFERENCE
+    frames = result["frames"].values()
+    notes = ["\n".join(f"{100 * share:.1f} %" for share in shares.values()) for shares in frames]
+    labels = plots.safe(labels) if safe else labels
+    return plots.prediction_grid(rows, labels, columns, notes, 2.2 * len(columns), legend)
+
+
+# ---------------------------------------------------------------- speed
 
 
 class _Bench(typer.core.TyperGroup):
     """`rflw bench NETWORK` is `rflw bench network NETWORK`."""
 
     def resolve_command(self, ctx, args):
-        return super().resolve_command(
-            ctx, args if args[0] in self.commands else ["network", *args]
-        )
+        words = args if args[0] in self.commands else ["network", *args]
+        return super().resolve_command(ctx, words)
 
 
 bench = typer.Typer(
     help="Speed: modes take turns in one run, so that ratios hold on a busy machine.", cls=_Bench
 )
 app.add_typer(bench, name="bench")
-Rounds = Annotated[int, typer.Option(help="Rounds that count; the median is printed.")]
+Rounds = Annotated[int, Option(help="Rounds that count; the median is printed.")]
 
 
-@bench.command(name="network")
+@bench.command(name="network", cls=ListCommand)
 def bench_network(
     names: Annotated[
         list[str],
-        typer.Argument(
-            help="Networks, see `rflw models`; checkpoints; torchvision:NAME; smp:DECODER-ENCODER."
-        ),
+        Argument(help="Networks; checkpoints; torchvision:NAME; smp:DECODER-ENCODER."),
     ],
     modes: Annotated[
         list[str],
-        typer.Option(
-            help="eager-fp32 is the plain graph; optimised-PRECISION has every step, onnx-PRECISION is the exported file; "
-            "steps joined by +, e.g. channels-last+fold+merge-fp32. Default: eager-fp32, optimised-fp32, "
-            "optimised-bf16."
+        Option(
+            help="eager-fp32 is the plain graph; optimised-PRECISION has every step, "
+            "onnx-PRECISION is the exported file; steps are joined by +, e.g. "
+            "channels-last+fold+merge-fp32. Default: eager-fp32 optimised-fp32 optimised-bf16."
         ),
     ] = (),
-    size: Annotated[tuple[int, int], typer.Option(help="Rows and columns of the input.")] = (
-        512,
-        512,
-    ),
-    batch: Annotated[int, typer.Option(help="Images at once.")] = 1,
-    passes: Annotated[int, typer.Option(help="Passes of each that count.")] = 100,
+    size: Size = (512, 512),
+    batch: Annotated[int, Option(help="Images at once.")] = 1,
+    passes: Annotated[int, Option(help="Passes of each that count.")] = 100,
     classes: Classes = 21,
     peers: Annotated[
-        bool, typer.Option("--peers", help="Also other libraries' networks on the same encoders.")
+        bool, Option("--peers", help="Also other libraries' networks on the same encoders.")
     ] = False,
-    whole_way: Annotated[
-        bool, typer.Option("--whole-way", help="Also from a JPEG to its class map.")
-    ] = False,
-    calibrate: Annotated[
-        str | None, typer.Option(help="Data set whose images calibrate int8.")
-    ] = None,
+    whole_way: Annotated[bool, Option("--whole-way", help="Also from JPEG to class map.")] = False,
+    calibrate: Annotated[str | None, Option(help="Data set whose images calibrate int8.")] = None,
     label: Annotated[
-        str | None,
-        typer.Option(
-            help="Name of the record, after bench-runtime-; default: size, batch, device."
-        ),
+        str | None, Option(help="Name of the record; default: size, batch and device.")
     ] = None,
     results: Record = None,
     root: Root = None,
     device: Device = "auto",
-    json: Json = False,
+    as_json: Json = False,
 ):
-    """Time forward passes as the paper does (random input, mean and standard deviation after warm-up), in several modes.
+    """Time forward passes as the paper does (random input, mean and standard deviation after
+    warm-up), in several modes.
 
     Example: rflw bench network refinenet-lw-resnet50 refinenet-resnet50 --size 468 625
     """
     import logging
 
-    from rflw import records
     from rflw_study import bench
 
     logging.disable(logging.WARNING)  # what torch.onnx and torchao say of themselves
-    if peers:
-        encoders = [
-            encoder
-            for encoder in bench.PEERS
-            if any(name.endswith(f"-{encoder}") for name in names)
-        ]
-        found = [peer for encoder in encoders for peer in bench.PEERS[encoder]]
-        if not found:
-            raise InputError(
-                f"--peers: none are known of these networks; encoders that have some: {', '.join(bench.PEERS)}"
-            )
-        names = [*names, *found]
+    names = with_peers(names) if peers else list(names)
     label = label or f"{size[0]}x{size[1]}-b{batch}-{device}"
-    command = (
-        f"rflw bench network {' '.join(names)}{' --modes ' * bool(modes)}{' '.join(modes)} --size {size[0]} {size[1]} "
-        f"--batch {batch} --passes {passes} --device {device}{f' --classes {classes}' if classes != 21 else ''}"
-        f"{' --whole-way' * whole_way}"
-        f"{f' --calibrate {calibrate}' if calibrate else ''} --label {label}"
+    options = {"modes": tuple(modes), "size": size, "batch": batch, "passes": passes}
+    options |= {"classes": classes}
+    config, title, words = (
+        {"names": names, **options},
+        f"bench-runtime-{label}",
+        ("bench", "network"),
     )
-    config = {
-        "names": list(names),
-        "modes": list(modes),
-        "size": list(size),
-        "batch": batch,
-        "passes": passes,
-        "classes": classes,
-    }
-    with records.timed(f"bench-runtime-{label}", command, config=config) as record:
-        images = some_images(calibrate, root) if calibrate else None
-        measured = bench.network_speed(
+    options |= {"device": device, "whole_way": whole_way, "calibrate": calibrate, "label": label}
+    with recorded(title, (*words, *names), options, "bench", config, results) as record:
+        images = calibration_images(calibrate, root) if calibrate else None
+        measured = record["metrics"] = bench.network_speed(
             names, modes, size, batch, device, passes, classes, whole_way, images, progress=True
         )
-        record["metrics"] = measured
-    if measured["gpu"]:
-        record["hardware"]["gpu"] = measured["gpu"]
-    if results:
-        records.write(record, results)
-    if json:
-        return print_json(measured["rows"])
-    wide = max(len(row["model"]) for row in measured["rows"])
-    print(
-        f"{'network':{wide}} {'mode':34} {'ms, mean':>9} {'std':>7} {'median':>8} {'images/s':>9} {'times':>7} {'% of peak':>9} "
-        f"{'MB':>7} {'error':>8}"
-    )
-    for row in measured["rows"]:
-        latency, memory = (
-            row["latency_ms"],
-            "" if row["working_mb"] is None else f"{row['working_mb']:.0f}",
-        )
-        share = "" if row["share_of_peak"] is None else f"{100 * row['share_of_peak']:.1f}"
-        print(
-            f"{row['model']:{wide}} {row['mode']:34} {latency['mean']:9.2f} {latency['std']:7.2f} {latency['median']:8.2f} "
-            f"{row['images_per_s']:9.2f} {row['faster']['ratio']:6.2f}x {share:>9} {memory:>7} "
-            f"{row['error']:8.1e}"
-        )
+        if measured["gpu"]:
+            record["hardware"]["gpu"] = measured["gpu"]
+    print_speed(measured["rows"], as_json)
+
+
+def with_peers(names: list[str]) -> list[str]:
+    """The names, and other libraries' networks on their encoders."""
+    from rflw_study.bench import PEERS
+
+    encoders = [e for e in PEERS if any(name.endswith(f"-{e}") for name in names)]
+    if not encoders:
+        raise InputError(f"--peers: none for these networks; choose from: {', '.join(PEERS)}")
+    return [*names, *(peer for encoder in encoders for peer in PEERS[encoder])]
+
+
+def print_speed(rows: list[dict], as_json: bool) -> None:
+    def latency(key):
+        return (lambda row: row["latency_ms"][key], ".2f")
+
+    columns = {
+        "network": ("model", ""),
+        "mode": ("mode", ""),
+        "ms, mean": latency("mean"),
+        "std": latency("std"),
+        "median": latency("median"),
+        "images/s": ("images_per_s", ".2f"),
+        "times": (lambda row: row["faster"]["ratio"], ".2f"),
+        "of peak": ("share_of_peak", ".1%"),
+        "MB": ("working_mb", ".0f"),
+        "error": ("error", ".1e"),
+    }
+    show(rows, columns, as_json)
+    for row in [] if as_json else rows:
+        name = f"{row['model']}, {row['mode']}"
         for step, why in row["left_out"].items():
-            print(f"{'':{wide}} without {step}: {why}")
-        if whole_way:
+            print(f"{name}: without {step}: {why}")
+        if "whole_way_ms" in row:
             parts = ", ".join(f"{part} {ms:.1f}" for part, ms in row["whole_way_ms"].items())
-            print(f"{'':{wide}} from a JPEG to its classes: {parts} ms")
+            print(f"{name}: from a JPEG to its classes: {parts} ms")
 
 
 @bench.command(name="train")
 def bench_train(
-    recipe: Annotated[str, typer.Argument(help="A recipe; its model, crop and batch are timed.")],
+    recipe: Annotated[str, Argument(help="A recipe; its model, crop and batch are timed.")],
     rounds: Rounds = 3,
     results: Record = None,
     root: Root = None,
     device: Device = "auto",
-    json: Json = False,
+    as_json: Json = False,
 ):
-    """Time the training loop: plain fp32 in NCHW, the recipe's precision with channels last, that compiled, and that with the
-    images on the device.
+    """Time the training loop: plain fp32 in NCHW, the recipe's precision with channels last, that
+    compiled, and that with the images on the device.
 
     Example: rflw bench train camvid-lw-efficientnet_lite0 --root ~/datasets
     """
     from rflw.recipes import recipe as find
-    from rflw_study import bench
+    from rflw_study.bench import training_speed
 
     plan = find(recipe)
-    _timed(
-        f"bench-train-{plan.name}",
-        f"rflw bench train {plan.name} --rounds {rounds}",
-        plan,
-        results,
-        json,
-        lambda: bench.training_speed(plan, root, device, rounds=rounds),
-    )
+    name, words = f"bench-train-{plan.name}", ("bench", "train", plan.name)
+    options = {"rounds": rounds, "device": device}
+    with timed(name, words, options, plan, results) as record:
+        rows = training_speed(plan, root, device, rounds=rounds)
+        record["metrics"] = {"rows": rows}
+    print_images_per_second(rows, as_json)
 
 
 @bench.command(name="data")
 def bench_data(
     name: Data,
     recipe: Annotated[
-        str | None,
-        typer.Option(help="Recipe whose crops are made; default: the first of the data set."),
+        str | None, Option(help="Recipe that makes the crops; default: the data set's first.")
     ] = None,
-    workers: Annotated[int, typer.Option(help="Worker processes of the loader.")] = 2,
+    workers: Annotated[int, Option(help="Worker processes of the loader.")] = 2,
     rounds: Rounds = 3,
     results: Record = None,
     root: Root = None,
     device: Device = "auto",
-    json: Json = False,
+    as_json: Json = False,
 ):
-    """Time what training loads: decoding, augmenting, the whole loader without and with workers, and images on the device.
+    """Time what training loads: decoding, augmenting, the whole loader without and with workers,
+    and images on the device.
 
     Example: rflw bench data camvid --root ~/datasets
     """
     from rflw.recipes import OWN, RECIPES
     from rflw.recipes import recipe as find
-    from rflw_study import bench
+    from rflw_study.bench import loading_speed
 
-    plan = (
-        find(recipe)
-        if recipe
-        else next((plan for plan in RECIPES.values() if plan.data == name), OWN)
-    )
-    plan = plan.on(name)
-    _timed(
-        f"bench-data-{Path(name).name}",
-        f"rflw bench data {name} --recipe {plan.name} --workers {workers} --rounds {rounds}",
-        plan,
-        results,
-        json,
-        lambda: bench.loading_speed(plan, root, device, workers, rounds=rounds),
-    )
-
-
-def _timed(name: str, command: str, plan, results: Path | None, as_json: bool, measure) -> None:
-    """Take rows of images a second, record them and print them."""
-    from dataclasses import asdict
-
-    from rflw import records
-
-    with records.timed(name, command, config=asdict(plan), config_hash=plan.hash()) as record:
-        rows = measure()
+    first = next((plan for plan in RECIPES.values() if plan.data == name), OWN)
+    plan = (find(recipe) if recipe else first).on(name)
+    title, words = f"bench-data-{Path(name).name}", ("bench", "data", name)
+    options = {"recipe": plan.name, "workers": workers, "rounds": rounds, "device": device}
+    with timed(title, words, options, plan, results) as record:
+        rows = loading_speed(plan, root, device, workers, rounds=rounds)
         record["metrics"] = {"rows": rows}
-    if results:
-        records.write(record, results)
-    if as_json:
-        return print_json(rows)
-    for row in rows:
-        print(
-            f"{row['mode']:38} {row['images_per_s']:8.2f} images/s   {row['images_per_s'] / rows[0]['images_per_s']:.2f}x"
-        )
+    print_images_per_second(rows, as_json)
+
+
+def timed(name: str, words: tuple, options: dict, plan, results: Path | None):
+    """`recorded`, for what a recipe does."""
+    config, digest = asdict(plan), plan.hash()
+    return recorded(name, words, options, "bench", config, results, config_hash=digest)
+
+
+def print_images_per_second(rows: list[dict], as_json: bool) -> None:
+    columns = {
+        "mode": ("mode", ""),
+        "images/s": ("images_per_s", ".2f"),
+        "times": (lambda row: row["images_per_s"] / rows[0]["images_per_s"], ".2f"),
+    }
+    show(rows, columns, as_json)

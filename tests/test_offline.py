@@ -39,7 +39,7 @@ def test_commands_ask_no_other_host(command, tmp_path, monkeypatch):
     words = command.format(photo=tmp_path / "photo.png", out=tmp_path / "out").split()
     monkeypatch.setattr(sys, "argv", ["rflw", *words])
     with pytest.raises(SystemExit) as end:
-        cli.main()
+        cli.run()
     assert end.value.code in (None, 0)
 
 
