@@ -35,8 +35,19 @@ def reading(path: str | Path):
     except FileNotFoundError as e:
         raise InputError(f"{path}: no such file") from e
     except Exception as e:  # parsers raise many types for files that are damaged or foreign
-        why = getattr(e, "strerror", None) or next(iter(str(e).split("\n")), "") or type(e).__name__
-        raise InputError(f"{path}: cannot be read ({why})") from e
+        raise InputError(f"{path}: cannot be read ({why(e)})") from e
+
+
+def why(error: Exception) -> str:
+    """What an error says, in one line: of pydantic, the first entry that does not fit."""
+    from pydantic import ValidationError
+
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False)[0]
+        entry = ".".join(map(str, first["loc"]))
+        return f"{entry}: {first['msg']}" if entry else first["msg"]
+    text = getattr(error, "strerror", None) or str(error).split("\n")[0]
+    return text or type(error).__name__
 
 
 @contextmanager

@@ -895,7 +895,6 @@ class _Running:
             except OSError as e:
                 self.claim.close()
                 raise InUse(f"{self.out}: another process is training in this folder") from e
-            records.sweep(self.out)
         if threading.current_thread() is threading.main_thread():
             self.before = {
                 number: signal.signal(number, self._ask)

@@ -2,12 +2,9 @@
 
 import errno
 import json
-import os
-from pathlib import Path
-import re
 import subprocess
-import time
 
+import numpy as np
 import pytest
 
 from rflw import InputError, records
@@ -46,12 +43,13 @@ def test_edited_numbers_are_noticed(tmp_path):
 def test_malformed_records_are_refused(tmp_path):
     incomplete = record()
     del incomplete["commit"]
-    with pytest.raises(InputError, match="no commit"):
+    with pytest.raises(InputError, match="record trial: commit: Field required"):
         records.write(incomplete, tmp_path)
     for text, words in (
-        ("{", "not JSON"),
-        ("[]", "no name"),
-        (json.dumps({"name": "x"}), "no kind"),
+        ("{", "bad.json: cannot be read"),
+        ("[" * 100_000, "bad.json: cannot be read"),
+        ("[]", "bad.json: cannot be read .Input should be a valid dict"),
+        (json.dumps({"name": "x"}), "bad.json: cannot be read .kind: Field required"),
     ):
         (tmp_path / "bad.json").write_text(text)
         with pytest.raises(InputError, match=words):
@@ -70,57 +68,82 @@ def test_files_are_written_whole_or_not_at_all(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "words"),
+    ("field", "value"),
     [
-        ("name", {"a": 1}, "text"),
-        ("kind", 3, "text"),
-        ("status", None, "text"),
-        ("command", [], "text"),
-        ("commit", 7, "text"),
-        ("started", 2026, "text"),
-        ("config", [], "object"),
-        ("hardware", "fast", "object"),
-        ("metrics", None, "object"),
-        ("seed", 0.5, "whole number"),
-        ("seed", True, "whole number"),
-        ("wall_s", "60", "number"),
-        ("wall_s", True, "number"),
-        ("dirty", 0, "true or false"),
-        ("versions", 1, "object"),
-        ("config_hash", {}, "text"),
+        ("name", {"a": 1}),
+        ("kind", 3),
+        ("status", None),
+        ("commit", 7),
+        ("started", 2026),
+        ("config", []),
+        ("hardware", "fast"),
+        ("metrics", None),
+        ("seed", 0.5),
+        ("seed", True),
+        ("wall_s", "60"),
+        ("wall_s", True),
+        ("dirty", 0),
+        ("hardware.cpu", 1),
+        ("hardware.cores", "2"),
     ],
 )
-def test_entries_of_another_type_are_refused(tmp_path, field, value, words):
-    path = records.write(record(**{field: value}), tmp_path, "trial")
-    with pytest.raises(
-        InputError,
-        match=re.escape(f"trial.json: {field} is {json.dumps(value)}, which is no {words}"),
-    ):
+def test_entries_of_another_type_are_refused(tmp_path, field, value):
+    body = record()
+    parent, _, name = field.rpartition(".")
+    (body[parent] if parent else body)[name] = value
+    with pytest.raises(InputError, match=f"^record .*: {field}: Input should be a valid"):
+        records.write(body, tmp_path, "trial")
+    path = tmp_path / "trial.json"
+    path.write_text(json.dumps(body | {"sha256": records.digest(body)}))
+    with pytest.raises(InputError, match=f"trial.json: cannot be read .{field}: Input should be"):
         records.read(path)
 
 
-@pytest.mark.parametrize(
-    ("hardware", "field"),
-    [({"cores": 2}, "cpu"), ({"cpu": "Fast"}, "cores"), ({"cpu": "Fast", "cores": "2"}, "cores")],
-)
-def test_a_record_knows_its_machine(tmp_path, hardware, field):
-    path = records.write(record(hardware=hardware), tmp_path, "trial")
-    with pytest.raises(InputError, match=f"hardware.{field} is "):
-        records.read(path)
-
-
-def test_a_file_is_no_folder_of_records_and_one_not_made_yet_has_none(tmp_path):
+def test_a_file_is_not_a_folder_of_records_and_a_missing_folder_has_none(tmp_path):
     assert records.read_all(tmp_path / "later") == []
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="file: is no folder of records"):
+    with pytest.raises(InputError, match="file: is not a folder of records"):
         records.read_all(tmp_path / "file")
 
 
-@pytest.mark.parametrize("changes", [{"commit": None}, {"wall_s": 60}])
-def test_a_record_may_know_no_commit_and_have_whole_seconds(tmp_path, changes):
+@pytest.mark.parametrize("changes", [{"commit": None, "dirty": None}, {"wall_s": 60}])
+def test_a_record_may_have_no_commit_and_whole_seconds(tmp_path, changes):
     assert (
         changes.items() <= records.read(records.write(record(**changes), tmp_path, "trial")).items()
     )
+
+
+def test_a_folder_that_takes_no_files_is_refused_before_the_work(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    records.must_take_files(tmp_path / "new" / "folder")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    for folder, words in (
+        (tmp_path / "file" / "x", "file is not a folder"),
+        (tmp_path / ("x" * 300), "File name too long"),
+    ):
+        with pytest.raises(InputError, match=f"{folder}: cannot be written .*{words}"):
+            records.must_take_files(folder)
+    monkeypatch.setattr(records.os, "access", lambda path, mode: False)
+    with pytest.raises(InputError, match="cannot be written .permission denied"):
+        records.must_take_files(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("metrics.miou", 0.5),
+        ("metrics.iou.red twin", 0.25),
+        ("metrics.rows[mode=slow,batch=1].ms", 7),
+        ("metrics.rows.1.ms", 3),
+    ],
+)
+def test_a_path_leads_to_a_value(path, expected):
+    rows = [{"mode": mode, "batch": 1, "ms": ms} for mode, ms in (("slow", 7), ("fast", 3))]
+    value = record(metrics={"miou": 0.5, "iou": {"red twin": 0.25}, "rows": rows})
+    assert records.at(value, path) == expected
+    for wrong, part in (("metrics.rows[batch=1].ms", "fits 2 rows"), ("metrics.acc", "acc")):
+        with pytest.raises(KeyError, match=part):
+            records.at(value, wrong)
 
 
 def test_a_full_disk_is_named(tmp_path):
@@ -157,24 +180,18 @@ def test_a_changed_checkout_is_dirty_and_a_replaced_record_is_no_change(tmp_path
     assert records.provenance()["dirty"] is True
 
 
-def test_no_record_on_file_is_from_changed_code():
-    assert [record["name"] for record in records.read_all() if record["dirty"] is not False] == []
-
-
 def test_provenance_names_machine_and_versions():
     origin = records.provenance()
     assert origin["hardware"]["cores"] >= 1 and origin["hardware"]["cpu"]
-    import torch
-
-    assert (
-        origin["versions"]["torch"] == torch.__version__.split("+")[0]
-        or origin["versions"]["torch"] == torch.__version__
-    )
+    assert origin["versions"]["numpy"] == np.__version__
 
 
-def test_committed_records_are_whole():
-    for path in records.FOLDER.glob("*.json"):
-        assert records.read(path)["name"] == path.stem
+def test_committed_records_are_whole_and_from_unchanged_code():
+    paths = sorted(records.FOLDER.glob("*.json"))
+    assert len(paths) > 100
+    for path in paths:
+        record = records.read(path)  # checks the hash
+        assert record["name"] == path.stem and record["dirty"] is False
 
 
 def test_all_of_a_folder_and_none_replaced(tmp_path):
@@ -197,29 +214,3 @@ def test_differences_are_of_settings_and_results():
         "metrics.miou": (0.5, 0.6),
         "metrics.images": (None, 2),
     }
-
-
-def test_what_a_killed_write_left_goes_with_a_later_one(tmp_path, monkeypatch):
-    old, young, other = (
-        tmp_path / name for name in (".a.json.x1y2z3_4", ".a.json.abcdefgh", ".b.json.abcdefgh")
-    )
-    for path in (old, young, other):
-        path.touch()
-    for path in (old, other):
-        os.utime(path, (time.time() - 7200,) * 2)
-    looks, real = [], Path.glob
-    monkeypatch.setattr(
-        Path, "glob", lambda self, pattern: looks.append(self) or real(self, pattern)
-    )
-    for number in range(3):
-        records.write_whole(
-            tmp_path / "a.json",
-            lambda partial, number=number: Path(partial).write_text(str(number)),
-        )
-    assert (tmp_path / "a.json").read_text() == "2"
-    assert (
-        not old.exists() and young.exists() and other.exists()
-    )  # what is young may still be written
-    assert len(looks) == 1  # not at each write: a folder may hold thousands of files
-    records.sweep(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
