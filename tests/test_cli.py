@@ -382,7 +382,7 @@ def test_what_cannot_be_written_is_refused_before_anything_is_measured(
     refused(
         rflw("eval", checkpoint, option, inside),
         f"{tmp_path / 'file'}: cannot be written",
-        "is no folder",
+        "is not a folder",
     )
     (tmp_path / "closed").mkdir()
     monkeypatch.setattr(
