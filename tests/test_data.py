@@ -5,10 +5,8 @@ import hashlib
 import numpy as np
 from PIL import Image
 import pytest
-from scipy.io import savemat
 import torch
 from torchvision import tv_tensors
-from torchvision.datasets import Cityscapes, SBDataset, VOCSegmentation
 
 from rflw import InputError
 from rflw.data import readers
@@ -622,112 +620,3 @@ class TestOwn:
             open_dataset(str(own), "test")
         with pytest.raises(InputError, match="unknown data set 'mine': one of camvid"):
             open_dataset("mine", "train")
-
-
-class TestRaw:
-    """Official layouts without preparing them, against torchvision's readers of the same files."""
-
-    MASK = np.array([[0, 15, 255, 7], [20, 1, 0, 0], [3, 3, 3, 255]], np.uint8)
-
-    def voc(self, root, ids=("2007_000001", "2007_000002", "2007_000003")):
-        folder = root / "voc/VOCdevkit/VOC2012"
-        for name in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
-            (folder / name).mkdir(parents=True)
-        for i, key in enumerate(ids):
-            saved(folder / "JPEGImages", Image.fromarray(RGB[:3, i : i + 4]), f"{key}.jpg")
-            picture = Image.fromarray(np.roll(self.MASK, i))
-            picture.putpalette(LABELS["voc"].palette())
-            saved(folder / "SegmentationClass", picture, f"{key}.png")
-        (folder / "ImageSets/Segmentation/train.txt").write_text("\n".join(ids[1:]))
-        (folder / "ImageSets/Segmentation/val.txt").write_text(ids[0])
-
-    @staticmethod
-    def same(ours, theirs, remap=lambda mask: mask):
-        assert len(ours) == len(theirs) > 0
-        for (image, mask), (picture, target) in zip(
-            (ours[i] for i in range(len(ours))), theirs, strict=True
-        ):
-            assert np.array_equal(image, picture.convert("RGB")) and np.array_equal(
-                mask, remap(np.array(target))
-            )
-
-    def test_voc(self, tmp_path):
-        self.voc(tmp_path)
-        for split in ("train", "val"):
-            ours = open_dataset("voc", split, tmp_path)
-            assert ours.labels is LABELS["voc"]
-            self.same(ours, VOCSegmentation(tmp_path / "voc", image_set=split))
-        with pytest.raises(InputError, match="no split 'test', only train, val"):
-            open_dataset("voc", "test", tmp_path)
-
-    def test_cityscapes(self, tmp_path):
-        for split in ("train", "val"):
-            for kind in ("gtFine", "leftImg8bit"):
-                (tmp_path / "cityscapes" / kind / split / "ulm").mkdir(parents=True)
-            base = f"{split}/ulm/ulm_00000{split == 'val':d}_000019"
-            labels = np.arange(34, dtype=np.uint8).reshape(2, 17)
-            saved(
-                tmp_path / "cityscapes/leftImg8bit",
-                Image.new("RGB", (17, 2), "red"),
-                f"{base}_leftImg8bit.png",
-            )
-            saved(
-                tmp_path / "cityscapes/gtFine",
-                Image.fromarray(labels),
-                f"{base}_gtFine_labelIds.png",
-            )
-        table = np.full(256, 255, np.uint8)
-        for c in Cityscapes.classes:
-            if c.id >= 0 and c.train_id not in (-1, 255):
-                table[c.id] = c.train_id
-        for split in ("train", "val"):
-            self.same(
-                open_dataset("cityscapes", split, tmp_path),
-                Cityscapes(tmp_path / "cityscapes", split, target_type="semantic"),
-                lambda target: table[target],
-            )
-
-    def test_sbd_with_voc(self, tmp_path):
-        self.voc(tmp_path)
-        (tmp_path / "voc").rename(tmp_path / "sbd")
-        release = tmp_path / "sbd/benchmark_RELEASE/dataset"
-        for name in ("img", "cls"):
-            (release / name).mkdir(parents=True)
-        for i, key in enumerate(
-            ("2008_000010", "2007_000001")
-        ):  # the second is a validation image of VOC
-            saved(release / "img", Image.fromarray(RGB[:3, i : i + 4]), f"{key}.jpg")
-            savemat(
-                release / "cls" / f"{key}.mat",
-                {"GTcls": {"Segmentation": self.MASK, "Boundaries": 0, "CategoriesPresent": 0}},
-            )
-        (release / "train.txt").write_text("2008_000010\n")
-        (release / "val.txt").write_text("2007_000001\n")
-        train = open_dataset("sbd", "train", tmp_path)
-        assert train.ids == [
-            "2007_000002",
-            "2007_000003",
-            "2008_000010",
-        ]  # with VOC's training images, without its validation images
-        picture, target = SBDataset(release, image_set="train", mode="segmentation")[0]
-        index = train.ids.index("2008_000010")
-        assert np.array_equal(train[index][0], picture) and np.array_equal(
-            train[index][1], np.array(target)
-        )
-
-    def test_archives_must_be_unpacked_or_prepared(self, tmp_path):
-        (tmp_path / "voc").mkdir()
-        (tmp_path / "voc/VOCtrainval_11-May-2012.tar").write_bytes(b"")
-        with pytest.raises(InputError, match="no VOC2012/JPEGImages nor VOCtrainval"):
-            open_dataset("voc", "train", tmp_path)
-        assert [path.name for path in (tmp_path / "voc").iterdir()] == [
-            "VOCtrainval_11-May-2012.tar"
-        ]
-
-    def test_masks_of_another_size_are_named(self, tmp_path):
-        self.voc(tmp_path)
-        saved(
-            tmp_path / "voc/VOCdevkit/VOC2012/JPEGImages", Image.fromarray(RGB), "2007_000001.jpg"
-        )
-        with pytest.raises(InputError, match="voc 2007_000001: mask of 4x3, its image is 8x6"):
-            open_dataset("voc", "val", tmp_path)[0]

@@ -20,7 +20,6 @@ NO_TORCH = {
     "rflw.data.readers",
     "rflw_study.statistics",
     "rflw_study.timings",
-    "rflw_study.matlab",
     "rflw_study.prepare",
     "rflw_study.paper",
     "rflw_study.claims",
