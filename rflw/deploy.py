@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from rflw.device import computes_in_bf16, keep_freed_memory
 from rflw.errors import InputError
 from rflw.nn import pooling
-from rflw.nn.blocks import CRP, Window
+from rflw.nn.blocks import POOLED
 from rflw.nn.refinenet import MIN_SIZE, RefineNet
 from rflw.prediction import normalise, upsample
 from rflw.records import write_whole
@@ -128,7 +128,6 @@ class Deployed(nn.Module):
         for name in ("name", "num_classes", "mean", "std", "card"):
             if hasattr(like, name):
                 setattr(self, name, getattr(like, name))
-        self.takes_windows = isinstance(net, RefineNet)  # int8 is another kind of network
         self.compiled, self.copies, self.seen = None, False, set()
         self.dtype = PRECISIONS[precision]
         self.device = next(like.parameters()).device
@@ -144,10 +143,8 @@ class Deployed(nn.Module):
         self.copies = graphs
 
     @torch.no_grad()
-    def forward(self, x: Tensor, window: Window | None = None) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         x = x.to(self.dtype, memory_format=self.layout)
-        if window is not None:  # not compiled
-            return self.net(x, window).float()
         if self.compiled is None or x.shape not in self.seen and len(self.seen) == SIZES:
             return self.net(x).float()
         if x.shape in self.seen:
@@ -226,7 +223,7 @@ def optimise(
 
 def _pools(net: nn.Module, device: torch.device, compiled: bool) -> str | None:
     """Give the decoder's pools their fastest form -> its name, None where there are none."""
-    chains = [module for module in net.modules() if isinstance(module, CRP)]
+    chains = [module for module in net.modules() if isinstance(module, POOLED)]
     if not chains:
         return None
     form = "maxima" if compiled else pooling.fastest(device)
@@ -328,7 +325,7 @@ def export(
     fold_batch_norm(net)
     merge_linear(net)
     for chain in net.modules():
-        if isinstance(chain, CRP):
+        if isinstance(chain, POOLED):
             chain.pool = pooling.in_two
     net, plain = (Whole(net), Whole(plain)) if whole else (net, plain)
     example = torch.zeros(*ODD[0], 3, dtype=torch.uint8) if whole else torch.zeros(1, 3, *ODD[0])

@@ -3,9 +3,6 @@
 Shapes: B batch, C channels, H and W rows and columns. No normalisation anywhere: the decoder has none.
 """
 
-from dataclasses import dataclass
-
-import torch
 from torch import Tensor, nn
 import torch.nn.functional as F
 
@@ -15,46 +12,9 @@ def conv(cin: int, cout: int, kernel: int, bias: bool = False) -> nn.Conv2d:
     return nn.Conv2d(cin, cout, kernel, padding=kernel // 2, bias=bias)
 
 
-@dataclass(frozen=True)
-class Window:
-    """A part of a larger image that a network is given alone: its first row and column (multiples of 32), its size, and that of the
-    whole image, (H, W) in pixels. Resizing needs it: where corners are aligned, every value depends on the size of the whole."""
-
-    start: tuple[int, int]
-    size: tuple[int, int]
-    whole: tuple[int, int]
-
-    def places(self, axis: int, n: int, to: int) -> Tensor:
-        """Where on a map of `n` rows (axis 1: columns) of this window the `to` rows of a finer one lie, as in the whole image."""
-        before, after = (
-            next(s for s in (1, 2, 4, 8, 16, 32) if -(-self.size[axis] // s) == rows)
-            for rows in (n, to)
-        )
-        ends = (-(-self.whole[axis] // s) - 1 for s in (before, after))
-        ratio = next(ends) / max(next(ends), 1)
-        return (
-            torch.arange(to, dtype=torch.float64) + self.start[axis] // after
-        ) * ratio - self.start[axis] // before
-
-
-def resize(x: Tensor, size: tuple[int, int], window: Window | None = None) -> Tensor:
-    """Bilinear, corners aligned, as everywhere in the authors' decoder. window: what part of an image `x` is of; None: the whole."""
-    if window is None:
-        return F.interpolate(x, size=size, mode="bilinear", align_corners=True)
-    for axis, to in enumerate(size):
-        x = at_places(x, axis + 2, window.places(axis, x.shape[axis + 2], to))
-    return x
-
-
-def at_places(x: Tensor, dim: int, places: Tensor) -> Tensor:
-    """Values of `x` between its entries along a dimension, linear; beyond its ends, those there."""
-    n = x.shape[dim]
-    places = places.to(x.device).clamp(0, n - 1)
-    low = places.floor().long()
-    share = (places - low).to(x.dtype).view(-1, *[1] * (x.ndim - dim - 1))
-    return torch.lerp(
-        x.index_select(dim, low), x.index_select(dim, (low + 1).clamp(max=n - 1)), share
-    )
+def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear, corners aligned, as everywhere in the authors' decoder. (B, C, H, W) -> (B, C, *size)."""
+    return F.interpolate(x, size=size, mode="bilinear", align_corners=True)
 
 
 def max_pool(x: Tensor) -> Tensor:
@@ -110,3 +70,36 @@ class CRP(nn.Module):
             top = stage(self.pool(top))
             x = x + top
         return x
+
+
+class ConvChain(nn.Module):
+    """CRP without its pools, an ablation: x plus a chain of convolutions. (B, C, H, W) -> same."""
+
+    def __init__(self, channels: int, kernel: int, stages: int = 4):
+        super().__init__()
+        self.convs = nn.ModuleList(conv(channels, channels, kernel) for _ in range(stages))
+
+    def forward(self, x: Tensor) -> Tensor:
+        top = x
+        for stage in self.convs:
+            top = stage(top)
+            x = x + top
+        return x
+
+
+class PoolChain(nn.Module):
+    """CRP without its convolutions, an ablation: x plus a chain of 5x5 max-pools. (B, C, H, W) -> same."""
+
+    def __init__(self, stages: int = 4):
+        super().__init__()
+        self.stages, self.pool = stages, max_pool
+
+    def forward(self, x: Tensor) -> Tensor:
+        top = x
+        for _ in range(self.stages):
+            top = self.pool(top)
+            x = x + top
+        return x
+
+
+POOLED = (CRP, PoolChain)  # chains whose `pool` may be given in another form

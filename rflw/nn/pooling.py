@@ -18,7 +18,7 @@ import torch.nn.functional as F
 
 from rflw.errors import InputError
 from rflw.nn import blocks
-from rflw.nn.blocks import CRP
+from rflw.nn.blocks import POOLED
 
 
 def largest(padded: Tensor) -> tuple[Tensor, Tensor]:
@@ -121,7 +121,7 @@ def compile_pools(model: nn.Module) -> None:
     if not can_compile():
         raise InputError("the decoder's pools cannot be compiled here: is there a C++ compiler?")
     for module in model.modules():
-        if isinstance(module, CRP):
+        if isinstance(module, POOLED):
             module.pool = max_pool
 
 

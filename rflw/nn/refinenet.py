@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from rflw.errors import InputError
-from rflw.nn.blocks import CRP, RCU, BottleneckRCU, Window, conv, resize
+from rflw.nn.blocks import CRP, RCU, BottleneckRCU, ConvChain, PoolChain, conv, resize
 from rflw.nn.encoders import ENCODERS, make_encoder
 
 MAX_CLASSES = 65536  # more is a slip of the keyboard, and would not fit into memory
@@ -24,7 +24,7 @@ class Form:
     rcu: (
         Callable[[int], nn.Module] | None
     )  # channels -> unit; two before the fusion, three after CRP
-    crp: bool = True
+    crp: Callable[[int, int], nn.Module] | None = CRP  # channels, kernel -> pooling chain
     levels: int = 4  # how many levels are used, from the coarsest
 
 
@@ -38,7 +38,9 @@ FORMS = {
 # "the skip-design structure" (5.1) as reasons for the accuracy.
 ABLATIONS = {
     "refinenet-norcu": Form(kernel=3, rcu=None),
-    "refinenet-lw-nocrp": Form(kernel=1, rcu=None, crp=False),
+    "refinenet-lw-nocrp": Form(kernel=1, rcu=None, crp=None),
+    "refinenet-lw-crp-convs": Form(kernel=1, rcu=None, crp=ConvChain),
+    "refinenet-lw-crp-pools": Form(kernel=1, rcu=None, crp=lambda channels, kernel: PoolChain()),
     "refinenet-lw-top2": Form(kernel=1, rcu=None, levels=2),
 }
 
@@ -87,17 +89,15 @@ class Stage(nn.Module):
         adapt = not first and (wiring.adapt or form.kernel == 3)
         self.adapt = conv(width, width, form.kernel) if adapt else nn.Identity()
         self.act = nn.ReLU6() if wiring.relu6 else nn.ReLU()
-        self.crp = CRP(width, form.kernel) if form.crp else nn.Identity()
+        self.crp = form.crp(width, form.kernel) if form.crp else nn.Identity()
         self.rcu_out = nn.Sequential(*(form.rcu(width) for _ in range(after)))
         self.fuse = nn.Identity() if last else conv(width, WIDTH, form.kernel)
 
-    def forward(
-        self, taps: tuple[Tensor, ...], path: Tensor | None, window: Window | None = None
-    ) -> Tensor:
+    def forward(self, taps: tuple[Tensor, ...], path: Tensor | None) -> Tensor:
         maps = [reduce(self.dropout(tap)) for reduce, tap in zip(self.reduce, taps)]
         x = self.adapt(self.rcu_in(sum(maps[1:], maps[0])))  # (B, width, H, W)
         if path is not None:
-            x = x + resize(path, x.shape[-2:], window)
+            x = x + resize(path, x.shape[-2:])
         return self.fuse(self.rcu_out(self.crp(self.act(x))))
 
 
@@ -125,20 +125,15 @@ class Decoder(nn.Module):
         self.dropout = nn.Dropout(wiring.dropout if form.kernel == 3 else 0.0)
         self.classifier = conv(WIDTH, num_classes, 3, bias=True)
 
-    def forward(self, levels: list[tuple[Tensor, ...]], window: Window | None = None) -> Tensor:
+    def forward(self, levels: list[tuple[Tensor, ...]]) -> Tensor:
         path = None
         for stage, taps in zip(self.stages, reversed(levels)):
-            path = stage(taps, path, window)
+            path = stage(taps, path)
         return self.classifier(self.dropout(path))
 
 
 class RefineNet(nn.Module):
-    """(B, 3, H, W) normalised by `mean` and `std` -> logits (B, K, ceil(H/4), ceil(W/4)). H, W >= 33.
-
-    window: of what larger image the input is a part (`rflw.tiles`).
-    """
-
-    takes_windows = True
+    """(B, 3, H, W) normalised by `mean` and `std` -> logits (B, K, ceil(H/4), ceil(W/4)). H, W >= 33."""
 
     def __init__(self, name: str, encoder: nn.Module, num_classes: int, form: Form):
         super().__init__()
@@ -148,12 +143,12 @@ class RefineNet(nn.Module):
         self.decoder = Decoder(encoder.channels, num_classes, form, WIRINGS[encoder.wiring])
         self.coarse = form.levels < 4
 
-    def forward(self, x: Tensor, window: Window | None = None) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         h, w = x.shape[-2:]
         if h < MIN_SIZE or w < MIN_SIZE:
             raise InputError(f"input of {h}x{w} pixels: the smallest is {MIN_SIZE}x{MIN_SIZE}")
-        logits = self.decoder(self.encoder(x), window)
-        return resize(logits, (-(-h // 4), -(-w // 4)), window) if self.coarse else logits
+        logits = self.decoder(self.encoder(x))
+        return resize(logits, (-(-h // 4), -(-w // 4))) if self.coarse else logits
 
 
 def init_decoder(decoder: Decoder, how: str) -> None:
