@@ -145,7 +145,7 @@ def logits_of(
 
 def normalise(images: np.ndarray, model: RefineNet, device: torch.device) -> Tensor:
     """(H, W, 3) or (B, H, W, 3) uint8 -> (B, 3, H, W) float32 as the network takes it, channels last."""
-    x = torch.tensor(images, device=device)
+    x = torch.tensor(np.ascontiguousarray(images), device=device)
     x = (x if x.ndim == 4 else x[None]).permute(0, 3, 1, 2).float().div_(255)
     mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (model.mean, model.std))
     return x.sub_(mean).div_(std).contiguous(memory_format=torch.channels_last)

@@ -39,12 +39,18 @@ def side(tile: int | None, size: tuple[int, int]) -> int:
 
 
 def spans(n: int, tile: int) -> list[tuple[int, int]]:
-    """(start, end) of the tiles along one side of n pixels: evenly spread, starts at multiples of 32."""
+    """(start, end) of the tiles along one side of n pixels, evenly spread, of one length up to `tile`.
+
+    Starts are multiples of 32, and the length leaves the same rest by 32 as n: maps inside the network
+    have sizes that are rounded up as those of the whole image are, and are resized by similar ratios.
+    """
     if n <= tile:
         return [(0, n)]
-    steps = -(-(n - tile) // (tile - OVERLAP - 32))
-    starts = [-(-(n - tile) * i // (32 * steps)) * 32 for i in range(steps + 1)]
-    return [(start, min(start + tile, n)) for start in starts]
+    length = tile - (tile - n) % 32
+    units = (n - length) // 32
+    steps = -(-units // ((length - OVERLAP) // 32))
+    starts = [units * i // steps * 32 for i in range(steps + 1)]
+    return [(start, start + length) for start in starts]
 
 
 def ramp(start: int, end: int, n: int) -> Tensor:

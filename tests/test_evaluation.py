@@ -1,0 +1,76 @@
+"""Evaluation: confusion matrices of whole images, and what they are summed up to."""
+
+import numpy as np
+import pytest
+import torch
+
+from rflw import InputError, checkpoint, evaluation, prediction
+from rflw.data.synthetic import scene
+from rflw.metrics import confusion_matrix
+
+DATA = [scene("val", i) for i in range(3)]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return checkpoint.load("embedded")
+
+
+def test_matrices_are_those_of_predictions(model):
+    seen = []
+    matrices = evaluation.evaluate(
+        model, DATA, "fp32", each=lambda i, *maps: seen.append((i, *maps))
+    )
+    for (i, classes, labels), (image, mask), matrix in zip(seen, DATA, matrices, strict=True):
+        assert np.array_equal(classes.numpy(), prediction.predict(model, image)) and i < 3
+        assert np.array_equal(labels.numpy(), mask)
+        assert torch.equal(matrix, confusion_matrix(classes, labels, 6))
+
+
+def test_processes_share_the_images_and_modules_keep_their_modes(model):
+    model.train()
+    model.encoder.stem.bn.eval()
+    shares = [evaluation.evaluate(model, DATA, "fp32", rank=rank, world=2) for rank in (0, 1)]
+    assert model.training and not model.encoder.stem.bn.training
+    model.eval()
+    assert torch.equal(sum(shares), evaluation.evaluate(model, DATA, "fp32"))
+    assert shares[0][1].sum() == 0 and shares[1][0].sum() == shares[1][2].sum() == 0
+
+
+def test_scales_flips_and_tiles_reach_the_network(model):
+    image = np.concatenate([scene("val", i)[0][:40] for i in range(9)], 1)
+    mask, sizes = np.zeros(image.shape[:2], np.uint8), []
+    hook = model.encoder.register_forward_pre_hook(lambda _, x: sizes.append(x[0].shape[3]))
+    evaluation.evaluate(model, [(image, mask)], "fp32", (1.0, 0.875), flip=True, tile=1024)
+    hook.remove()
+    assert sizes == [1024] * 4 + [1008] * 2  # 1152 pixels in two tiles, then 1008 whole
+
+
+def test_an_image_that_is_too_small_is_named(model):
+    class Small(list):
+        ids = ["fine", "tiny"]
+
+    data = Small((np.zeros((n, n, 3), np.uint8), np.zeros((n, n), np.uint8)) for n in (40, 8))
+    with pytest.raises(InputError, match="tiny: input of 8x8 pixels: the smallest is 33x33"):
+        evaluation.evaluate(model, data)
+
+
+def test_summary_by_hand():
+    matrices = torch.tensor([[[3, 1, 0], [1, 5, 0], [0, 0, 0]]])
+    assert evaluation.summary(matrices, ("a", "b", "c")) == {
+        "miou": pytest.approx((3 / 5 + 5 / 7) / 2),
+        "pixel_accuracy": 0.8,
+        "iou": {"a": pytest.approx(3 / 5), "b": pytest.approx(5 / 7), "c": None},
+        "miou_interval": pytest.approx(2 * [(3 / 5 + 5 / 7) / 2]),
+        "miou_absent_as_one": pytest.approx((3 / 5 + 5 / 7 + 1) / 3),
+        "frequency_weighted_iou": pytest.approx(0.4 * 3 / 5 + 0.6 * 5 / 7),
+    }
+
+
+def test_the_interval_of_frames_is_over_their_blocks():
+    matrices = torch.randint(0, 9, (8, 3, 3), generator=torch.Generator().manual_seed(0))
+    blocks = [0, 0, 0, 1, 1, 2, 2, 2]
+    sums = torch.stack([matrices[:3].sum(0), matrices[3:5].sum(0), matrices[5:].sum(0)])
+    ours = evaluation.summary(matrices, "abc", blocks)
+    assert ours["miou_interval"] == evaluation.summary(sums, "abc")["miou_interval"]
+    assert ours["miou"] == evaluation.summary(matrices, "abc")["miou"]
