@@ -159,7 +159,7 @@ class TestTiles:
             assert end - start >= tiles.OVERLAP
 
     def test_a_network_that_looks_at_single_pixels_gives_the_same_in_tiles(self):
-        x = torch.rand(2, 3, 1100, 1500, generator=torch.Generator().manual_seed(0))
+        x = torch.rand(1, 3, 1100, 1500, generator=torch.Generator().manual_seed(0))
         calls = []
 
         def network(x):
@@ -167,7 +167,7 @@ class TestTiles:
             return x[:, :2, ::4, ::4]
 
         torch.testing.assert_close(tiles.joined(network, x, 1024), network(x))
-        assert len(calls) == 5 and calls[0] == (1004, 988)
+        assert len(calls) == 5 and calls[0] == (1004, 1020)
 
     def test_tiles_fade_into_one_another(self):
         """Where a network changes its mind from tile to tile, the change is a slope, not a step."""
