@@ -199,9 +199,9 @@ def data_prepare(
 
 def studied(kind: str, checkpoint: str, model, dataset, options: dict, results, figure=None):
     """`recorded`, for a study of a trained network on a data set."""
-    from rflw_study import studies
+    from rflw_study.layers import title as title_of
 
-    title, layers = studies.title(model), options.get("layer") or []
+    title, layers = title_of(model), options.get("layer") or []
     layer = layers[0] if len(layers) == 1 else None
     place = {"data": dataset.name, "split": dataset.split}
     config = {"checkpoint": title, "model": model.name, **place, **options}
@@ -241,23 +241,24 @@ def erf(
     Example: rflw erf embedded --method occlusion --layer decoder.stages.0.crp --images 4
     """
     from rflw.data.readers import in_memory
-    from rflw_study import figures, studies
+    from rflw_study import fields, figures
 
     checkpoint = the_checkpoint(checkpoint, named)
     model, dataset = open_checkpoint(checkpoint, data, split, root, device)
     dataset = in_memory(dataset)  # read again for the figure
-    names = {name: place for place, name in studies.PLACES.items()}
-    layers = {names.get(name, name): name for name in layer} if layer else studies.PLACES
+    names = {name: place for place, name in fields.PLACES.items()}
+    layers = {names.get(name, name): name for name in layer} if layer else fields.PLACES
     options = {"method": method, "layer": layer or None, "images": images}
     options |= {"size": size, "tile": tile, "cut": cut}
     options |= {"units": units} if method == "gradient" else {"top": top}
     options |= {"patch": patch, "stride": stride} if method == "occlusion" else {}
-    settings = (images, size, tile, units, top, patch, stride, cut)
+    settings = {"units": units, "top": top, "patch": patch, "stride": stride, "cut": cut}
+    settings |= {"images": images, "size": size, "tile": tile, "progress": True}
     with studied("erf", checkpoint, model, dataset, options, results, figure) as record:
-        result, fields = studies.erf(model, dataset, method, layers, *settings, progress=True)
+        result, measured = fields.erf(model, dataset, method, layers, **settings)
         record["metrics"] = result
     if figure:
-        rows = studies.shown(model, dataset, result, fields, images, size)
+        rows = fields.rows_of_figure(model, dataset, result, measured, images, size)
         draw(figures.field_grid(rows), figure, 110)
     print_json(result) if as_json else print_fields(result)
 
@@ -308,14 +309,14 @@ def probe(
     Example: rflw probe embedded --images 256 --head linear --seeds 1
     """
     from rflw.data.readers import open_dataset
-    from rflw_study import studies
+    from rflw_study import heads
 
     checkpoint = the_checkpoint(checkpoint, named)
     model, dataset = open_checkpoint(checkpoint, data, split, root, device)
     train = open_dataset(data or model.card["data"], "train", root)
     options = {"images": images, "head": list(head), "seeds": seeds}
     with studied("probe", checkpoint, model, dataset, options, results) as record:
-        result = studies.probe(model, train, dataset, images, tuple(head), seeds, progress=True)
+        result = heads.probe(model, train, dataset, images, tuple(head), seeds, progress=True)
         record["metrics"] = result
     if as_json:
         return print_json(result)
@@ -351,13 +352,13 @@ def saturation(
     Example: rflw saturation embedded --images 16
     """
     from rflw.data.readers import in_memory
-    from rflw_study import studies
+    from rflw_study.saturation import saturate
 
     checkpoint = the_checkpoint(checkpoint, named)
     model, dataset = open_checkpoint(checkpoint, data, split, root, device)
     dataset = in_memory(dataset)  # read again for every block that is left out
     with studied("saturation", checkpoint, model, dataset, {"images": images}, results) as record:
-        result = record["metrics"] = studies.saturate(model, dataset, images, progress=True)
+        result = record["metrics"] = saturate(model, dataset, images, progress=True)
     if as_json:
         return print_json(result)
     blank = {"ratio": {"mean": None}, "untrained_ratio": {"mean": None}}
@@ -398,7 +399,8 @@ def pictures(
 
     Example: rflw pictures embedded -o worst.png --rule worst
     """
-    from rflw_study import studies
+    from rflw_study import pictures as study
+    from rflw_study.layers import title as title_of
 
     checkpoints = [*(checkpoints or ()), *(named or ())]
     if not checkpoints:
@@ -406,7 +408,7 @@ def pictures(
     models = {}
     for checkpoint in checkpoints:
         model, dataset = open_checkpoint(checkpoint, data, split, root, device)
-        data, title = data or model.card["data"], studies.title(model)  # the first one's, for all
+        data, title = data or model.card["data"], title_of(model)  # the first one's, for all
         if title in models:
             raise InputError(f"{checkpoint}: {title} is among the networks already")
         models[title] = model
@@ -415,7 +417,7 @@ def pictures(
     options = place | {"rule": rule, "number": number, "safe": safe}
     config = {"checkpoints": list(models), **place}
     with recorded(output.stem, words, options, "pictures", config, results) as record:
-        result, rows = studies.pictures(models, dataset, rule, number, progress=True)
+        result, rows = study.pictures(models, dataset, rule, number, progress=True)
         record["metrics"] = result
     draw(picture_grid(rows, result, dataset.labels, list(models), safe), output, 110)
     print_json(result) if as_json else print(output)

@@ -1,6 +1,7 @@
-"""How much the terms of residual blocks add to what they are added to, and what a network is worth without them.
+"""How much residual terms add to their input, and the network's score without them.
 
-A residual block computes y = x + t, or y = x + t1 + t2 + ...; each t is a term: the branch of an RCU, or a stage of CRP.
+The paper's section 3.3 says that the light-weight RCUs are saturated. A residual block computes
+y = x + t, or y = x + t1 + t2 + ...; each t is a term: the branch of an RCU, or a stage of CRP.
 """
 
 from collections.abc import Iterable, Sequence
@@ -9,8 +10,16 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Subset
+from tqdm import tqdm
 
-from rflw_study.layers import evaluating, find
+from rflw import evaluation, prediction
+from rflw.data.readers import spread
+from rflw.errors import InputError
+from rflw.nn.blocks import CRP, RCU, BottleneckRCU
+from rflw.nn.refinenet import RefineNet, build
+from rflw_study.layers import evaluating, find, hooked
+from rflw_study.statistics import mean_interval
 
 
 @dataclass(frozen=True)
@@ -22,49 +31,58 @@ class Term:
     block: str  # takes x, gives y
 
 
+def terms(model: nn.Module) -> list[Term]:
+    """The branch of every RCU and the stages of every CRP."""
+    result = []
+    for name, module in model.named_modules():
+        if isinstance(module, RCU | BottleneckRCU):
+            last = "conv2" if isinstance(module, RCU) else "expand"
+            result.append(Term(name, f"{name}.{last}", name))
+        elif isinstance(module, CRP):
+            stages = [f"{name}.convs.{i}" for i in range(len(module.convs))]
+            result += [Term(stage, stage, name) for stage in stages]
+    return result
+
+
 @torch.no_grad()
 def norms(model: nn.Module, terms: Sequence[Term], batches: Iterable[Tensor]) -> dict[str, dict]:
-    """{term: {"ratio": |t| / |x| of every image, Euclidean norms over the whole map, (N,); "silent": share of the source's input
-    channels that are nowhere above nought in any image: hidden units of an RCU that its ReLU has shut for good; "weight": root of
-    the mean square of the source's weights}}, all from the same passes."""
-    found = {term.name: {"ratio": [], "lively": False} for term in terms}
-    at = {}  # what the last pass brought
+    """Norms of terms against what they are added to, all from the same passes.
+
+    Args:
+        batches: Images as the network takes them, (B, 3, H, W) each.
+
+    Returns:
+        {term: {"ratio": |t| / |x| of every image, Euclidean norms over the whole map, (N,);
+        "silent": share of the source's input channels that are never above zero: hidden units
+        of an RCU that its ReLU has shut; "weight": root mean square of the source's weights}}.
+    """
+    ratios, lively, inputs = {t.name: [] for t in terms}, {}, {}
 
     def norm(x: Tensor) -> Tensor:
         return x.flatten(1).double().norm(dim=1)
 
-    def enter(name, x):
-        at["x", name] = norm(x)
+    def before(block):
+        def hook(_, args):
+            inputs[block] = norm(args[0])
 
-    def leave(term, x, out):
-        at["t", term.name] = norm(out)
-        found[term.name]["lively"] = (x > 0).any(3).any(2).any(0) | found[term.name]["lively"]
+        return find(model, block)[0].register_forward_pre_hook(hook)
 
-    hooks = [
-        find(model, block)[0].register_forward_pre_hook(
-            lambda _, args, block=block: enter(block, args[0])
-        )
-        for block in {term.block for term in terms}
-    ]
-    hooks += [
-        find(model, term.source)[0].register_forward_hook(
-            lambda _, args, out, term=term: leave(term, args[0], out)
-        )
-        for term in terms
-    ]
-    try:
-        with evaluating(model):
-            for images in batches:
-                model(images)
-                for term in terms:
-                    found[term.name]["ratio"].append(at["t", term.name] / at["x", term.block])
-    finally:
-        for hook in hooks:
-            hook.remove()
+    def after(term):
+        def hook(_, args, out):
+            ratios[term.name].append(norm(out) / inputs[term.block])
+            above = (args[0] > 0).any(3).any(2).any(0)
+            lively[term.name] = above | lively.get(term.name, False)
+
+        return find(model, term.source)[0].register_forward_hook(hook)
+
+    blocks = {term.block for term in terms}
+    with hooked([*map(before, blocks), *map(after, terms)]), evaluating(model):
+        for images in batches:
+            model(images)
     return {
         term.name: {
-            "ratio": torch.cat(found[term.name]["ratio"]),
-            "silent": 1 - found[term.name]["lively"].double().mean().item(),
+            "ratio": torch.cat(ratios[term.name]),
+            "silent": 1 - lively[term.name].double().mean().item(),
             "weight": find(model, term.source)[0].weight.double().square().mean().sqrt().item(),
         }
         for term in terms
@@ -73,33 +91,94 @@ def norms(model: nn.Module, terms: Sequence[Term], batches: Iterable[Tensor]) ->
 
 @contextmanager
 def without(model: nn.Module, terms: Sequence[Term]):
-    """Within it, blocks give their sum without these terms. A chain goes on: a stage of CRP that is left out of the sum still feeds
-    the next one."""
-    made, hooks = {}, []
+    """Inside, blocks give their sum without these terms.
 
-    def keep(name, out):
-        made[name] = out
+    A stage of CRP that is left out of the sum still feeds the next one.
+    """
+    values = {}
 
-    def take_off(names, out):
-        for name in names:
-            out = out - made.pop(name)
-        return out
+    def keep(term):
+        def hook(_, args, out):
+            values[term] = out
 
-    for block in dict.fromkeys(term.block for term in terms):
-        own = [term for term in terms if term.block == block]
-        hooks += [
-            find(model, term.source)[0].register_forward_hook(
-                lambda _, args, out, name=term.name: keep(name, out)
-            )
-            for term in own
-        ]
-        hooks.append(
-            find(model, block)[0].register_forward_hook(
-                lambda _, args, out, names=tuple(term.name for term in own): take_off(names, out)
-            )
-        )
-    try:
+        return find(model, term.source)[0].register_forward_hook(hook)
+
+    def subtract(block):
+        def hook(_, args, out):
+            for term in terms:
+                out = out - values.pop(term) if term.block == block else out
+            return out
+
+        return find(model, block)[0].register_forward_hook(hook)
+
+    blocks = dict.fromkeys(term.block for term in terms)
+    with hooked([*map(keep, terms), *map(subtract, blocks)]):
         yield model
-    finally:
-        for hook in hooks:
-            hook.remove()
+
+
+def untrained(model: RefineNet, seed: int = 0) -> RefineNet:
+    """A network with the same encoder and a decoder as it is drawn before training."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        fresh = build(model.name, model.num_classes)
+    fresh.encoder.load_state_dict(model.encoder.state_dict())
+    return fresh.eval().to(next(model.parameters()).device)
+
+
+def groups_of(terms: Sequence[Term]) -> dict[str, list[Term]]:
+    """All RCUs, all CRP, and each block of a stage of the decoder, as "decoder.stages.0.crp"."""
+    groups = {
+        "all RCU": [term for term in terms if ".crp." not in term.name],
+        "all CRP": [term for term in terms if ".crp." in term.name],
+    }
+    for term in terms:
+        groups.setdefault(".".join(term.name.split(".")[:4]), []).append(term)
+    return {name: group for name, group in groups.items() if group}
+
+
+def saturate(model: RefineNet, dataset, images: int | None = None, progress: bool = False) -> dict:
+    """Norms of terms, trained and untrained, and mIoU without each, each block, and each kind.
+
+    Args:
+        images: How many images of the data set, evenly spread; None for all.
+
+    Returns:
+        {"images", "miou", "terms": {name: {"ratio": interval over images of |t| / |x|, "silent",
+        "weight" (see `norms`), "untrained_...": the same of an untrained decoder,
+        "miou_without"}}, "groups": {see `groups_of`: {"terms": how many, "miou_without"}}}.
+
+    Raises:
+        InputError: For a network with neither RCUs nor CRP.
+    """
+    every = terms(model)
+    if not every:
+        raise InputError(f"{model.name}: has neither RCUs nor CRP")
+    part = Subset(dataset, range(len(dataset)) if images is None else spread(images, len(dataset)))
+    groups = groups_of(every)
+    device = next(model.parameters()).device
+    bar = tqdm(total=1 + len(every) + len(groups), desc="without", disable=not progress or None)
+
+    def measured(net) -> dict[str, dict]:
+        inputs = (prediction.normalise(part[i][0], net, device) for i in range(len(part)))
+        rows = norms(net, every, inputs)
+        return {
+            name: row | {"ratio": mean_interval(row["ratio"].tolist()).row()}
+            for name, row in rows.items()
+        }
+
+    def score(left_out: Sequence[Term] = ()) -> float | None:
+        with without(model, left_out):
+            matrices = evaluation.evaluate(model, part)
+        bar.update()
+        return evaluation.summary(matrices, dataset.labels.classes)["miou"]
+
+    rows, drawn = measured(model), measured(untrained(model))
+    base = score()
+    for term in every:
+        rows[term.name] |= {f"untrained_{key}": value for key, value in drawn[term.name].items()}
+        rows[term.name]["miou_without"] = score([term])
+    without_groups = {
+        name: {"terms": len(group), "miou_without": score(group)} for name, group in groups.items()
+    }
+    bar.close()
+    return {"images": len(part), "miou": base, "terms": rows, "groups": without_groups}

@@ -1,7 +1,7 @@
 """How sure a mean over seeds is. No torch."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 import math
 
 import numpy as np
@@ -30,6 +30,13 @@ class Interval:
 
     def __str__(self) -> str:
         return format(self)
+
+    def row(self) -> dict:
+        """For a record: {"mean", "low", "high", "n"}, None for a number that is not known."""
+        return {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in asdict(self).items()
+        }
 
 
 def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:

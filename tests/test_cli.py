@@ -557,7 +557,7 @@ def test_probe_saturation_and_pictures_record(rflw, checkpoint, tmp_path, monkey
         "among the networks already",
     )
     monkeypatch.setattr(
-        "rflw_study.studies.pictures", None
+        "rflw_study.pictures.pictures", None
     )  # nothing is measured for a picture that cannot be written
     refused(rflw("pictures", checkpoint, "-o", tmp_path / "x.txt"), "x.txt", ".webp")
 

@@ -1,0 +1,197 @@
+"""Terms of residual blocks, on toy networks whose answers are known, and on small networks."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from rflw import InputError, build, prediction
+from rflw.data.labels import LABELS
+from rflw.data.synthetic import Embedded
+from rflw.evaluation import evaluate, summary
+from rflw.nn.blocks import CRP, RCU, BottleneckRCU
+from rflw_study import saturation
+from rflw_study.layers import title
+from rflw_study.pictures import pictures
+from rflw_study.saturation import Term
+
+torch.set_num_threads(1)
+TERMS = [
+    Term("rcu", "rcu.conv2", "rcu"),
+    Term("crp.convs.0", "crp.convs.0", "crp"),
+    Term("crp.convs.1", "crp.convs.1", "crp"),
+]
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.rcu, self.crp = nn.Conv2d(3, 4, 1), RCU(4), CRP(4, 1, stages=2)
+
+    def forward(self, x):
+        return self.crp(self.rcu(self.stem(x)))
+
+
+class Few(Embedded):
+    """Corners of the first scenes of the embedded set."""
+
+    def __init__(self, number: int, rows: int = 40, columns: int = 48):
+        super().__init__("val")
+        self.ids, self.size = self.ids[:number], (slice(rows), slice(columns))
+
+    def __getitem__(self, index):
+        return tuple(part[self.size] for part in super().__getitem__(index))
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(3)
+    model = build("refinenet-lw-rcu-efficientnet_lite0", 6).eval()
+    model.card = {"data": "embedded", "recipe": "embedded-lw-rcu", "seed": 7}
+    return model
+
+
+def test_norms_by_hand():
+    net = Net().eval()
+    nn.init.dirac_(net.stem.weight), nn.init.zeros_(net.stem.bias)
+    nn.init.dirac_(net.rcu.conv1.weight), nn.init.zeros_(net.rcu.conv1.bias)
+    nn.init.dirac_(net.rcu.conv2.weight)
+    net.rcu.conv2.weight.data *= 0.25
+    net.rcu.conv1.bias.data[1] = -9  # its unit is shut; the fourth sees zero alone
+    x = torch.full((2, 3, 5, 5), 2.0)
+    x[1] *= 3
+    rows = saturation.norms(net, TERMS, [x[:1], x[1:]])
+    # of three equal channels two pass, a quarter of each
+    assert rows["rcu"]["ratio"].tolist() == pytest.approx([0.25 * math.sqrt(2 / 3)] * 2)
+    assert rows["rcu"]["silent"] == 0.5
+    assert rows["rcu"]["weight"] == pytest.approx(math.sqrt(4 * 0.25**2 / (4 * 4 * 9)))
+    nn.init.dirac_(net.crp.convs[0].weight), nn.init.zeros_(net.crp.convs[1].weight)
+    rows = saturation.norms(net, TERMS, [x])
+    assert rows["crp.convs.0"]["ratio"].tolist() == pytest.approx([1, 1])
+    assert rows["crp.convs.1"]["ratio"].tolist() == [0, 0]
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
+
+
+def test_without_subtracts_terms_and_leaves_the_chain():
+    torch.manual_seed(0)
+    net, x = Net().double().eval(), torch.randn(1, 3, 7, 9).double()
+    with torch.no_grad():
+        y = net.stem(x)
+        z = net.rcu(y)
+        t1 = net.crp.convs[0](net.crp.pool(z))
+        t2 = net.crp.convs[1](net.crp.pool(t1))
+        for chosen, expected in (
+            ([], z + t1 + t2),
+            (TERMS[1:2], z + t2),
+            (TERMS[2:], z + t1),
+            (TERMS[1:], z),
+            (TERMS[:1], net.crp(y)),
+            (TERMS, y),
+        ):
+            with saturation.without(net, chosen):
+                assert torch.allclose(net(x), expected, atol=1e-12)
+        assert torch.allclose(net(x), z + t1 + t2)
+
+
+@pytest.mark.parametrize(
+    "form", ["refinenet", "refinenet-lw-rcu", "refinenet-lw", "refinenet-lw-nocrp"]
+)
+def test_terms_are_all_rcus_and_stages_of_crp(form):
+    with torch.device("meta"):
+        net = build(f"{form}-efficientnet_lite0", 2)
+    kinds = [type(module) for module in net.modules()]
+    terms = saturation.terms(net)
+    assert len(terms) == kinds.count(RCU) + kinds.count(BottleneckRCU) + 4 * kinds.count(CRP)
+    modules = dict(net.named_modules())
+    assert all(term.source in modules and term.block in modules for term in terms)
+
+
+def test_saturation(model):
+    data = Few(2)
+    result = saturation.saturate(model, data)
+    assert json.loads(json.dumps(result, allow_nan=False)) == result
+    assert len(result["terms"]) == 20 + 16
+    groups = {name: group["terms"] for name, group in result["groups"].items()}
+    assert list(groups)[:2] == ["all RCU", "all CRP"] and groups["all RCU"] == 20
+    assert groups["decoder.stages.0.rcu_in"] == 2 and groups["decoder.stages.3.rcu_out"] == 3
+    # nothing stays switched off
+    classes = LABELS["embedded"].classes
+    assert result["miou"] == summary(evaluate(model, data), classes)["miou"]
+    row = result["terms"]["decoder.stages.1.rcu_out.2"]
+    assert row["ratio"]["n"] == 2
+    assert 0 < row["ratio"]["mean"] != row["untrained_ratio"]["mean"]
+    # without its branches, an RCU returns its input, as the form without RCUs does
+    bare = build("refinenet-lw-efficientnet_lite0", 6).eval()
+    bare.load_state_dict({k: v for k, v in model.state_dict().items() if ".rcu_" not in k})
+    expected = summary(evaluate(bare, data), classes)["miou"]
+    assert result["groups"]["all RCU"]["miou_without"] == pytest.approx(expected, abs=0.02)
+
+
+def test_a_network_without_terms_is_refused():
+    model = build("refinenet-lw-nocrp-efficientnet_lite0", 6)
+    with pytest.raises(InputError, match="neither RCUs nor CRP"):
+        saturation.saturate(model, Few(1))
+
+
+def test_a_dead_input_has_no_ratio():
+    torch.manual_seed(4)
+    net = build("refinenet-lw-efficientnet_lite0", 6).eval()
+    for module in net.decoder.stages[0].reduce[:2]:
+        module.weight.data.zero_()
+    row = saturation.saturate(net, Few(1))["terms"]["decoder.stages.0.crp.convs.0"]
+    assert row["ratio"]["mean"] is None and row["silent"] == 1
+
+
+# ------------------------------------------------------------ pictures
+
+
+def test_pictures_are_chosen_by_the_rule(model):
+    other, data = saturation.untrained(model, 5), Few(4)
+    assert torch.equal(other.encoder.stem.conv.weight, model.encoder.stem.conv.weight)
+    assert not torch.equal(other.decoder.classifier.weight, model.decoder.classifier.weight)
+    right, pixels = {}, {}
+    for i in range(4):
+        image, mask = data[i]
+        labelled = mask != 255
+        pixels[i] = labelled.sum()
+        right[i] = [
+            (prediction.predict(net, image) == mask)[labelled].mean() for net in (model, other)
+        ]
+    result, rows = pictures({"a": model, "b": other}, data, "worst", 2)
+    worst = sorted(right, key=lambda i: right[i][0])
+    assert list(result["frames"]) == [data.ids[i] for i in worst[:2]]
+    for i in worst[:2]:
+        assert [*result["frames"][data.ids[i]].values()] == pytest.approx(right[i])
+    assert len(rows) == 2 and len(rows[0]) == 4
+    assert np.array_equal(rows[0][1], data[worst[0]][1])
+    shares = result["agreement"]["b"]
+    assert sum(shares.values()) == pytest.approx(1)
+    for first, keys in ((0, ("both", "first")), (1, ("both", "second"))):
+        mean = np.average([right[i][first] for i in range(4)], weights=[*pixels.values()])
+        assert sum(shares[key] for key in keys) == pytest.approx(mean)
+    result, _ = pictures({"a": model}, data, "spread", 2)
+    assert list(result["frames"]) == [data.ids[i] for i in (worst[0], worst[-1])]
+    with pytest.raises(InputError, match="choose from: worst, spread"):
+        pictures({"a": model}, data, "best")
+    with pytest.raises(InputError, match="0 frames"):
+        pictures({"a": model}, data, number=0)
+
+
+def test_frames_of_void_alone_cannot_be_drawn(model):
+    class Void(Few):
+        def __getitem__(self, index):
+            image, mask = super().__getitem__(index)
+            return image, np.full_like(mask, 255)
+
+    with pytest.raises(InputError, match="all pixels are void"):
+        pictures({"a": model}, Void(1))
+
+
+def test_titles_are_those_of_runs(model):
+    assert title(model) == "embedded-lw-rcu-s7"
+    bare = build("refinenet-lw-mobilenet_v2", 2)
+    bare.card = {}
+    assert title(bare) == bare.name
