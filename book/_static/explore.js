@@ -1,8 +1,16 @@
-// The slider between two pictures, and the table of counts for other sizes, classes and conventions. Without this script the slider
-// stands in the middle and the table shows the counts on record. `labelled` is ledger.js's, which is loaded before.
+// The slider between two pictures, and the table of counts for other sizes, classes and conventions. Without this script the two
+// pictures follow each other and the table shows the counts on record. `labelled` is ledger.js's, which is loaded before.
 
-function slide(slider) {
-  const range = slider.querySelector("input");
+function slide(figure) {
+  const slider = document.createElement("div"), range = document.createElement("input");
+  const [before, after] = figure.querySelectorAll("img");
+  before.classList.add("before");
+  after.classList.add("after");
+  slider.className = "stacked";
+  range.setAttribute("aria-label", "how much of the photo is covered by the prediction, percent");
+  Object.assign(range, { type: "range", min: 0, max: 100, value: 50 });
+  slider.append(before, after, range);
+  figure.prepend(slider);
   const move = () => slider.style.setProperty("--at", `${100 - range.value}%`);
   range.addEventListener("input", move);
   move();
@@ -75,7 +83,7 @@ function explorer(table, rows) {
 }
 
 document.addEventListener("DOMContentLoaded", () => {
-  document.querySelectorAll(".slider").forEach(slide);
+  document.querySelectorAll("figure.slider").forEach(slide);
   const table = document.getElementById("explorer");
-  if (table) explorer(table, JSON.parse(document.getElementById("explorer-data").textContent));
+  if (table) explorer(table, [...table.tBodies[0].rows].map(({ dataset }) => ({ model: dataset.model, ...JSON.parse(dataset.counts) })));
 });
