@@ -41,9 +41,11 @@ def files_of(name: str, root: Path) -> set[Path]:
     places = [root.joinpath(*parts[:n]) for n in range(1, len(parts) + 1)]
     files = {file for place in places for file in (place / "__init__.py", place.with_suffix(".py"))}
     files = {file for file in files if file.exists()}
-    init = root / parts[0] / "__init__.py"  # it says where a public name is: "build": "rflw.nn"
-    home = re.search(rf'"{parts[-1]}": "([\w.]+)"', init.read_text(encoding="utf-8"))
-    return files | files_of(home[1], root) if home and len(parts) == 2 else files
+    init = (
+        root / parts[0] / "__init__.py"
+    )  # it says where a name is: "build": ("nn.refinenet", ...)
+    home = re.search(rf'"{parts[-1]}": \("([\w.]+)"', init.read_text(encoding="utf-8"))
+    return files | files_of(f"rflw.{home[1]}", root) if home and len(parts) == 2 else files
 
 
 def modules_of(cells: list[str], root: Path) -> list[Path]:

@@ -90,7 +90,7 @@ def test_no_cell_changed_after_it_ran(path):
 
 def test_a_stamp_covers_the_cells_and_what_they_import(tmp_path):
     files = {
-        "rflw/__init__.py": 'HOME = {"build": "rflw.nets"}',
+        "rflw/__init__.py": 'HOME = {"build": ("nets", "build")}',
         "rflw/nets.py": "",
         "rflw/shapes.py": "",
         "rflw/other.py": "",
