@@ -493,7 +493,7 @@ def bench_network(
     """
     import logging
 
-    from rflw_study import bench
+    from rflw_study import speed
 
     logging.disable(logging.WARNING)  # what torch.onnx and torchao say of themselves
     names = with_peers(names) if peers else list(names)
@@ -508,7 +508,7 @@ def bench_network(
     options |= {"device": device, "whole_way": whole_way, "calibrate": calibrate, "label": label}
     with recorded(title, (*words, *names), options, "bench", config, results) as record:
         images = calibration_images(calibrate, root) if calibrate else None
-        measured = record["metrics"] = bench.network_speed(
+        measured = record["metrics"] = speed.network_speed(
             names, modes, size, batch, device, passes, classes, whole_way, images, progress=True
         )
         if measured["gpu"]:
@@ -518,7 +518,7 @@ def bench_network(
 
 def with_peers(names: list[str]) -> list[str]:
     """The names, and other libraries' networks on their encoders."""
-    from rflw_study.bench import PEERS
+    from rflw_study.speed import PEERS
 
     encoders = [e for e in PEERS if any(name.endswith(f"-{e}") for name in names)]
     if not encoders:
@@ -567,7 +567,7 @@ def bench_train(
     Example: rflw bench train camvid-lw-efficientnet_lite0 --root ~/datasets
     """
     from rflw.recipes import recipe as find
-    from rflw_study.bench import training_speed
+    from rflw_study.speed import training_speed
 
     plan = find(recipe)
     name, words = f"bench-train-{plan.name}", ("bench", "train", plan.name)
@@ -598,7 +598,7 @@ def bench_data(
     """
     from rflw.recipes import OWN, RECIPES
     from rflw.recipes import recipe as find
-    from rflw_study.bench import loading_speed
+    from rflw_study.speed import loading_speed
 
     first = next((plan for plan in RECIPES.values() if plan.data == name), OWN)
     plan = (find(recipe) if recipe else first).on(name)

@@ -1,4 +1,4 @@
-"""Timings on record: what records of `rflw bench network` say of ratios. No torch.
+"""Timings on record: what records of `rflw bench network` tell about ratios. No torch.
 
 Only rows of one record took turns on one machine, so ratios are made of these alone.
 """
@@ -17,34 +17,35 @@ if TYPE_CHECKING:
 PRECISIONS = ("fp32", "bf16", "fp16", "int8")
 
 
-def timings(found: Iterable[dict]) -> list[dict]:
-    """Records -> the rows of those named "bench-runtime...", each with what its record says of it: "record" (its name), "where" (the
-    graphics card, or processor and cores), "passes", "peaks"; and, from its mode, "precision" and "done", the set of its steps."""
+def timings(records: Iterable[dict]) -> list[dict]:
+    """The rows of records named "bench-runtime...", with what their records tell about them.
+
+    Returns:
+        Rows of `speed.network_speed`, each with "record" (its name), "where" (the graphics card,
+        or processor and cores), "passes", "peaks"; and, from its mode, "precision" and "done", the
+        set of its steps.
+    """
     rows = []
-    for record in found:
+    for record in records:
         if record["kind"] != "bench" or not record["name"].startswith("bench-runtime"):
             continue
         hardware, metrics = record["hardware"], record["metrics"]
+        cpu = f"{hardware['cpu']}, {hardware['cores']} cores"
         for row in metrics["rows"]:
-            cuda = row["device"] == "cuda"
-            rows.append(
-                row
-                | {
-                    "record": record["name"],
-                    "passes": record["config"].get("passes", 1),
-                    "peaks": metrics.get("peaks", {}),
-                    "where": hardware.get("gpu", "a GPU")
-                    if cuda
-                    else f"{hardware['cpu']}, {hardware['cores']} cores",
-                    "precision": row["mode"].rpartition("-")[2],
-                    "done": _done(row),
-                }
-            )
+            more = {
+                "record": record["name"],
+                "passes": record["config"].get("passes", 1),
+                "peaks": metrics.get("peaks", {}),
+                "where": hardware.get("gpu", "a GPU") if row["device"] == "cuda" else cpu,
+                "precision": row["mode"].rpartition("-")[2],
+                "done": _done(row),
+            }
+            rows.append(row | more)
     return rows
 
 
 def _done(row: dict) -> frozenset[str]:
-    """The steps of a row: those that were done, whatever its mode asked for. Memory that is kept is one on CPUs."""
+    """The steps that were done, whatever the mode asked for. Keeping memory is one on CPUs."""
     start = row["mode"].rpartition("-")[0].split("+")[0]
     steps = {step.partition(":")[0] for step in row.get("steps", ())} - {*PRECISIONS}
     if start == "onnx":
@@ -60,15 +61,14 @@ def _together(row: dict) -> tuple:
 
 
 def ratio(over: dict, under: dict) -> Interval:
-    """How many times longer the first of two rows of one record takes, with the 95 % interval over passes.
+    """How many times longer the first of two rows of one record takes, 95 % over passes.
 
-    Of medians: a pass that something else interrupted says nothing of a network. Their spread is that of a normal distribution with the
-    same 5th and 95th percentile. A row without medians counts with its mean.
+    Of medians: a pass that something else interrupted tells nothing about a network. Their spread
+    is that of a normal distribution with the same 5th and 95th percentile. A row without medians
+    counts with its mean.
     """
-    return mean_ratio(
-        *(_centre(row["latency_ms"]) for row in (over, under)),
-        n=min(over["passes"], under["passes"]),
-    )
+    centres = [_centre(row["latency_ms"]) for row in (over, under)]
+    return mean_ratio(*centres, n=min(over["passes"], under["passes"]))
 
 
 def _centre(latency: dict) -> tuple[float, float]:
@@ -79,8 +79,11 @@ def _centre(latency: dict) -> tuple[float, float]:
 
 
 def pairs(rows: Iterable[dict], slow: str, fast: str) -> list[dict]:
-    """Rows of the second of two networks, each with "slower", the first's row in the same record, mode, size and batch, and "ratio", how
-    many times longer that takes."""
+    """Rows of the second of two networks, with the first's of the same record, mode, size, batch.
+
+    Returns:
+        Rows with "slower", the first network's, and "ratio", how many times longer that takes.
+    """
     rows = list(rows)
     slower = {(*_together(row), row["mode"]): row for row in rows if row["model"] == slow}
     return [
@@ -91,31 +94,28 @@ def pairs(rows: Iterable[dict], slow: str, fast: str) -> list[dict]:
 
 
 def gains(rows: Iterable[dict]) -> list[dict]:
-    """Rows that have one step more, or one precision less, than another of the same record and network, each with "step", "before" (the
-    other's mode) and "ratio", how many times longer the other takes."""
-    rows, found = list(rows), []
-    for after in rows:
-        for before in rows:
-            if (before["model"], _together(before)) != (after["model"], _together(after)):
-                continue
-            more = after["done"] - before["done"]
-            if (
-                before["precision"] == after["precision"]
-                and before["done"] < after["done"]
-                and len(more) == 1
-            ):
-                step = next(iter(more))
-            elif (
-                before["precision"] == "fp32" != after["precision"]
-                and before["done"] == after["done"]
-            ):
-                step = after["precision"]
-            else:
-                continue
-            found.append(
-                after | {"step": step, "before": before["mode"], "ratio": ratio(before, after)}
-            )
-    return found
+    """Rows with one step more, or one precision less, than another of the same record and network.
+
+    Returns:
+        Rows with "step", "before" (the other's mode) and "ratio", how many times longer that takes.
+    """
+    rows = list(rows)
+    return [
+        after | {"step": step, "before": before["mode"], "ratio": ratio(before, after)}
+        for after in rows
+        for before in rows
+        if (before["model"], _together(before)) == (after["model"], _together(after))
+        and (step := _step(before, after))
+    ]
+
+
+def _step(before: dict, after: dict) -> str | None:
+    """The only step, or the precision, in which two rows differ."""
+    more = after["done"] - before["done"]
+    if before["precision"] == after["precision"]:
+        return next(iter(more)) if before["done"] < after["done"] and len(more) == 1 else None
+    same = before["done"] == after["done"] and before["precision"] == "fp32"
+    return after["precision"] if same else None
 
 
 def fastest(rows: Iterable[dict]) -> list[dict]:
@@ -123,19 +123,21 @@ def fastest(rows: Iterable[dict]) -> list[dict]:
     best = {}
     for row in rows:
         key = *_together(row), row["model"]
-        if key not in best or _centre(row["latency_ms"])[0] < _centre(best[key]["latency_ms"])[0]:
-            best[key] = row
+        best[key] = min(best.get(key, row), row, key=lambda other: _centre(other["latency_ms"])[0])
     return list(best.values())
 
 
 def chosen(rows: Iterable[dict], **wanted) -> list[dict]:
-    """Rows that have the wanted values; of several of one device, network, mode, size and batch, that with most passes."""
-    found = {}
+    """Rows that have the wanted values.
+
+    Of several of one device, network, mode, size and batch, that with most passes.
+    """
+    best = {}
     for row in rows:
         key = row["where"], row["model"], row["mode"], *row["size"], row["batch"]
         if all(row[name] == value for name, value in wanted.items()):
-            found[key] = max(found.get(key, row), row, key=lambda one: one["passes"])
-    return list(found.values())
+            best[key] = max(best.get(key, row), row, key=lambda other: other["passes"])
+    return list(best.values())
 
 
 def pixels(size: Sequence[int]) -> str:
@@ -144,13 +146,15 @@ def pixels(size: Sequence[int]) -> str:
 
 
 def table(lines: Sequence[dict], *index: str) -> pandas.DataFrame:
-    """Lines under the given index, or one line that says that nothing was measured. What all lines share of the index, but for its last
-    column, stands in the corner, once."""
+    """Lines under the given index, or one line that says that nothing was measured.
+
+    An index, but for the last, that all lines share is written once, in the corner.
+    """
     import pandas
 
     frame = pandas.DataFrame(lines or [dict.fromkeys(index, "") | {"on record": "not measured"}])
-    shared = [one for one in index[:-1] if frame[one].nunique() == 1]
+    shared = [name for name in index[:-1] if frame[name].nunique() == 1]
     frame.columns.name = ", ".join(
-        f"batch {frame[one][0]}" if one == "batch" else str(frame[one][0]) for one in shared
+        f"batch {frame[name][0]}" if name == "batch" else str(frame[name][0]) for name in shared
     )
-    return frame.drop(columns=shared).set_index([one for one in index if one not in shared])
+    return frame.drop(columns=shared).set_index([name for name in index if name not in shared])

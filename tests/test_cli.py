@@ -873,7 +873,7 @@ def test_bench_network_by_its_short_name(rflw):
 
 
 def test_bench_train(rflw, scenes, monkeypatch):
-    monkeypatch.setattr("rflw_study.bench.open_dataset", Scenes)
+    monkeypatch.setattr("rflw_study.speed.open_dataset", Scenes)
     words = "bench train embedded-lw-efficientnet_lite0 --rounds 1"
     rows = json.loads(rflw(f"{words} --results . --json")[1])
     record = records.read("bench-train-embedded-lw-efficientnet_lite0", ".")
