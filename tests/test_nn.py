@@ -344,19 +344,11 @@ def test_weights_of_another_encoder_are_refused_by_their_first_key(put):
 
 
 @pytest.mark.parametrize("end", ["safetensors", "pth"])
-def test_weights_that_are_cut_off_are_refused_by_their_first_key(put, end):
-    from torchvision.models import mobilenet_v2
-
-    state = mobilenet_v2().state_dict()
-    file = put(f"mobilenet_v2-imagenet.{end}", state)
-    whole = file.read_bytes()
-    for size, fault in ((len(whole) // 2, r"(\S+): cut off"), (100, "not a whole")):
-        file.write_bytes(whole[:size])
-        with pytest.raises(InputError, match=f"{file}: {fault}") as caught:
-            make_encoder("mobilenet_v2", "imagenet")
-        assert "\n" not in str(caught.value)
-        if fault.endswith("off"):
-            assert str(caught.value).removeprefix(f"{file}: ").split(":")[0] in state
+def test_weights_that_are_cut_off_are_refused(put, end):
+    file = put(f"mobilenet_v2-imagenet.{end}", {"a": torch.zeros(1000)})
+    file.write_bytes(file.read_bytes()[:2000])
+    with pytest.raises(InputError, match=f"^{file}: cannot be read [^\n]*$"):
+        make_encoder("mobilenet_v2", "imagenet")
 
 
 def test_weights_that_are_nowhere_are_named(tmp_path, monkeypatch):

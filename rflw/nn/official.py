@@ -1,18 +1,14 @@
-"""Keys of the authors' published checkpoints, mapped to ours: pure functions on dicts; and how files of tensors are read with care."""
+"""Keys of the authors' published checkpoints, mapped to ours, and how files of tensors are read: no code in them is run."""
 
-from collections import OrderedDict
-import io
-import json
 from pathlib import Path
-import pickle
-import pickletools
+from pickle import UnpicklingError
 import re
-import struct
-import zipfile
 
+import numpy as np
 import torch
+from torch import Tensor
 
-from rflw.errors import InputError, no_pipe
+from rflw.errors import InputError, reading
 
 
 def _resnet_modules() -> dict[str, str]:
@@ -82,65 +78,72 @@ def to_theirs(key: str, modules: dict[str, str]) -> str:
     return f"{back[module]}.{leaf}" if module in back else key.removeprefix("encoder.")
 
 
-def unwrap(loaded) -> dict:
-    """The state dict in what a file holds: bare, or under `segmenter` or `state_dict`, each key with or without `module.`.
+# ---------------------------------------------------------------- files
 
-    Raises InputError if there is none.
+# The authors' script keeps its best score, a number of NumPy's, beside the weights; the module has two names.
+SCALAR, DTYPE = np.float64(0).__reduce__()[0], type(np.dtype("float64"))
+NUMPY = [(SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+WRAPPERS = ("segmenter", "state_dict", "model_state_dict", "model")
+
+
+def load_tensors(path: str | Path, device) -> dict:
+    """What a file of `torch.save` holds, of tensors and plain values only.
+
+    Raises:
+        InputError: that names a file that is missing, damaged or holds anything else.
     """
-    state = _inner(loaded) if isinstance(loaded, dict) else None
-    if not isinstance(state, dict) or not state:
+    with reading(path), torch.serialization.safe_globals([*NUMPY, np.dtype, DTYPE]):
+        try:
+            return torch.load(path, map_location=device, weights_only=True)
+        except UnpicklingError as e:
+            raise InputError(
+                f"{path}: damaged, or holds more than tensors and plain values, which is never executed"
+            ) from e
+
+
+def load_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a safetensors file, and its header. Raises InputError for any other file."""
+    from safetensors import safe_open
+
+    with reading(path), safe_open(path, "pt") as tensors:
+        return {key: tensors.get_tensor(key) for key in tensors.keys()}, tensors.metadata() or {}
+
+
+def unwrap(loaded) -> dict[str, Tensor]:
+    """The state dict in what a file holds: bare or under a usual name, without prefixes of wrappers.
+
+    Raises:
+        InputError: that names the first entry that is no tensor, and where there are some instead.
+    """
+    if isinstance(loaded, dict):
+        inner = (loaded[name] for name in WRAPPERS if isinstance(loaded.get(name), dict))
+        loaded = next(inner, loaded)
+    if not isinstance(loaded, dict) or not loaded:
         raise InputError(f"holds a {type(loaded).__name__}, not a dict of named tensors")
-    for key in state:
-        if not isinstance(key, str):
-            raise InputError(f"{key!r}: a {type(key).__name__}, not the name of a tensor")
-    fault = first_not_numbers(state)
-    if fault:
-        raise InputError(fault)
-    return {key.removeprefix("module."): value for key, value in state.items()}
-
-
-def _inner(loaded: dict):
-    return loaded.get("segmenter", loaded.get("state_dict", loaded))
+    for key, value in loaded.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            dicts = [name for name, value in loaded.items() if isinstance(value, dict)]
+            hint = f"; its weights may be under {dicts[0]!r}" if dicts else ""
+            raise InputError(f"{key}: a {type(value).__name__}, not a named tensor{hint}")
+    return {re.sub(r"^((module|_orig_mod)\.)+", "", key): value for key, value in loaded.items()}
 
 
 def first_not_numbers(state: dict) -> str | None:
-    """The first entry of `state` that is no dense tensor of finite real numbers, and why, or None."""
+    """The first entry that is not a dense tensor of finite real numbers, and why; None without one."""
     for key, value in state.items():
-        if not is_dense(value):
-            return f"{key}: a {type(value).__name__} that is no dense tensor of real numbers"
-        if not value.float().isfinite().all():  # as networks compute: 1e300 is an infinity to them
-            return f"{key}: holds infinities or what is not a number"
+        if (
+            not isinstance(value, Tensor)
+            or value.layout != torch.strided
+            or value.is_complex()
+            or value.is_quantized
+        ):
+            return f"{key}: a {type(value).__name__}, not a dense tensor of real numbers"
+        if not value.float().isfinite().all():  # as networks compute: 1e300 is infinite for them
+            return f"{key}: holds infinities or NaN"
     return None
 
 
-REAL = {
-    torch.float64,
-    torch.float32,
-    torch.float16,
-    torch.bfloat16,
-    torch.float8_e4m3fn,
-    torch.float8_e5m2,
-    torch.int64,
-    torch.int32,
-    torch.int16,
-    torch.int8,
-    torch.uint8,
-    torch.bool,
-}
-
-
-def is_dense(value) -> bool:
-    """Whether it is a tensor of real numbers with memory for each of them: one number may stand for any quantity of them, and a few
-    bytes of a file so for gigabytes."""
-    return (
-        isinstance(value, torch.Tensor)
-        and value.dtype in REAL
-        and value.layout == torch.strided
-        and not value.is_nested
-        and not value.is_meta
-        and value.nbytes <= value.untyped_storage().nbytes()
-        and all(stride or size < 2 for size, stride in zip(value.shape, value.stride()))
-    )
+# ---------------------------------------------------------------- state dicts
 
 
 def recognise(state: dict) -> tuple[str, int, dict, dict]:
@@ -203,163 +206,3 @@ def first_fault(state: dict, ours: dict, modules: dict[str, str] | None = None) 
             return f"{named(key)}: shape {tuple(state[key].shape)}, {tuple(tensor.shape)} expected"
     extra = next((key for key in state if key not in ours), None)
     return extra and f"{named(extra)}: not part of this network"
-
-
-# ---------------------------------------------------------------- files
-
-
-def load_tensors(path: str | Path, device):
-    """torch.load, of tensors and plain values only. Raises InputError for a zip file that would unpack to more than it is: PyTorch
-    compresses nothing; else what torch.load raises."""
-    no_pipe(path)
-    try:
-        with zipfile.ZipFile(path) as archive:
-            size = sum(member.file_size for member in archive.infolist())
-    except Exception:  # no zip file, or a broken one: torch.load says so; zipfile raises many types
-        size = 0
-    if size > Path(path).stat().st_size:
-        raise InputError(
-            f"{path}: would unpack to {size / 1e9:.1f} GB, more than the file; PyTorch writes no such files"
-        )
-    return torch.load(path, map_location=device, weights_only=True)
-
-
-def unreadable(path, error: Exception) -> str:
-    """Why a file of tensors could not be read, in one line."""
-    text = str(error)
-    cut = first_cut(Path(path).read_bytes()) if Path(path).is_file() else None
-    if cut:
-        return f"{cut}: cut off, the file ends before this tensor does"
-    if "Unsupported" in text or "weights_only" in text or "Weights only" in text:
-        what = next(
-            (line for line in text.splitlines() if "GLOBAL" in line or "Unsupported" in line),
-            "code",
-        )
-        return f"holds more than tensors, which is never executed: {what.strip()}"
-    kind = "safetensors file" if str(path).endswith(".safetensors") else "PyTorch checkpoint"
-    return f"not a whole {kind} ({text.splitlines()[0] if text else type(error).__name__})"
-
-
-BYTES = {
-    "DoubleStorage": 8,
-    "LongStorage": 8,
-    "FloatStorage": 4,
-    "IntStorage": 4,
-    "HalfStorage": 2,
-    "BFloat16Storage": 2,
-    "ShortStorage": 2,
-    "ByteStorage": 1,
-    "CharStorage": 1,
-    "BoolStorage": 1,
-}
-
-
-class _Names(pickle.Unpickler):
-    """Reads which tensor of a PyTorch file lies in which storage. Every global that a pickle names is replaced by a class
-    that does nothing, so nothing of the file is executed."""
-
-    class Nothing:
-        def __new__(cls, *args, **kwargs):
-            return (
-                args[0]
-                if args and isinstance(args[0], tuple) and args[0][:1] == ("stored",)
-                else object.__new__(cls)
-            )
-
-        def __init__(self, *args, **kwargs):
-            pass
-
-        def __setstate__(self, state):
-            pass
-
-    def find_class(self, module, name):
-        return (
-            OrderedDict
-            if (module, name) == ("collections", "OrderedDict")
-            else type(name, (self.Nothing,), {})
-        )
-
-    def persistent_load(self, pid):
-        return "stored", str(pid[2]), pid[4] * BYTES[pid[1].__name__]
-
-
-def _listed(file: io.BytesIO):
-    """What `_Names` reads next, after a look at its instructions: Python's reader takes as much memory as they claim, not as there is.
-    Raises ValueError."""
-    start, size = file.tell(), len(file.getbuffer())
-    for instruction, argument, _ in pickletools.genops(
-        file
-    ):  # which refuses what is longer than the file
-        if "PUT" in instruction.name and argument > size:
-            raise ValueError(f"the {argument}th thing to be remembered of a file of {size} bytes")
-    file.seek(start)
-    return _Names(file).load()
-
-
-def first_cut(data: bytes) -> str | None:
-    """The name of the first tensor that a cut-off PyTorch or safetensors file, given as its bytes, does not hold whole; None if
-    that cannot be told, e.g. because the file ends before its list of tensors does."""
-    file = io.BytesIO(data)
-    try:
-        if (
-            data[8:9] == b"{"
-        ):  # safetensors: the length of the list of tensors, that list as JSON, and the tensors
-            start = 8 + int.from_bytes(data[:8], "little")
-            listed = json.loads(data[8:start])
-            ends = {
-                name: entry["data_offsets"][1]
-                for name, entry in listed.items()
-                if name != "__metadata__"
-            }
-            return next(
-                (name for name in sorted(ends, key=ends.get) if start + ends[name] > len(data)),
-                None,
-            )
-        if (
-            data[:4] == b"PK\3\4"
-        ):  # a zip archive: the list of tensors first, then one member for each storage
-            file.seek(_content(data, 0)[1])
-            state = unwrap_names(_listed(file))
-            position = file.tell()
-            for name, (_, storage, size) in state.items():
-                start = None
-                while start is None and (position := data.find(b"PK\3\4", position)) >= 0:
-                    member, content = _content(data, position)
-                    start = content if member.endswith(f"/data/{storage}") else None
-                    position += 4
-                if start is None or start + size > len(data):
-                    return name
-                position = start + size
-        else:  # three headers, the list of tensors, the order of the storages, and each with its length before it
-            for _ in range(3):
-                _listed(file)
-            state, order = unwrap_names(_listed(file)), _listed(file)
-            ends, position = {}, file.tell()
-            sizes = {storage: size for _, storage, size in state.values()}
-            for storage in map(str, order):
-                position += 8 + sizes[storage]
-                ends[storage] = position
-            return next(
-                (name for name, (_, storage, _) in state.items() if ends[storage] > len(data)), None
-            )
-    except Exception:  # whatever a damaged or hostile file makes the reader stumble over
-        return None
-    return None
-
-
-def unwrap_names(loaded) -> dict:
-    """As `unwrap`, of what `_Names` gives."""
-    state = _inner(loaded)
-    return {
-        key.removeprefix("module."): value
-        for key, value in state.items()
-        if isinstance(value, tuple)
-    }
-
-
-def _content(data: bytes, header: int) -> tuple[str, int]:
-    """Name and first byte of a zip member from the position of its local header."""
-    name, extra = struct.unpack_from("<HH", data, header + 26)
-    return data[header + 30 : header + 30 + name].decode(
-        errors="replace"
-    ), header + 30 + name + extra

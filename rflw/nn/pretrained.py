@@ -1,8 +1,8 @@
 """Weights trained on ImageNet: where their files lie, and how they get into an encoder, by name.
 
-A folder that RFLW_WEIGHTS names is looked into first, then the library's own cache or package, or
-its download. An origin is {"file": its name, "sha256", "origin": whose it is}, None for what is
-not known; it holds no path, since a record is read on other machines.
+The folder RFLW_WEIGHTS comes first, then the library's own cache, package or download. An origin is
+{"file": its name, "sha256", "origin": whose it is}, None for what is unknown; it holds no path,
+since a record is read on other machines.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ import re
 import torch
 from torch import Tensor, nn
 
-from rflw.errors import InputError, no_pipe
+from rflw.errors import InputError
 from rflw.nn import official
 
 HEAD = re.compile(r"(classifier|fc|last_linear|conv_head|bn2|features\.18|_conv_head|_bn1|_fc)\.")
@@ -27,9 +27,10 @@ def looked_for(encoder: str) -> list[str]:
 
 
 def weights_file(encoder: str) -> Path | None:
-    """The encoder's file in the folder RFLW_WEIGHTS; None where it has none or no folder is named.
+    """The encoder's file in the folder RFLW_WEIGHTS; None if it has none, or no folder is named.
 
-    Raises InputError for a folder that is not there.
+    Raises:
+        InputError: for a folder that does not exist.
     """
     folder = os.environ.get("RFLW_WEIGHTS")
     if folder and not Path(folder).is_dir():
@@ -83,40 +84,46 @@ def own_file(encoder: str) -> tuple[Path, str]:
 def read(file: Path, origin: str | None = None) -> tuple[dict[str, Tensor], dict]:
     """The tensors of a file, and its origin: as given, else as a safetensors header says.
 
-    Raises InputError for a file that is cut off or foreign; nothing in it is executed.
+    Raises:
+        InputError: for a file that is damaged or foreign; nothing in it is executed.
     """
-    no_pipe(file)
+    if file.suffix == ".safetensors":
+        loaded, header = official.load_safetensors(file)
+        origin = origin or " ".join(header.get("origin", "").split())[:500] or None
+    else:
+        loaded = official.load_tensors(file, "cpu")
     try:
-        if file.suffix == ".safetensors":
-            from safetensors import safe_open
-
-            with safe_open(file, "pt") as tensors:
-                state = {key: tensors.get_tensor(key) for key in tensors.keys()}
-                said = (tensors.metadata() or {}).get("origin", "")
-                origin = origin or " ".join(said.split())[:500] or None
-        else:
-            state = official.load_tensors(file, "cpu")
-        with file.open("rb") as content:
-            digest = hashlib.file_digest(content, "sha256").hexdigest()
-    except InputError:
-        raise
-    except Exception as e:  # both libraries raise many types for files that are cut off
-        raise InputError(f"{file}: {official.unreadable(file, e)}") from e
-    try:
-        return official.unwrap(state), {"file": file.name, "sha256": digest, "origin": origin}
+        state = official.unwrap(loaded)
     except InputError as e:
         raise InputError(f"{file}: {e}") from e
+    fault = official.first_not_numbers(state)
+    if fault:
+        raise InputError(f"{file}: {fault}")
+    return state, {"file": file.name, "sha256": sha256(file), "origin": origin}
+
+
+def sha256(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def load(net: nn.Module, encoder: str, maps: tuple[dict[str, str], ...] = ({},)) -> dict:
-    """Load an encoder's weights in place -> their origin.
+    """Load an encoder's weights in place; heads and counters of batches are left out.
 
-    maps: published names of modules -> those of `net`, for each style of names; a style without
-    any has the names of `net`. Heads and counters of batches are left out.
-    Raises InputError for weights that cannot be had, and names the first key that does not fit.
+    Args:
+        net: the encoder.
+        encoder: its name.
+        maps: published names of modules -> those of `net`, for each style of names; {}: the same names.
+
+    Returns:
+        The origin of the weights.
+
+    Raises:
+        InputError: for weights that cannot be had; names the first key that does not fit.
     """
-    found = weights_file(encoder)
-    file, whose = (found, None) if found else own_file(encoder)
+    file, whose = weights_file(encoder), None
+    if file is None:
+        file, whose = own_file(encoder)
     state, origin = read(file, whose)
     state = {
         k: v for k, v in state.items() if not (HEAD.match(k) or k.endswith("num_batches_tracked"))
@@ -157,16 +164,17 @@ def mobile_maps(stages: nn.ModuleList) -> tuple[dict[str, str], ...]:
 
 
 def timm_options(name: str) -> tuple[dict, dict | None]:
-    """What `timm.create_model` must be given to load a network's weights, and their origin; None
-    where timm finds them by itself: `timm_origin` tells it then.
+    """What `timm.create_model` needs to load a network's weights, and their origin; None if timm finds
+    them by itself: `timm_origin` says it then.
 
-    Raises InputError for a file whose names or shapes are not those of the network.
+    Raises:
+        InputError: for a file whose names or shapes are not those of the network.
     """
     import timm
 
     file = weights_file(f"timm:{name}")
     if file is None:
-        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells of every attempt
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it logs every attempt
         return {"pretrained": True}, None
     state, origin = read(file)
     # A network with its head is loaded first: timm overlooks what is missing in one without.
@@ -192,10 +200,10 @@ def timm_origin(cfg: dict) -> dict:
     import timm
 
     hub, names = cfg.get("hf_hub_id"), ("model.safetensors", "pytorch_model.bin")  # as timm prefers
-    found = [try_to_load_from_cache(hub, name) for name in names] if hub else []
-    file = next((Path(path) for path in found if isinstance(path, str)), None)
+    cached = [try_to_load_from_cache(hub, name) for name in names] if hub else []
+    file = next((Path(path) for path in cached if isinstance(path, str)), None)
     return {
         "file": file and file.name,
-        "sha256": file and hashlib.sha256(file.read_bytes()).hexdigest(),
+        "sha256": file and sha256(file),
         "origin": f"timm {timm.__version__}, {hub or cfg.get('url')}",
     }
