@@ -68,6 +68,42 @@ def test_shows_what_resizing_the_whole_image_and_cropping_shows(held, crop):
         ), seed
 
 
+class Coordinates(Ramps):
+    """Images whose red or green is twice the column or row, and masks that are the column or row."""
+
+    def __init__(self, axis: int):
+        self.axis = axis
+
+    def __getitem__(self, index):
+        image, _ = super().__getitem__(index)
+        return image, np.indices((HEIGHT, WIDTH))[self.axis].astype(np.uint8)
+
+
+@pytest.mark.parametrize("axis", (0, 1))
+def test_labels_stay_on_the_picture_however_images_are_scaled(axis):
+    """Offset of label and image in pixels of the unscaled image; seeds scale by 0.5 to 2."""
+    crop, scale, dataset = (48, 48), (0.5, 2.0), Coordinates(axis)
+    items = Augmented(dataset, training_transform(crop, scale, 0, True, 0.0, MEAN, STD))
+    on_device = OnDevice(dataset, torch.device("cpu"))
+    seeds = range(40)
+    pairs = {
+        "loader": [items[seed, 0] for seed in seeds],
+        "device": zip(
+            *on_device.batch([(seed, 0) for seed in seeds], crop, scale, 0, True, MEAN, STD)
+        ),
+    }
+    channel, length, offsets = 1 - axis, (HEIGHT, WIDTH)[axis], {}
+    for path, shown in pairs.items():
+        parts = []
+        for image, mask in shown:
+            place = (image[channel] * STD[channel] + MEAN[channel]) * 255 / 2
+            inside = (mask > 4) & (mask < length - 5)  # void is not; borders are flat
+            parts.append((mask[inside].float() - place[inside]).mean().item())
+        offsets[path] = np.mean(parts)
+    assert abs(offsets["loader"]) < 0.1 and abs(offsets["device"]) < 0.1
+    assert offsets["loader"] == pytest.approx(offsets["device"], abs=0.1)
+
+
 def test_scale_one_is_exact(held):
     images, masks = held.batch([(3, 0), (4, 1)], (HEIGHT, WIDTH), (1.0, 1.0), 0, False, MEAN, STD)
     for i in range(2):

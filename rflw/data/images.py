@@ -1,4 +1,7 @@
-"""Image and mask files -> arrays: an image is (H, W, 3) uint8 RGB, a mask (H, W) uint8 with classes 0..K-1 and 255 as void."""
+"""Image and mask files -> arrays.
+
+An image is (H, W, 3) uint8 RGB, a mask (H, W) uint8 with classes 0..K-1 and 255 as void.
+"""
 
 from pathlib import Path
 import warnings
@@ -7,20 +10,29 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from rflw.data.labels import VOID
-from rflw.errors import InputError, no_pipe
+from rflw.errors import InputError, reading
 
-# Whatever else Pillow reads is no photo, may start a program (EPS: Ghostscript) or another parser of its own.
+# Other formats are for no photos; some start a program (EPS: Ghostscript).
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 
 
 def read_image(source: str | Path | Image.Image) -> np.ndarray:
-    """An image file, or a PIL image, as a viewer shows it -> (H, W, 3) uint8.
+    """Read an image as a viewer shows it.
 
-    EXIF rotation is applied, transparency laid on white, 16-bit grey scaled to 8 bits, grey, CMYK and palette
-    converted. Raises InputError for what is no image, cannot be read whole, or holds floating point numbers.
+    EXIF rotation is applied, transparency laid on white, 16-bit grey scaled to 8 bits, grey, CMYK
+    and palette converted.
+
+    Args:
+        source: a file, or a PIL image.
+
+    Returns:
+        (H, W, 3) uint8.
+
+    Raises:
+        InputError: for another file, one that is damaged, or floating point numbers.
     """
     where = "image" if isinstance(source, Image.Image) else str(source)
-    image = _open(source, where)
+    image = _decoded(source, where)
     if image.mode.startswith("I"):  # I;16 and its kin: 16 bits of grey
         grey = np.asarray(image).astype(np.int64)
         if grey.min() < 0 or grey.max() > 65535:
@@ -42,12 +54,22 @@ def read_image(source: str | Path | Image.Image) -> np.ndarray:
 def read_mask(
     path: str | Path, num_classes: int, void: int = VOID, size: tuple[int, int] | None = None
 ) -> np.ndarray:
-    """An index mask (grey or palette PNG) -> (H, W) uint8; the file's `void` label and 255 become 255.
+    """Read a mask of class indices, a grey or palette PNG.
 
-    size: (H, W) that it must have. Raises InputError for another size, a mode that holds no indices, or a label that
-    is neither below `num_classes` nor void.
+    Args:
+        path: the file.
+        num_classes: labels must be below it.
+        void: the file's label for void, beside 255.
+        size: (H, W) that the mask must have.
+
+    Returns:
+        (H, W) uint8; void is 255.
+
+    Raises:
+        InputError: for another size, a mode that holds no indices, or a label that is neither a
+            class nor void.
     """
-    image = _open(path, str(path), rotate=False)
+    image = _decoded(path, str(path), rotate=False)
     if image.mode not in ("L", "P", "1"):
         raise InputError(
             f"{path}: a mask of class indices is a grey or palette image, this is {image.mode}"
@@ -78,27 +100,15 @@ def check_labels(
 
 def open_picture(source) -> Image.Image:
     """Pillow's `Image.open`, for photos alone."""
-    if isinstance(source, (str, Path)):
-        no_pipe(source)
-    Image.init()  # else formats that are seldom are unknown yet
+    Image.init()  # else Pillow does not know the rarer formats yet
     return Image.open(source, formats=[name for name in FORMATS if name in Image.OPEN])
 
 
-def _open(source, where: str, rotate: bool = True) -> Image.Image:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # what matters is an error: also twice the limit of a decompression bomb
+def _decoded(source, where: str, rotate: bool = True) -> Image.Image:
+    with reading(where), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # beyond twice the limit Pillow raises an error
+        try:
             image = source if isinstance(source, Image.Image) else open_picture(source)
-            return (
-                ImageOps.exif_transpose(image) if rotate else image
-            ).copy()  # copy: reads all of the file now
-    except InputError:
-        raise
-    except FileNotFoundError as e:
-        raise InputError(f"{where}: no such file") from e
-    except UnidentifiedImageError as e:
-        raise InputError(f"{where}: not an image that can be read") from e
-    except Exception as e:  # Pillow raises many types for damaged files
-        raise InputError(f"{where}: cannot be read ({' '.join(str(e).split())})") from e
+            return (ImageOps.exif_transpose(image) if rotate else image).copy()  # reads all of it
+        except UnidentifiedImageError as e:
+            raise InputError(f"{where}: not an image that can be read") from e

@@ -1,7 +1,7 @@
-"""Small data sets held whole on the training device and augmented there, so that no GPU waits for images.
+"""Small data sets held on the training device and augmented there: no GPU waits for images.
 
-Scales, crops and flips are drawn as `rflw.data.transforms` draws them. Only what the crop shows is resized, so a place may
-be off by half a pixel; there are no changes of colour.
+Scales, crops and flips have the chances of `rflw.data.transforms`. Only what the crop shows is
+resized, so a place may be off by half a pixel; there are no changes of colour.
 """
 
 import numpy as np
@@ -16,18 +16,23 @@ MARGIN = 2  # pixels around what a crop shows that resizing it takes into accoun
 
 
 class OnDevice:
-    """A data set of images of one size as uint8 tensors on a device: (N, 3, H, W), channels last, and (N, H, W).
+    """A data set as uint8 tensors on a device: images (N, 3, H, W), channels last, masks (N, H, W).
 
-    Raises InputError if the sizes differ.
+    Raises:
+        InputError: if the images are of several sizes.
     """
 
     def __init__(self, dataset, device: torch.device):
         images, masks = zip(*(dataset[i] for i in range(len(dataset))))
         odd = next((i for i, image in enumerate(images) if image.shape != images[0].shape), None)
         if odd is not None:
+            (height, width), (first_height, first_width) = (
+                images[odd].shape[:2],
+                images[0].shape[:2],
+            )
             raise InputError(
-                f"{dataset.name}: {dataset.ids[odd]} is {images[odd].shape[1]}x{images[odd].shape[0]}, "
-                f"{dataset.ids[0]} {images[0].shape[1]}x{images[0].shape[0]}: images on the device must have one size"
+                f"{dataset.name}: {dataset.ids[odd]} is {width}x{height}, {dataset.ids[0]} "
+                f"{first_width}x{first_height}: images on the device must have one size"
             )
         self.dataset = dataset
         self.images = torch.from_numpy(np.stack(images)).to(device).permute(0, 3, 1, 2)
@@ -49,9 +54,13 @@ class OnDevice:
         mean,
         std,
     ) -> tuple[Tensor, Tensor]:
-        """[(seed, index)] -> (B, 3, *crop) float32, normalised, and (B, *crop) uint8 masks; the same key gives the same pair.
+        """Augmented images (B, 3, *crop), float32, normalised, and masks (B, *crop), uint8.
 
         Beyond the image, images are the mean pixel and masks void.
+
+        Args:
+            keys: a (seed, index) for each; the same key gives the same pair.
+            crop, scale, min_side, flip, mean, std: as in `rflw.data.transforms`.
         """
         device, size = self.images.device, self.images.shape[-2:]
         mean, std = (
@@ -96,8 +105,8 @@ def draw(
     min_side: int,
     flip: bool,
 ) -> tuple[list[int], list[int], bool]:
-    """What happens to an image of a size, from its seed: its scaled size, the crop's first row and column in the scaled image
-    (below 0 where that is smaller than the crop), and whether it is mirrored."""
+    """What happens to an image of a size, from its seed: its scaled size, the crop's first row and
+    column in the scaled image (below 0 where that is smaller), and whether it is mirrored."""
     u, *places, mirrored = torch.rand(4, generator=torch.Generator().manual_seed(seed)).tolist()
     factor = max(scale[0] + u * (scale[1] - scale[0]), min_side / min(size))
     scaled = [round(n * factor) for n in size]
@@ -108,8 +117,8 @@ def draw(
 
 
 def window(size: int, scaled: int, first: int, crop: int) -> tuple[slice, tuple[int, slice], slice]:
-    """Along one axis: what of the image the crop shows, with a margin; how long that becomes when scaled, and which part of it is
-    in the crop; where in the crop that lies."""
+    """Along one axis: the part of the image that the crop shows, with a margin; how long it is when
+    scaled, and which part of that is in the crop; where in the crop that lies."""
     begin, end = max(first, 0), min(first + crop, scaled)
     low = max(int(begin * size / scaled) - MARGIN, 0)
     high = min(-int(-end * size // scaled) + MARGIN, size)
@@ -132,5 +141,5 @@ def resize(pixels: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def nearest(size: int, length: int, part: slice, device) -> Tensor:
-    """Along one axis of `size` pixels that is resized to `length`: which pixel lies nearest to each of a part."""
+    """Along an axis of `size` pixels, resized to `length`: the nearest to those of a part."""
     return ((torch.arange(length, device=device)[part] + 0.5) * size / length).long()

@@ -1,4 +1,4 @@
-"""Data sets from disk: a data set is a sequence of (image, mask) arrays with `name`, `split`, `ids` and `labels`.
+"""Data sets from disk: sequences of (image, mask) arrays with `name`, `split`, `ids`, `labels`.
 
 An image is (H, W, 3) uint8 RGB, a mask (H, W) uint8 with classes 0..K-1 and 255 as void.
 """
@@ -15,18 +15,17 @@ import numpy as np
 from rflw.data.images import check_labels, read_image, read_mask
 from rflw.data.labels import LABELS, VOID, Labels, labels_for
 from rflw.data.synthetic import Embedded
-from rflw.errors import InputError, no_pipe
+from rflw.errors import InputError, reading
 
-FRAME, CROPPED = (
-    (480, 640),
-    (468, 625),
-)  # height, width of NYUDv2's frames, and of what the paper keeps of them
+# height, width of NYUDv2's frames, and of what the paper keeps of them
+FRAME, CROPPED = (480, 640), (468, 625)
 ROOT = Path(__file__).resolve().parents[2] / "data" / "datasets"
 
 
 class _Pairs:
-    """Images and masks in files. `image` and `mask` read one alone: a check finds faults of both."""
+    """Images and masks in files. `image` and `mask` read one: a check finds faults of both."""
 
+    name: str
     ids: list[str]
     images: list[Path]
     masks: list[Path]
@@ -46,30 +45,37 @@ class _Pairs:
         image = self.image(index)
         return image, self.mask(index, image.shape[:2])
 
-
-def _refuse(found: list[str], missing: list[str], faults: list[str] | None) -> None:
-    """Raises InputError for the first fault of a set. A check gets those `found` on its list instead;
-    it meets what is `missing` when it reads."""
-    if faults is not None:
-        faults += found
-    elif lines := found + missing:
-        more = f"; and {len(lines) - 1} more: `rflw data check` lists all" if lines[1:] else ""
-        raise InputError(lines[0] + more)
+    def _refuse(self, faults: list[str], collected: list[str] | None) -> None:
+        """Raises InputError for the first fault, or missing file. A check collects the faults
+        instead; it meets missing files when it reads."""
+        if collected is not None:
+            collected += faults
+            return
+        for image, mask in zip(self.images, self.masks):
+            for file, kind, other in ((image, "image", mask), (mask, "mask", image)):
+                if not os.path.isfile(file):
+                    faults.append(f"{self.name}: {file} is missing, the {kind} of {other}")
+        if faults:
+            more = f"; and {len(faults) - 1} more: `rflw data check` lists all"
+            raise InputError(faults[0] + (more if faults[1:] else ""))
 
 
 def _lines(path: Path) -> list[str]:
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, ValueError) as e:  # no text, or no name of a file
-        raise InputError(f"{path}: cannot be read ({getattr(e, 'strerror', None) or e})") from e
-    return [line.strip() for line in lines]
+    with reading(path):
+        return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+
+
+def _need_split(name: str, split: str, splits) -> None:
+    if split not in splits:
+        raise InputError(f"{name}: no split {split!r}; choose from: {', '.join(splits)}")
 
 
 class CamVid(_Pairs):
-    """CamVid in SegNet's form: 480x360, 11 classes, label 11 void; 367 training and 101 validation frames.
+    """CamVid in SegNet's form: 480x360, 11 classes, label 11 void; 367 training frames, 101 others.
 
-    Folders `train`, `val` (and `test`) with frames, `trainannot`, `valannot` with masks of the same names. For choosing
-    settings there are two splits more: "holdout", the last fifth of each training sequence, and "fit", the rest.
+    Folders `train`, `val` (and `test`) hold frames, `trainannot`, `valannot` masks of the same
+    names. For choosing settings there are two splits more: "holdout", the last fifth of each
+    training drive, and "fit", the rest.
     """
 
     name, labels = "camvid", LABELS["camvid"]
@@ -81,81 +87,63 @@ class CamVid(_Pairs):
         for folder in (frames, masks):
             if not folder.is_dir():
                 raise InputError(
-                    f"camvid: no folder {folder}; --root or RFLW_DATA must name the folder that holds "
-                    f"camvid/{folder.name}"
+                    f"camvid: no folder {folder}; --root or RFLW_DATA must name the folder that "
+                    f"holds camvid/{folder.name}"
                 )
-        self.split = split
-        self.images = sorted(frames.glob("*.png"))
-        if part != split:
-            self.images = [
-                frame
-                for sequence in self._sequences()
-                for frame in (
-                    sequence[: round(0.8 * len(sequence))]
-                    if split == "fit"
-                    else sequence[round(0.8 * len(sequence)) :]
-                )
-            ]
-        self.masks = [masks / frame.name for frame in self.images]
-        self.ids = [frame.stem for frame in self.images]
+        self.split, self.images = split, sorted(frames.glob("*.png"))
         if not self.images:
             raise InputError(f"camvid: no PNG files in {frames}")
-        lone = [
-            f"camvid: {frames / mask.name} is missing, the frame of {mask}"
-            for mask in sorted(masks.glob("*.png"))
-            if not (frames / mask.name).exists()
-        ]
-        missing = [
-            f"camvid: {mask} is missing, the mask of {frame}"
-            for frame, mask in zip(self.images, self.masks)
-            if not mask.exists()
-        ]
-        _refuse(lone, missing, faults)
+        lone = {*masks.glob("*.png")} - {masks / frame.name for frame in self.images}
+        wrong = [f"camvid: {mask}: has no frame in {frames}" for mask in sorted(lone)]
+        if part != split:
+            self.images = self._held_out(self.images, split == "holdout")
+        self.masks = [masks / frame.name for frame in self.images]
+        self.ids = [frame.stem for frame in self.images]
+        self._refuse(wrong, faults)
 
-    def _sequences(self) -> list[list[Path]]:
-        return [list(group) for _, group in groupby(self.images, key=lambda frame: frame.name[:6])]
+    @staticmethod
+    def _held_out(frames: list[Path], last: bool) -> list[Path]:
+        """The last fifth of each drive, or the rest."""
+        drives = [list(drive) for _, drive in groupby(frames, key=lambda frame: frame.name[:6])]
+        cuts = [round(0.8 * len(drive)) for drive in drives]
+        parts = (drive[cut:] if last else drive[:cut] for drive, cut in zip(drives, cuts))
+        return [frame for part in parts for frame in part]
 
 
 class NYU(_Pairs):
-    """NYUDv2 as the authors' scripts read it: `train.nyu` and `val.nyu` list an image and its mask a
-    line, by their paths from the folder on; 795 and 654 frames, 40 classes, void 255.
+    """NYUDv2 as the authors' scripts read it: 795 and 654 frames, 40 classes, void 255.
 
-    A frame or mask of 640x480 is cut to the paper's 625x468: rows 6 to 473 and columns 7 to 631, from
-    0. For choosing settings there are two splits more, of whole scenes: the numbers that name the
-    frames go scene by scene and no scene is in both official splits, so that training frames with
-    numbers in a row are whole scenes. "holdout" is every fifth such row, "fit" the rest.
+    `train.nyu` and `val.nyu` list an image and its mask a line, by their paths from the folder on.
+    A frame or mask of 640x480 is cut to the paper's 625x468: rows 6 to 473 and columns 7 to 631,
+    from 0. For choosing settings there are two splits more, of whole scenes: the numbers that name
+    the frames go scene by scene and no scene is in both official splits, so that training frames
+    with numbers in a row are whole scenes. "holdout" is every fifth such row, "fit" the rest.
     """
 
     name, labels = "nyu", LABELS["nyu"]
-    SPLITS = ("train", "val", "fit", "holdout")
 
     def __init__(self, root: Path, split: str = "train", faults: list[str] | None = None):
-        if split not in self.SPLITS:
-            raise InputError(f"nyu: no split {split!r}; choose from: {', '.join(self.SPLITS)}")
+        _need_split("nyu", split, ("train", "val", "fit", "holdout"))
         self.split = split
         path = root / f"{'val' if split == 'val' else 'train'}.nyu"
-        pairs, found, missing = {}, [], []
+        pairs, wrong = {}, []
         for number, line in enumerate(_lines(path), start=1):
             names = line.split()
             key = Path(names[0]).stem if names else None
             if len(names) not in (0, 2):
-                found.append(f"{path}, line {number}: not an image and its mask: {line}")
+                wrong.append(f"{path}, line {number}: not an image and its mask: {line}")
             elif key in pairs:
-                found.append(f"{path}, line {number}: {key} is there twice")
+                wrong.append(f"{path}, line {number}: {key} is there twice")
             elif names:
                 pairs[key] = [root / name for name in names]
-                missing += [
-                    f"{path}, line {number}: {file} is missing"
-                    for file in pairs[key]
-                    if not os.path.isfile(file)
-                ]
         self.ids = [*pairs] if split in ("train", "val") else self._scenes(path, [*pairs])
         self.images, self.masks = ([pairs[key][part] for key in self.ids] for part in (0, 1))
         if not self.ids:
-            found.append(f"{path}: lists nothing for {split!r}")
-        _refuse(found, missing, faults)
+            wrong.append(f"{path}: lists nothing for {split!r}")
+        self._refuse(wrong, faults)
 
     def _scenes(self, path: Path, ids: list[str]) -> list[str]:
+        """The ids whose row of consecutive numbers is of this split."""
         odd = next((key for key in ids if not key.isdecimal()), None)
         if odd is not None:
             raise InputError(
@@ -198,48 +186,33 @@ class NYU(_Pairs):
 
 
 def read_json(path: Path):
-    try:
+    """What a JSON file holds. Raises InputError for one that cannot be read."""
+    with reading(path):
         return json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as e:
-        raise InputError(
-            f"{path}: cannot be read as JSON ({next(iter(str(e).splitlines()), '') or type(e).__name__})"
-        ) from e
 
 
 def read_manifest(folder: Path) -> dict:
-    """The manifest of a prepared folder. Raises InputError for what is none."""
+    """The manifest of a prepared folder. Raises InputError for another file."""
     manifest = read_json(folder / "manifest.json")
-    fits = (
-        isinstance(manifest, dict)
-        and all(
-            isinstance(manifest.get(key), kind)
-            for key, kind in (
-                ("splits", dict),
-                ("sha256", dict),
-                ("statements", list),
-                ("unexpected", dict),
-            )
-        )
-        and all(
-            isinstance(counts, dict) and {"official", "found"} <= counts.keys()
-            for counts in manifest["unexpected"].values()
-        )
-    )
-    if not fits:
+    keys = {"splits", "sha256", "statements", "unexpected"}
+    if not isinstance(manifest, dict) or not keys <= manifest.keys():
         raise InputError(f"{folder / 'manifest.json'}: not a manifest of a prepared data set")
     return manifest
 
 
 def sum_line(folder: Path, path: Path) -> str:
     """A file's line in SHA256SUMS, `path` being from `folder` on."""
-    no_pipe(folder / path)
-    with open(folder / path, "rb") as file:
+    with reading(folder / path), open(folder / path, "rb") as file:
         return f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {path.as_posix()}\n"
 
 
 class Prepared(_Pairs):
-    """A data set in the form that `rflw data prepare` makes: folders `images`, `masks` (index PNGs) and `splits`, and a
-    manifest.json that is written last."""
+    """What `rflw data prepare` makes: `images`, `masks` (index PNGs), `splits`, manifest.json.
+
+    Attributes:
+        digest: SHA-256 over the sums of the files that the split's list names.
+        changed: whether list or sums are not what was prepared.
+    """
 
     def __init__(
         self, root: Path, name: str, split: str = "train", faults: list[str] | None = None
@@ -247,104 +220,79 @@ class Prepared(_Pairs):
         self.folder, self.name, self.split, self.labels = root, name, split, LABELS[name]
         if not (root / "manifest.json").exists():
             raise InputError(
-                f"{name}: no {root / 'manifest.json'}: make the folder with `rflw data prepare {name} --raw DIR "
-                f"--out {root.parent}`, or name the folder that holds {name}/ with --root or RFLW_DATA"
+                f"{name}: no {root / 'manifest.json'}: make the folder with `rflw data prepare "
+                f"{name} --raw DIR --out {root.parent}`, or name the folder that holds {name}/ "
+                "with --root or RFLW_DATA"
             )
         manifest = read_manifest(root)
-        if split not in manifest["sha256"]:
-            raise InputError(f"{name}: no split {split!r}, only {', '.join(manifest['sha256'])}")
-        try:
-            self.ids = (root / "splits" / f"{split}.txt").read_text().split()
+        _need_split(name, split, manifest["sha256"])
+        self.ids = [line for line in _lines(root / "splits" / f"{split}.txt") if line]
+        with reading(root / "SHA256SUMS"):
             sums = (root / "SHA256SUMS").read_text().splitlines(keepends=True)
+        with reading(root / "images"):
             images = {path.stem: path for path in (root / "images").iterdir()}
-        except (OSError, ValueError) as e:
-            raise InputError(
-                f"{name}: {getattr(e, 'filename', None) or root}: cannot be read "
-                f"({getattr(e, 'strerror', None) or e})"
-            ) from e
-        here = {
-            *self.ids
-        }  # the sums of what the list names: a list that was changed has another digest
-        lines = [line for line in sums if Path(line.rstrip().partition("  ")[2]).stem in here]
+        listed = {*self.ids}
+        lines = [line for line in sums if Path(line.partition("  ")[2].rstrip()).stem in listed]
         self.digest = hashlib.sha256("".join(lines).encode()).hexdigest()
-        self.changed = self.digest != manifest["sha256"][split] or len(here) != len(self.ids)
+        self.changed = self.digest != manifest["sha256"][split] or len(listed) != len(self.ids)
         self.images = [images.get(key, root / "images" / key) for key in self.ids]
         self.masks = [root / "masks" / f"{key}.png" for key in self.ids]
-        _refuse(
-            [],
-            [
-                f"{name}: {root / 'images'} has no image {key}, which {split}.txt lists"
-                for key in self.ids
-                if key not in images
-            ],
-            faults,
-        )
+        self._refuse([], faults)
 
 
 class Own(_Pairs):
-    """Anybody's own data: a folder with `classes.txt`, a name a line, `images` and `masks`, PNGs of the same names with the index
-    of a line, from 0, or 255 for void. `splits/train.txt` and `splits/val.txt` may list names; without them every fifth image, in
-    the order of names, is for validation."""
+    """Anybody's own data: a folder with `classes.txt`, a name a line, `images` and `masks`.
+
+    Masks are PNGs of the images' names with the index of a line, from 0, or 255 for void.
+    `splits/train.txt` and `splits/val.txt` may list names; without them every fifth image, in the
+    order of names, is for validation.
+    """
 
     def __init__(self, root: Path, split: str = "train", faults: list[str] | None = None):
-        self.name, self.split = str(root), split
-        self.labels, masks = own_labels(root), root / "masks"
-        for folder in (root / "images", masks):
-            if not folder.is_dir():
+        self.name, self.split, self.labels = str(root), split, own_labels(root)
+        for part in ("images", "masks"):
+            if not (root / part).is_dir():
                 raise InputError(
-                    f"{root}: no folder {folder.name}; one's own data are images/, masks/ and classes.txt"
+                    f"{root}: no folder {part}; one's own data are images/, masks/ and classes.txt"
                 )
-        files = sorted(
-            path
-            for path in (root / "images").iterdir()
-            if path.is_file() and not path.name.startswith(".")
-        )
-        images, found = {}, []
-        for path in files:
+        images, wrong = {}, []
+        for path in sorted((root / "images").iterdir()):
+            if not path.is_file() or path.name.startswith("."):
+                continue
             if images.setdefault(path.stem, path) != path:
-                found.append(
-                    f"{root}: {images[path.stem].name} and {path.name} would have the same mask"
-                )
-        found += [
+                first = images[path.stem].name
+                wrong.append(f"{root}: {first} and {path.name} would have the same mask")
+        wrong += [
             f"{mask}: has no image in {root / 'images'}"
-            for mask in sorted(masks.glob("*.png"))
+            for mask in sorted((root / "masks").glob("*.png"))
             if mask.stem not in images
         ]
-        self.ids = self._split(root / "splits", [*images], found)
+        self.ids = self._split(root / "splits", images, wrong)
         self.images = [images[key] for key in self.ids]
-        self.masks = [masks / f"{key}.png" for key in self.ids]
+        self.masks = [root / "masks" / f"{key}.png" for key in self.ids]
         if not self.ids:
-            found.append(f"{root}: no images in split {split!r}")
-        _refuse(
-            found,
-            [
-                f"{mask} is missing, the mask of {image}"
-                for image, mask in zip(self.images, self.masks)
-                if not mask.exists()
-            ],
-            faults,
-        )
+            wrong.append(f"{root}: no images in split {split!r}")
+        self._refuse(wrong, faults)
 
-    def _split(self, folder: Path, images: list[str], found: list[str]) -> list[str]:
-        """The images of the split, by name; what is wrong with its list goes to `found`."""
+    def _split(self, folder: Path, images: dict, wrong: list[str]) -> list[str]:
+        """The images of the split, by name; faults of its list go to `wrong`."""
         if not folder.is_dir():
-            if self.split not in ("train", "val"):
-                raise InputError(f"{folder.parent}: no split {self.split!r}, only train, val")
+            _need_split(str(folder.parent), self.split, ("train", "val"))
             return [key for i, key in enumerate(images) if (i % 5 == 4) == (self.split == "val")]
-        path, here = folder / f"{self.split}.txt", {*images}
+        path = folder / f"{self.split}.txt"
         ids = Counter(line for line in _lines(path) if line)
         for key, count in ids.items():
-            if key not in here:
-                found.append(
+            if key not in images:
+                wrong.append(
                     f"{path}: {key}: no such image (names are listed without their ending)"
                 )
             elif count > 1:
-                found.append(f"{path}: {key}: twice")
-        return [key for key in ids if key in here]
+                wrong.append(f"{path}: {key}: twice")
+        return [key for key in ids if key in images]
 
 
 def own_labels(root: Path) -> Labels:
-    """The classes of one's own data. Raises InputError if classes.txt is no list of 2 to 255 names."""
+    """The classes of one's own data: classes.txt must list 2 to 255 names."""
     path = root / "classes.txt"
     names = [line for line in _lines(path) if line]
     if not 2 <= len(names) <= 255:
@@ -358,11 +306,21 @@ def own_labels(root: Path) -> Labels:
 def open_dataset(
     name: str, split: str, root: str | Path | None = None, faults: list[str] | None = None
 ):
-    """A data set by name, or one's own by its folder. `root`: the folder that holds `<name>/`, as `rflw data prepare` makes
-    it, of NYUDv2 also as the authors' scripts read it; else RFLW_DATA, else data/datasets.
+    """A data set by name, or one's own by its folder.
 
-    faults: a list that takes in what is wrong with the set's files and lists, so that the rest can be
-    read. Raises InputError for an unknown name or split and, without that list, when files are missing.
+    Args:
+        name: a key of `LABELS`, or a folder with images/, masks/ and classes.txt.
+        split: "train", "val", or another that the set has.
+        root: the folder that holds `<name>/`, as `rflw data prepare` makes it, of NYUDv2 also as
+            the authors' scripts read it; else RFLW_DATA, else data/datasets.
+        faults: a list that collects faults of the set's files and lists, so that the rest can be
+            read.
+
+    Returns:
+        A sequence of (image (H, W, 3), mask (H, W)) uint8 arrays.
+
+    Raises:
+        InputError: for an unknown name or split and, without `faults`, when files are missing.
     """
     if is_folder(name):
         return Own(Path(name), split, faults)
@@ -379,58 +337,48 @@ def open_dataset(
 
 
 def is_folder(name: str) -> bool:
-    """Whether this names a folder of one's own data and no known data set: it has a separator, or classes.txt is in it. What no
-    folder can be named is none."""
+    """Whether this names one's own data: it has a separator, or classes.txt is in it."""
     return name not in LABELS and (
         os.sep in name or name in (".", "..") or os.path.exists(Path(name) / "classes.txt")
     )
 
 
 def labels_of(name: str) -> Labels:
-    """Classes and colours of a data set, or of one's own by its folder. Raises InputError if there is none."""
+    """Classes and colours of a data set, or of one's own by its folder."""
     if is_folder(name):
         return own_labels(Path(name))
     if name not in LABELS:
         raise InputError(
-            f"unknown data set {name!r}: one of {', '.join(LABELS)}, or a folder with images/, masks/ and classes.txt"
+            f"unknown data set {name!r}; choose from: {', '.join(LABELS)}, "
+            "or name a folder with images/, masks/ and classes.txt"
         )
     return LABELS[name]
 
 
-BLOCK = 10  # neighbouring frames of a drive of CamVid that are drawn together: frames of a film are not independent
+BLOCK = 10  # neighbouring frames of a drive of CamVid that are drawn together: they are alike
 
 
 def blocks(dataset) -> list[int] | None:
-    """The number of each image's block: of CamVid, up to 10 neighbouring frames of a drive; of NYUDv2, frames numbered one after
-    the other, which show the same rooms. None where images are independent."""
+    """The number of each image's block, None where images are independent of each other.
+
+    A block is up to 10 neighbouring frames of a drive of CamVid; of NYUDv2, frames numbered one
+    after the other, which show the same rooms.
+    """
     if dataset.name not in ("camvid", "nyu"):
         return None
-    numbers, frames = [], 0
-    for before, name in zip((None, *dataset.ids), dataset.ids):
-        same = before is not None and (
-            name[:6] == before[:6] and frames < BLOCK
-            if dataset.name == "camvid"
-            else int(name) == int(before) + 1
-        )
-        frames = frames + 1 if same else 1
-        numbers.append(numbers[-1] + (not same) if numbers else 0)
+    numbers, first = [0], 0
+    for i, (before, name) in enumerate(zip(dataset.ids, dataset.ids[1:]), start=1):
+        if dataset.name == "camvid":
+            same = name[:6] == before[:6] and i - first < BLOCK
+        else:
+            same = int(name) == int(before) + 1
+        first = first if same else i
+        numbers.append(numbers[-1] + (not same))
     return numbers
 
 
-HELD = 3e9  # bytes of decoded images and masks that are kept in memory
-
-
-def in_memory(dataset):
-    """The data set, in memory if it is small enough for that, by its first image (NYUDv2, 1.4 GB, is)."""
-    return (
-        Cached(dataset)
-        if len(dataset) and len(dataset) * dataset[0][0].nbytes * 4 / 3 < HELD
-        else dataset
-    )
-
-
 def spread(number: int, of: int) -> list[int]:
-    """`number` indices evenly spread over `of`, all if there are fewer. Raises InputError for less than one."""
+    """`number` indices evenly spread over `of`, all if there are fewer."""
     if number < 1:
         raise InputError(f"{number} images: one at least")
     number = min(number, of)
@@ -442,8 +390,17 @@ def of_one_size(dataset) -> bool:
     return all(dataset[i][0].shape == dataset[0][0].shape for i in range(len(dataset)))
 
 
+MEMORY = 3e9  # bytes of decoded images and masks that are kept in memory
+
+
+def in_memory(dataset):
+    """The data set, cached if it is small enough, by its first image (NYUDv2, 1.4 GB, is)."""
+    small = len(dataset) and len(dataset) * dataset[0][0].nbytes * 4 / 3 < MEMORY
+    return Cached(dataset) if small else dataset
+
+
 class Cached:
-    """A data set whose decoded arrays stay in memory after the first read: for sets that fit (CamVid: 260 MB)."""
+    """A data set whose decoded arrays stay in memory after the first read (CamVid: 260 MB)."""
 
     def __init__(self, dataset):
         self.dataset, self.name, self.split = dataset, dataset.name, dataset.split
@@ -461,8 +418,7 @@ class Cached:
 
 
 def manifest_hash(dataset) -> str:
-    """SHA-256 over names, pixels and labels of a data set, in order: two runs saw the same data if it is the same. A prepared
-    set has one in its manifest, over its files."""
+    """SHA-256 over names, pixels and labels, in order; of a prepared set, over its files' sums."""
     if getattr(dataset, "digest", None):
         return dataset.digest
     digest = hashlib.sha256()

@@ -1,12 +1,13 @@
 """The embedded set: small scenes drawn from a seed, the same to the bit on every platform.
 
-Discs and bars can be told by themselves. Twins cannot: they are the same grey diamonds, and whether one is a "red
-twin" or a "blue twin" depends on the colour of the scene's only beacon, whose centre is at least `FAR` pixels away from
-that of every twin. A network that does not see that far cannot do better than guess. Objects vary in size by a factor of
-three and occlude one another; a rim around each is void, as in PASCAL VOC.
+Discs and bars are known by themselves. Twins are not: they are the same grey diamonds, and whether
+one is a "red twin" or a "blue twin" depends on the colour of the scene's only beacon, whose centre
+is at least `FAR` pixels away from that of every twin. A network that does not see that far can only
+guess. Objects vary in size by a factor of three and occlude one another; a rim around each is void,
+as in PASCAL VOC.
 
-Only integers are used, and only `RandomState`, whose streams NumPy has frozen: no rounding, no library version and no
-processor changes a pixel.
+Only integers are used, and only `RandomState`, whose streams NumPy has frozen: no rounding, no
+library version and no processor changes a pixel.
 """
 
 import numpy as np
@@ -29,29 +30,25 @@ RED, BLUE = (216, 48, 40), (40, 64, 216)
 
 
 def scene(split: str, index: int) -> tuple[np.ndarray, np.ndarray]:
-    """Scene number `index` of a split -> image (96, 128, 3) uint8 and mask (96, 128) uint8, void 255."""
+    """Scene `index` of a split -> image (96, 128, 3) and mask (96, 128), uint8, void 255."""
     draw = np.random.RandomState([list(SIZES).index(split), index])
 
-    def between(
-        low, high, shape=None
-    ):  # inclusive; the type is fixed, since the default is the platform's
+    def between(low, high, shape=None):  # inclusive; of a type that no platform changes
         return draw.randint(low, high + 1, shape, dtype=np.int32)
 
     y, x = np.mgrid[:HEIGHT, :WIDTH].astype(np.int32)
     image = np.empty((HEIGHT, WIDTH, 3), np.int32)
     image[:] = COLOUR[GROUND]
-    image += (between(-24, 24) * x // WIDTH + between(-24, 24) * y // HEIGHT)[
-        ..., None
-    ]  # uneven light
+    light = between(-24, 24) * x // WIDTH + between(-24, 24) * y // HEIGHT  # uneven
+    image += light[..., None]
     mask = np.full((HEIGHT, WIDTH), GROUND, np.int32)
     owner = np.zeros((HEIGHT, WIDTH), np.int32)  # which object a pixel shows, for the rims
 
     beacon_y, beacon_x = between(8, HEIGHT - 9), between(8, WIDTH - 9)
     twin = (RED_TWIN, BLUE_TWIN)[between(0, 1)]
     kinds = [twin] * between(2, 4) + [DISC] * between(1, 3) + [BAR] * between(1, 3)
-    for number, kind in enumerate(
-        draw.permutation(kinds), start=1
-    ):  # later objects hide earlier ones
+    # later objects hide earlier ones
+    for number, kind in enumerate(draw.permutation(kinds), start=1):
         size = between(7, 20)
         cy, cx = between(4, HEIGHT - 5), between(4, WIDTH - 5)
         while kind == twin and (cy - beacon_y) ** 2 + (cx - beacon_x) ** 2 < FAR**2:
@@ -79,13 +76,13 @@ def scene(split: str, index: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 class Embedded:
-    """A split of the embedded set: "train" (2048 scenes) or "val" (128). Items are (image, mask) arrays as in `scene`."""
+    """A split of the embedded set: "train" (2048 scenes) or "val" (128)."""
 
     name, labels = "embedded", LABELS["embedded"]
 
     def __init__(self, split: str = "train"):
         if split not in SIZES:
-            raise InputError(f"embedded: no split {split!r}: one of {', '.join(SIZES)}")
+            raise InputError(f"embedded: no split {split!r}; choose from: {', '.join(SIZES)}")
         self.split = split
         self.ids = [f"{split}-{i:04d}" for i in range(SIZES[split])]
 

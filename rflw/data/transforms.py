@@ -1,6 +1,7 @@
-"""Joint transforms of image and mask for training, by torchvision v2: scale, crop, flip, colour, normalise.
+"""Joint transforms of image and mask for training: scale, crop, flip, colour, normalise.
 
-Images are resized bilinearly, masks by the pixel whose middle is nearest; what a crop has beyond the image is the mean pixel and void.
+Images are resized bilinearly, masks by the pixel whose centre is nearest; a crop beyond the image
+has the mean pixel and void.
 """
 
 import numpy as np
@@ -28,9 +29,7 @@ class RandomScale(v2.Transform):
         return {"size": [round(h * scale), round(w * scale)]}
 
     def transform(self, inpt, params):
-        if isinstance(
-            inpt, tv_tensors.Mask
-        ):  # v2's own "nearest" takes corners of pixels, and so moves labels by half a pixel
+        if isinstance(inpt, tv_tensors.Mask):  # v2's "nearest" moves labels by half a pixel
             exact = F.resize_image(
                 inpt[None], params["size"], interpolation=InterpolationMode.NEAREST_EXACT
             )
@@ -47,9 +46,19 @@ def training_transform(
     mean,
     std,
 ) -> v2.Transform:
-    """(tv Image (3, H, W) uint8, tv Mask (H, W) uint8) -> the same as a (3, crop) float32, normalised, and (crop) mask.
+    """Augmentation of a tv Image (3, H, W) uint8 and a tv Mask (H, W) uint8.
 
-    jitter: strength of random brightness, contrast and saturation; hue varies by a tenth of it.
+    Args:
+        crop: (H, W) of the result.
+        scale: bounds of the random scale of both sides.
+        min_side: pixels that the shorter side keeps.
+        flip: mirror half of the pairs.
+        jitter: strength of random brightness, contrast and saturation; hue varies by a tenth.
+        mean: of each channel, of images in 0..1.
+        std: the same.
+
+    Returns:
+        The transform: it gives a float32 image (3, *crop), normalised, and a uint8 mask (*crop).
     """
     fill = {tv_tensors.Image: [round(255 * m) for m in mean], tv_tensors.Mask: VOID}
     steps = [RandomScale(*scale, min_side)] if tuple(scale) != (1, 1) else []
@@ -68,8 +77,11 @@ def training_transform(
 
 
 class Augmented(Dataset):
-    """Transformed items of a data set, addressed by (seed, index): the same pair always gives the same tensors,
-    whatever came before, so that an interrupted run can go on exactly where it was."""
+    """Transformed items of a data set, addressed by (seed, index).
+
+    The same pair always gives the same tensors, whatever came before, so that an interrupted run
+    resumes exactly.
+    """
 
     def __init__(self, dataset, transform: v2.Transform):
         self.dataset, self.transform = dataset, transform
