@@ -3,7 +3,7 @@
 Bad input ends with one line on stderr and exit code 2.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -11,6 +11,7 @@ from importlib.metadata import entry_points
 import json
 import os
 from pathlib import Path
+import re
 import shlex
 import sys
 import time
@@ -20,6 +21,7 @@ import typer
 from typer import Argument, Option
 from typer.core import TyperCommand
 
+from rflw import records
 from rflw.errors import InputError, enough_memory, reading
 
 app = typer.Typer(
@@ -81,8 +83,6 @@ class ListCommand(TyperCommand):
 
 def _writable_folder(path: Path | None) -> Path | None:
     """Refuse a folder that cannot be written in before anything is measured for it."""
-    from rflw import records
-
     if path:
         records.must_take_files(path)
     return path
@@ -116,44 +116,34 @@ def _picture_file(path: Path | None) -> Path | None:
 
 
 Data = Annotated[str, Argument(help="A data set, see `rflw data list`, or a folder of one's own.")]
-Checkpoint = Annotated[
-    str | None, Argument(help="A shipped checkpoint's name, or a .safetensors file.")
-]
+Checkpoint = Annotated[str | None, Argument(help="A shipped one's name, or a .safetensors file.")]
 Named = Annotated[str | None, Option("--checkpoint", help="The same, as an option.")]
 On = Annotated[str | None, Option(help="Data set; default: the checkpoint's.")]
 Split = Annotated[str, Option(help="Which part of it.")]
 Json = Annotated[bool, Option("--json", help="Print figures as JSON.")]
 Root = Annotated[
-    Path | None,
-    Option(help="Folder that holds the data sets' folders; else RFLW_DATA, else data/datasets."),
+    Path | None, Option(help="Folder of the data sets; else RFLW_DATA, else data/datasets.")
 ]
 Device = Annotated[str, Option(help="auto, cpu or cuda.")]
 Precision = Annotated[str, Option(help="auto, fp32, bf16 or fp16.")]
 Classes = Annotated[int, Option(help="Number of classes.")]
 Size = Annotated[tuple[int, int], Option(help="Rows and columns of the input.")]
 Tile = Annotated[
-    int | None,
-    Option(help="Side of overlapping tiles in pixels; 0: whole; default: 2048, for large images."),
+    int | None, Option(help="Side of tiles in pixels; 0: whole; default: 2048, for large images.")
 ]
 Workers = Annotated[int, Option(help="Processes that augment images; 0: the training process.")]
 Weights = Annotated[
     Path | None,
-    Option(
-        callback=_weights_folder,
-        help="Folder of encoders' files, ENCODER-imagenet.safetensors or .pth; else RFLW_WEIGHTS.",
-    ),
+    Option(callback=_weights_folder, help="Folder of ENCODER-imagenet files; else RFLW_WEIGHTS."),
 ]
 Record = Annotated[
-    Path | None,
-    Option(callback=_writable_folder, help="Also file a record here, e.g. data/results."),
+    Path | None, Option(callback=_writable_folder, help="Also file a record in this folder.")
 ]
 RecordFolder = Annotated[
-    Path | None,
-    Option(callback=_existing_folder, help="Folder of the records; default data/results."),
+    Path | None, Option(callback=_existing_folder, help="Folder of records; else data/results.")
 ]
 Picture = Annotated[
-    Path | None,
-    Option(callback=_picture_file, help="Also draw what is measured, into this picture."),
+    Path | None, Option(callback=_picture_file, help="Also draw what is measured, into this file.")
 ]
 PictureOutput = Annotated[
     Path, Option("-o", "--output", callback=_picture_file, help="Picture to write.")
@@ -164,13 +154,12 @@ def print_json(value) -> None:
     print(json.dumps(value, indent=1))
 
 
-def show(rows, columns: dict, as_json: bool = False) -> None:
-    """Print rows as JSON, or some of what they hold as a table without lines.
+def show(rows: Iterable, columns: Callable[..., dict], as_json: bool = False) -> None:
+    """Print rows as JSON, or a table of them without lines.
 
     Args:
-        rows: dicts, which JSON holds as they are.
-        columns: {heading: (key of a row or function of it, format of its value)}. Columns with a
-            format are numbers and stand on the right. None gives an empty cell.
+        rows: what JSON holds.
+        columns: a function from a row to {heading: cell}; columns of numbers stand on the right.
         as_json: JSON instead of the table.
     """
     if as_json:
@@ -178,18 +167,24 @@ def show(rows, columns: dict, as_json: bool = False) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(box=None, pad_edge=False, header_style=None)
-    for heading, (_, form) in columns.items():
-        table.add_column(heading, justify="right" if form else "left", overflow="fold")
-    for row in rows:
-        values = [(row[key] if isinstance(key, str) else key(row)) for key, _ in columns.values()]
-        forms = [form for _, form in columns.values()]
-        table.add_row(*("" if v is None else format(v, form) for v, form in zip(values, forms)))
+    table, cells = Table(box=None, pad_edge=False, header_style=None), []
+    for row in map(columns, rows):
+        cells.append({heading: "" if cell is None else str(cell) for heading, cell in row.items()})
+    for heading in cells[0] if cells else ():
+        numbers = all(re.fullmatch(r"[-+.,%\de]*", row[heading]) for row in cells)
+        table.add_column(heading, justify="right" if numbers else "left", overflow="fold")
+    for row in cells:
+        table.add_row(*row.values())
     width = None if sys.stdout.isatty() else 10_000  # elsewhere a row is a line
     console = Console(width=width, highlight=False, markup=False, emoji=False)
     with console.capture() as text:
         console.print(table)
     print("\n".join(line.rstrip() for line in text.get().splitlines()))
+
+
+def known(value: float | None, form: str) -> str:
+    """A number as text; nothing for None."""
+    return "" if value is None else format(value, form)
 
 
 def command_of(*words, **options) -> str:
@@ -222,8 +217,6 @@ def recorded(
         kind, config: of the record, as `records.timed` takes them, and `more`.
         folder: where the record goes; None: nowhere.
     """
-    from rflw import records
-
     with records.timed(name, command_of(*words, **options), kind, config, **more) as record:
         yield record
     if folder:
@@ -231,8 +224,6 @@ def recorded(
 
 
 def draw(figure, path: Path, dpi: int = 120) -> None:
-    from rflw import records
-
     records.write_whole(
         path, lambda partial: figure.savefig(partial, format=path.suffix[1:], dpi=dpi)
     )
@@ -301,9 +292,7 @@ def complexity(
     name: Annotated[str | None, Argument(help="A model, see `rflw models`.")] = None,
     classes: Classes = 21,
     size: Size = (512, 512),
-    everything: Annotated[
-        bool, Option("--all", help="Every network that a claim of the paper is about.")
-    ] = False,
+    everything: Annotated[bool, Option("--all", help="Every network of a claim.")] = False,
     results: Record = None,
     as_json: Json = False,
 ):
@@ -329,12 +318,12 @@ def complexity(
         record["metrics"] = {"rows": rows}
     if as_json:
         return print_json(rows if everything else rows[0])
-    columns = {
-        f"{kind}, G": (lambda row, kind=kind: row["macs"][kind] / 1e9, ".3f")
-        for kind in rows[0]["macs"]
-    }
-    parameters = {"parameters, M": (lambda row: row["params"] / 1e6, ".3f")}
-    show(rows, {"network": ("model", "")} | parameters | columns)
+
+    def columns(row):
+        macs = {f"{kind}, G": f"{macs / 1e9:.3f}" for kind, macs in row["macs"].items()}
+        return {"network": row["model"], "parameters, M": f"{row['params'] / 1e6:.3f}", **macs}
+
+    show(rows, columns)
 
 
 # ---------------------------------------------------------------- predict
@@ -376,19 +365,14 @@ class Tally:
 @app.command()
 def predict(
     images: Annotated[list[Path], Argument(help="Photos, folders of photos, videos.")],
-    checkpoint: Annotated[
-        str, Option(help="A shipped checkpoint's name, or a .safetensors file.")
-    ] = "camvid",
+    checkpoint: Annotated[str, Option(help="A shipped one's name, or a file.")] = "camvid",
     output: Annotated[Path, Option("-o", "--output", help="Folder for the results.")] = Path("."),
     short_side: Annotated[
-        int | None,
-        Option(help="Shorter side that the network sees; 0: as it is; default: the checkpoint's."),
+        int | None, Option(help="Shorter side to resize to; 0: none; default: the checkpoint's.")
     ] = None,
     precision: Precision = "auto",
     batch: Annotated[int, Option(min=1, help="Images of one size that are labelled at once.")] = 1,
-    compiled: Annotated[
-        bool, Option("--compile", help="Use torch.compile: half a minute, worth it for videos.")
-    ] = False,
+    compiled: Annotated[bool, Option("--compile", help="Compile first, for videos.")] = False,
     tile: Tile = None,
     overwrite: Annotated[bool, Option("--overwrite", help="Replace results of before.")] = False,
     device: Device = "auto",
@@ -500,7 +484,7 @@ def labelled(source: Source, label, batch: int, tally: Tally) -> Iterator[tuple]
 
 
 def write_photo(targets: list[Path], image, mask, labels) -> None:
-    from rflw import plots, records
+    from rflw import plots
 
     pictures = plots.index_image(mask, labels), plots.overlay(image, mask, labels)
     for target, picture in zip(targets, pictures):
@@ -512,7 +496,7 @@ def write_video(source: Source, frames: Iterator, labels, output: Path) -> None:
     """Two videos from (number, image, mask) triples; neither is left half-written."""
     import numpy as np
 
-    from rflw import plots, records, video
+    from rflw import plots, video
 
     rate = video.frame_rate(source.path)
     targets = source.targets(source.path, output)
@@ -545,29 +529,20 @@ def train(
     seed: Annotated[int, Option(help="Seed of initial weights, order and augmentation.")] = 0,
     out: Annotated[Path | None, Option(help="Run folder; default runs/RECIPE-sSEED.")] = None,
     epochs: Annotated[int | None, Option(help="Another length; milestones scale along.")] = None,
-    data: Annotated[
-        str | None, Option(help="Another data set, or a folder: images/, masks/ and classes.txt.")
-    ] = None,
-    init: Annotated[
-        str | None, Option(help="Checkpoint to begin with, of rflw or of the authors.")
-    ] = None,
+    data: Annotated[str | None, Option(help="Another data set, or one's own folder.")] = None,
+    init: Annotated[str | None, Option(help="Checkpoint to begin with.")] = None,
     resume: Annotated[bool, Option(help="Resume the run in the folder.")] = False,
     workers: Workers = 0,
     accumulate: Annotated[int, Option(help="Parts of a batch, to save memory.")] = 1,
     compiled: Annotated[
-        bool | None,
-        Option("--compile/--no-compile", help="Use torch.compile; default: in long runs on CPUs."),
+        bool | None, Option("--compile/--no-compile", help="Default: in long runs on CPUs.")
     ] = None,
     resident: Annotated[
-        bool | None,
-        Option(help="Augment images on the device; default: on CUDA, for small data sets."),
+        bool | None, Option(help="Images on the device; default: on CUDA, for small sets.")
     ] = None,
-    dry_run: Annotated[
-        bool, Option("--dry-run", help="Only check the recipe: one step on no data.")
-    ] = False,
+    dry_run: Annotated[bool, Option("--dry-run", help="Only check the recipe.")] = False,
     results: Annotated[
-        Path | None,
-        Option(help="Folder for a copy of the record; default data/results for shipped recipes."),
+        Path | None, Option(help="Folder of records; else data/results, for shipped recipes.")
     ] = None,
     weights: Weights = None,
     root: Root = None,
@@ -633,17 +608,19 @@ def rehearse(plan, as_json: bool) -> None:
         f"{plan.name}: {plan.model}, {facts['params'] / 1e6:.2f} M parameters, "
         f"batch {plan.batch} of {plan.crop[0]}x{plan.crop[1]}"
     )
-    rates = {
-        f"{part}'s rate, {end}": (lambda stage, part=part, i=i: stage[f"{part}_lr"][i], ".2g")
-        for part in ("encoder", "decoder")
-        for i, end in enumerate(("first", "last"))
-    }
-    show(facts["stages"], {"data": ("data", ""), "epochs": ("epochs", "d")} | rates)
+
+    def columns(stage):
+        row = {"data": stage["data"], "epochs": stage["epochs"]}
+        for part in ("encoder", "decoder"):
+            row[f"rates of the {part}"] = "{:.2g} to {:.2g}".format(*stage[f"{part}_lr"])
+        return row
+
+    show(facts["stages"], columns)
 
 
 def train_and_file(plan, out, seed, root, device, options: dict, results, shipped: bool):
     """Train, and keep a copy of the record. Of several processes, only the first has one."""
-    from rflw import records, training
+    from rflw import training
 
     folder = results or (records.FOLDER if shipped else None)
 
@@ -691,18 +668,16 @@ def recipes(as_json: Json = False):
 
     from rflw.recipes import RECIPES
 
-    def stages(row: dict) -> str:
-        return " + ".join(f"{stage['data']} {stage['epochs']} epochs" for stage in row["stages"])
+    def columns(row):
+        stages = [f"{stage['data']} {stage['epochs']} epochs" for stage in row["stages"]]
+        return {"recipe": row["name"], "network": row["model"], "stages": " + ".join(stages)}
 
-    columns = {"recipe": ("name", ""), "network": ("model", ""), "stages": (stages, "")}
     show([asdict(recipe) for recipe in RECIPES.values()], columns, as_json)
 
 
 @app.command(name="records")
 def records_(
-    names: Annotated[
-        list[str] | None, Argument(help="Two to compare, else any to list; default: all.")
-    ] = None,
+    names: Annotated[list[str] | None, Argument(help="Two are compared; default: all.")] = None,
     folder: RecordFolder = None,
     as_json: Json = False,
 ):
@@ -710,34 +685,32 @@ def records_(
 
     Example: rflw records camvid-lw-efficientnet_lite0-s0 camvid-lw-rcu-efficientnet_lite0-s0
     """
-    from rflw import records
-
     folder = folder or records.FOLDER
     rows = [records.read(name, folder) for name in names] if names else records.read_all(folder)
     if names and len(rows) == 2:
         changes = records.differences(*rows)
-        columns = {"entry": (lambda row: row[0], "")}
-        columns |= {name: (lambda row, i=i: str(row[1][i]), "") for i, name in enumerate(names)}
-        return print_json(changes) if as_json else show(changes.items(), columns)
-    columns = {
-        "name": ("name", ""),
-        "status": ("status", ""),
-        "mIoU": (lambda row: row["metrics"].get("miou"), ".1%"),
-        "95 % of images": (lambda row: interval(row["metrics"].get("miou_interval")), ""),
-        "minutes": (lambda row: row["wall_s"] / 60, ".1f"),
-        "commit": (lambda row: (row["commit"] or "none")[:7] + "*" * bool(row["dirty"]), ""),
-        "device": (lambda row: hardware_name(row["hardware"]), ""),
-    }
+        if as_json:
+            return print_json(changes)
+        return show(changes.items(), lambda row: {"entry": row[0], **dict(zip(names, row[1]))})
+
+    def columns(row):
+        measured, hardware = row["metrics"], row["hardware"]
+        return {
+            "name": row["name"],
+            "status": row["status"],
+            "mIoU": known(measured.get("miou"), ".1%"),
+            "95 % of images": interval(measured.get("miou_interval")),
+            "minutes": f"{row['wall_s'] / 60:.1f}",
+            "commit": (row["commit"] or "none")[:7] + "*" * bool(row["dirty"]),
+            "device": hardware.get("gpu") or f"{hardware['cores']} x {hardware['cpu']}",
+        }
+
     rows = [{key: value for key, value in row.items() if key != "curve"} for row in rows]
     show(rows, columns, as_json)
 
 
-def interval(ends: list[float] | None) -> str | None:
-    return "{:.1%} to {:.1%}".format(*ends) if ends else None
-
-
-def hardware_name(hardware: dict) -> str:
-    return hardware.get("gpu") or f"{hardware['cores']} x {hardware['cpu']}"
+def interval(ends: list[float] | None) -> str:
+    return "{:.1%} to {:.1%}".format(*ends) if ends else ""
 
 
 # ---------------------------------------------------------------- data
@@ -765,15 +738,8 @@ def data_list(root: Root = None, as_json: Json = False):
         facts = {"data": name, "classes": len(labels.classes), "training_images": images}
         source = {"licence": labels.licence, "source": labels.source or None, "size": labels.size}
         rows.append(facts | source)
-    columns = {
-        "data": ("data", ""),
-        "classes": ("classes", "d"),
-        "training images": ("training_images", "d"),
-        "size": ("size", ""),
-        "source": ("source", ""),
-        "licence": ("licence", ""),
-    }
-    show(rows, columns, as_json)
+    keys = ("data", "classes", "training_images", "size", "source", "licence")
+    show(rows, lambda row: {key.replace("_", " "): row[key] for key in keys}, as_json)
 
 
 @data.command(name="check")
@@ -802,8 +768,8 @@ def print_check(result: dict) -> None:
         print(*(f"  {fault}\n" for fault in facts["faults"]), sep="", end="")
         pixels = facts["pixels"] | {"void": facts["void"]}
         total = max(sum(pixels.values()), 1)
-        columns = {"class": (lambda row: row[0], "")}
-        show(pixels.items(), columns | {"pixels": (lambda row, all=total: row[1] / all, ".3%")})
+        shares = {label: f"{count / total:.3%}" for label, count in pixels.items()}
+        show(shares.items(), lambda row: {"class": row[0], "pixels": row[1]})
     for a, first, b, second in result["shared"]:
         print(f"{a}/{first} and {b}/{second} are the same image")
     print(*(f"{line}\n" for line in result["changed"]), sep="", end="")
@@ -843,19 +809,15 @@ def evaluate(
     named: Named = None,
     data: On = None,
     split: Split = "val",
-    scales: Annotated[
-        list[float], Option(help="Scales of the image, averaged: --scales 0.5 0.75 1 1.25 1.5.")
-    ] = (1.0,),
+    scales: Annotated[list[float], Option(help="To average over: --scales 0.75 1 1.25.")] = (1.0,),
     flip: Annotated[bool, Option("--flip", help="Average with the mirror image, too.")] = False,
     tile: Tile = None,
     precision: Precision = "auto",
     deployed: Annotated[
-        str | None,
-        Option(help="Measure the network as `rflw.deploy` makes it in fp32, bf16, fp16 or int8."),
+        str | None, Option(help="Measure it as deployed in fp32, bf16, fp16 or int8.")
     ] = None,
     save: Annotated[
-        Path | None,
-        Option(callback=_writable_folder, help="Folder for predictions as the benchmark's."),
+        Path | None, Option(callback=_writable_folder, help="Folder for masks, to submit.")
     ] = None,
     figure: Picture = None,
     results: Record = None,
@@ -927,7 +889,7 @@ def measure(model, dataset, ways: tuple, plain=None, save=None):
     Returns:
         The confusion matrix of each image, and the metrics of all.
     """
-    from rflw import evaluation, metrics, plots, prediction, records
+    from rflw import evaluation, metrics, plots, prediction
 
     precision, scales, flip, tile = ways
     boundaries, same = [], []
@@ -971,10 +933,7 @@ def draw_frames(model, dataset, matrices, path: Path) -> None:
 
 
 def print_scores(result: dict) -> None:
-    show(
-        result["iou"].items(),
-        {"class": (lambda row: row[0], ""), "IoU": (lambda row: row[1], ".2%")},
-    )
+    show(result["iou"].items(), lambda row: {"class": row[0], "IoU": known(row[1], ".2%")})
     if result["miou"] is None:
         raise InputError(f"{result['data']}/{result['split']}: all pixels are void")
     names = {
@@ -985,15 +944,12 @@ def print_scores(result: dict) -> None:
         "boundary_f": "boundary F-score",
         "agreement": "as the plain network",
     }
-    keys = [key for key in names if result.get(key) is not None]
-    show(
-        keys,
-        {
-            "all classes": (names.get, ""),
-            "score": (result.get, ".2%"),
-            "95 % of images": (lambda key: interval(result.get(f"{key}_interval")), ""),
-        },
-    )
+
+    def columns(key):
+        ends = interval(result.get(f"{key}_interval"))
+        return {"all classes": names[key], "score": f"{result[key]:.2%}", "95 % of images": ends}
+
+    show([key for key in names if result.get(key) is not None], columns)
 
 
 @app.command()
@@ -1001,18 +957,10 @@ def export(
     output: Annotated[Path, Option("-o", "--output", help="File to write.")],
     checkpoint: Checkpoint = None,
     named: Named = None,
-    form: Annotated[
-        str, Option("--format", help="onnx, or torch-export (for torch.export.load).")
-    ] = "onnx",
-    whole: Annotated[
-        bool, Option("--whole", help="From a uint8 image to its uint8 class map.")
-    ] = False,
-    int8: Annotated[
-        bool, Option("--int8", help="Quantise, after training, with --calibrate's images.")
-    ] = False,
-    calibrate: Annotated[
-        str | None, Option(help="Data set whose training images calibrate; default: its own.")
-    ] = None,
+    form: Annotated[str, Option("--format", help="onnx or torch-export.")] = "onnx",
+    whole: Annotated[bool, Option("--whole", help="From uint8 image to uint8 classes.")] = False,
+    int8: Annotated[bool, Option("--int8", help="Quantise, with --calibrate's images.")] = False,
+    calibrate: Annotated[str | None, Option(help="Data set; default: the checkpoint's.")] = None,
     opset: Annotated[int | None, Option(help="ONNX operator set; default: PyTorch's.")] = None,
     root: Root = None,
     as_json: Json = False,

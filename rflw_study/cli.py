@@ -31,6 +31,7 @@ from rflw.cli import (
     calibration_images,
     data,
     draw,
+    known,
     open_checkpoint,
     print_json,
     recorded,
@@ -51,12 +52,11 @@ def claims_(results: RecordFolder = None, as_json: Json = False):
     judged = claims.verdicts(results)
     if as_json:
         return print_json([verdict.row() for verdict in judged])
-    columns = {
-        "claim": (lambda verdict: verdict.claim.id, ""),
-        "paper": (lambda verdict: verdict.claim.stated, ""),
-        "verdict": (lambda verdict: verdict.verdict, ""),
-        "ours": (lambda verdict: verdict.says, ""),
-    }
+
+    def columns(verdict):
+        row = {"claim": verdict.claim.id, "paper": verdict.claim.stated}
+        return row | {"verdict": verdict.verdict, "ours": verdict.says}
+
     show(judged, columns)
     print(", ".join(f"{number} {verdict}" for verdict, number in claims.tally(judged).items()))
 
@@ -97,8 +97,11 @@ def campaign_list(
         }
         for experiment, of_one in minutes.values()
     ]
-    columns = {"recipe": ("recipe", ""), "seeds": ("seeds", "d")}
-    columns |= {"minutes each": ("minutes", ".0f"), "tests": ("tests", "")}
+
+    def columns(row):
+        each = {"seeds": row["seeds"], "minutes each": known(row["minutes"], ".0f")}
+        return {"recipe": row["recipe"], **each, "tests": row["tests"]}
+
     show(rows, columns, as_json)
 
 
@@ -115,8 +118,7 @@ def campaign_status(
 
     listed = campaign.runs(tier, results or records.FOLDER, runs)
     rows = [{"run": run.name, "status": run.status, "minutes": run.minutes} for run in listed]
-    columns = {"run": ("run", ""), "status": ("status", ""), "minutes": ("minutes", ".0f")}
-    show(rows, columns, as_json)
+    show(rows, lambda row: row | {"minutes": known(row["minutes"], ".0f")}, as_json)
     if as_json:
         return
     states = [row["status"] for row in rows]
@@ -164,11 +166,9 @@ def campaign_run(
 def data_prepare(
     name: Annotated[str, Argument(help="voc, sbd, coco, nyu, person, context or cityscapes.")],
     raw: Annotated[Path, Option(help="Folder with the official files, unpacked or not.")],
-    out: Annotated[
-        Path | None, Option(help="Folder for NAME/; else RFLW_DATA, else data/datasets.")
-    ] = None,
+    out: Root = None,
     workers: Annotated[
-        int | None, Option(help="Processes; 0: this one; default: one a core.")
+        int | None, Option(help="Processes; 0: this one; default: all cores.")
     ] = None,
     as_json: Json = False,
 ):
@@ -215,9 +215,7 @@ def erf(
     checkpoint: Checkpoint = None,
     named: Named = None,
     method: Annotated[str, Option(help="gradient, occlusion or activation.")] = "gradient",
-    layer: Annotated[
-        list[str] | None, Option(help="Layer by its name, repeatable; default: the paper's.")
-    ] = None,
+    layer: Annotated[list[str] | None, Option(help="Repeatable; default: the paper's.")] = None,
     data: On = None,
     split: Split = "val",
     images: Annotated[int, Option(help="How many, evenly spread over the split.")] = 50,
@@ -227,9 +225,7 @@ def erf(
     top: Annotated[int, Option(help="Images that activate a unit most, to measure it on.")] = 10,
     patch: Annotated[int, Option(help="Pixels of the side of the patch that occludes.")] = 11,
     stride: Annotated[int, Option(help="Pixels between its places.")] = 3,
-    cut: Annotated[
-        float | None, Option(help="Share of its largest value at which a field ends.")
-    ] = None,
+    cut: Annotated[float | None, Option(help="Share of its peak where a field ends.")] = None,
     figure: Picture = None,
     results: Record = None,
     root: Root = None,
@@ -264,24 +260,20 @@ def erf(
 
 
 def print_fields(result: dict) -> None:
-    def theory(row: dict) -> str:
-        return "x".join("all" if n is None else str(n) for n in row["theoretical"])
+    def columns(item):
+        place, row = item
+        side = row.get("side", {"mean": None, "low": None, "n": 0})  # all units are dead
+        ends = "" if side["low"] is None else f"{side['low']:.1f} to {side['high']:.1f}"
+        return {
+            "layer": place,
+            "theory": "x".join("all" if n is None else str(n) for n in row["theoretical"]),
+            "side, pixels": known(side["mean"], ".1f"),
+            "95 % of units": ends,
+            "units": side["n"],
+            "dead": row["dead"],
+        }
 
-    def interval(row: dict) -> str:
-        low, high = row["side"]["low"], row["side"]["high"]
-        return "" if low is None else f"{low:.1f} to {high:.1f}"
-
-    unknown = {"mean": None, "low": None, "high": None, "n": 0}  # all units are dead
-    rows = [{"place": p, "side": unknown} | row for p, row in result["layers"].items()]
-    columns = {
-        "layer": ("place", ""),
-        "theory": (theory, ""),
-        "side, pixels": (lambda row: row["side"]["mean"], ".1f"),
-        "95 % of units": (interval, ""),
-        "units": (lambda row: row["side"]["n"], "d"),
-        "dead": ("dead", "d"),
-    }
-    show(rows, columns)
+    show(result["layers"].items(), columns)
 
 
 @app.command()
@@ -290,13 +282,8 @@ def probe(
     named: Named = None,
     data: On = None,
     split: Split = "val",
-    images: Annotated[
-        int | None, Option(help="Training images, evenly spread; default: all.")
-    ] = None,
-    head: Annotated[list[str], Option(help="conv, linear; both by --head conv --head linear.")] = (
-        "conv",
-        "linear",
-    ),
+    images: Annotated[int | None, Option(help="Training images; default: all.")] = None,
+    head: Annotated[list[str], Option(help="conv or linear; repeatable.")] = ("conv", "linear"),
     seeds: Annotated[int, Option(help="How many times each head is trained.")] = 3,
     results: Record = None,
     root: Root = None,
@@ -320,19 +307,15 @@ def probe(
         record["metrics"] = result
     if as_json:
         return print_json(result)
-    rows = [
-        {"place": place, "head": name, **scores}
-        for place, row in result["places"].items()
-        for name, scores in row["heads"].items()
-    ]
-    columns = {
-        "place": ("place", ""),
-        "head": ("head", ""),
-        "mIoU": (lambda row: sum(row["miou"]) / seeds, ".2%"),
-        "accuracy": (lambda row: sum(row["accuracy"]) / seeds, ".2%"),
-        "most frequent": ("majority", ".2%"),
-    }
-    show(rows, columns)
+
+    def columns(item):
+        place, head, row = item
+        miou, accuracy = (f"{sum(row[key]) / seeds:.2%}" for key in ("miou", "accuracy"))
+        scores = {"mIoU": miou, "accuracy": accuracy, "most frequent": f"{row['majority']:.2%}"}
+        return {"place": place, "head": head, **scores}
+
+    places = result["places"].items()
+    show([(place, *head) for place, row in places for head in row["heads"].items()], columns)
 
 
 @app.command()
@@ -361,32 +344,28 @@ def saturation(
         result = record["metrics"] = saturate(model, dataset, images, progress=True)
     if as_json:
         return print_json(result)
-    blank = {"ratio": {"mean": None}, "untrained_ratio": {"mean": None}}
-    parts = [*result["terms"].items(), *result["groups"].items()]
-    columns = {
-        "left out": ("name", ""),
-        "|t| / |x|": (lambda row: row["ratio"]["mean"], ".3f"),
-        "untrained": (lambda row: row["untrained_ratio"]["mean"], ".3f"),
-        "mIoU": ("miou_without", ".2%"),
-    }
+
+    def columns(item):
+        name, row = item  # a group has no ratios
+        ratios = (row.get(key, {"mean": None})["mean"] for key in ("ratio", "untrained_ratio"))
+        ratio, untrained = (known(value, ".3f") for value in ratios)
+        score = f"{row['miou_without']:.2%}"
+        return {"left out": name, "|t| / |x|": ratio, "untrained": untrained, "mIoU": score}
+
     print(f"mIoU {result['miou']:.2%} on {result['images']} images")
-    show([{"name": name, **blank, **row} for name, row in parts], columns)
+    show([*result["terms"].items(), *result["groups"].items()], columns)
 
 
 @app.command()
 def pictures(
     output: PictureOutput,
     checkpoints: Annotated[
-        list[str] | None, Argument(help="Shipped checkpoints' names, or .safetensors files.")
+        list[str] | None, Argument(help="Shipped ones' names, or files.")
     ] = None,
-    named: Annotated[
-        list[str] | None, Option("--checkpoint", help="The same, as an option; repeatable.")
-    ] = None,
+    named: Annotated[list[str] | None, Option("--checkpoint", help="The same; repeatable.")] = None,
     data: On = None,
     split: Split = "val",
-    rule: Annotated[
-        str, Option(help="worst: frames that the first gets most wrong; spread: to the best.")
-    ] = "worst",
+    rule: Annotated[str, Option(help="The worst frames, or a spread to the best.")] = "worst",
     number: Annotated[int, Option(help="How many frames.")] = 5,
     safe: Annotated[bool, Option("--safe", help="Colours for colour-blind readers.")] = False,
     results: Record = None,
@@ -457,29 +436,17 @@ Rounds = Annotated[int, Option(help="Rounds that count; the median is printed.")
 
 @bench.command(name="network", cls=ListCommand)
 def bench_network(
-    names: Annotated[
-        list[str],
-        Argument(help="Networks; checkpoints; torchvision:NAME; smp:DECODER-ENCODER."),
-    ],
-    modes: Annotated[
-        list[str],
-        Option(
-            help="eager-fp32 is the plain graph; optimised-PRECISION has every step, "
-            "onnx-PRECISION is the exported file; steps are joined by +, e.g. "
-            "channels-last+fold+merge-fp32. Default: eager-fp32 optimised-fp32 optimised-bf16."
-        ),
-    ] = (),
+    names: Annotated[list[str], Argument(help="Networks, see above.")],
+    modes: Annotated[list[str], Option(help="See above.")] = (),
     size: Size = (512, 512),
     batch: Annotated[int, Option(help="Images at once.")] = 1,
     passes: Annotated[int, Option(help="Passes of each that count.")] = 100,
     classes: Classes = 21,
-    peers: Annotated[
-        bool, Option("--peers", help="Also other libraries' networks on the same encoders.")
-    ] = False,
+    peers: Annotated[bool, Option("--peers", help="Also other libraries' networks.")] = False,
     whole_way: Annotated[bool, Option("--whole-way", help="Also from JPEG to class map.")] = False,
     calibrate: Annotated[str | None, Option(help="Data set whose images calibrate int8.")] = None,
     label: Annotated[
-        str | None, Option(help="Name of the record; default: size, batch and device.")
+        str | None, Option(help="Of the record; default: size, batch, device.")
     ] = None,
     results: Record = None,
     root: Root = None,
@@ -488,6 +455,12 @@ def bench_network(
 ):
     """Time forward passes as the paper does (random input, mean and standard deviation after
     warm-up), in several modes.
+
+    Networks: see `rflw models`; checkpoints; torchvision:NAME; smp:DECODER-ENCODER.
+
+    Modes: eager-fp32 is the plain graph; optimised-PRECISION has every step, onnx-PRECISION is the
+    exported file; steps are joined by +, e.g. channels-last+fold+merge-fp32. Default: eager-fp32,
+    optimised-fp32 and, where the device computes in it, optimised-bf16.
 
     Example: rflw bench network refinenet-lw-resnet50 refinenet-resnet50 --size 468 625
     """
@@ -527,21 +500,21 @@ def with_peers(names: list[str]) -> list[str]:
 
 
 def print_speed(rows: list[dict], as_json: bool) -> None:
-    def latency(key):
-        return (lambda row: row["latency_ms"][key], ".2f")
+    def columns(row):
+        latency = row["latency_ms"]
+        return {
+            "network": row["model"],
+            "mode": row["mode"],
+            "ms, mean": f"{latency['mean']:.2f}",
+            "std": f"{latency['std']:.2f}",
+            "median": f"{latency['median']:.2f}",
+            "images/s": f"{row['images_per_s']:.2f}",
+            "times": f"{row['faster']['ratio']:.2f}",
+            "of peak": known(row["share_of_peak"], ".1%"),
+            "MB": known(row["working_mb"], ".0f"),
+            "error": f"{row['error']:.1e}",
+        }
 
-    columns = {
-        "network": ("model", ""),
-        "mode": ("mode", ""),
-        "ms, mean": latency("mean"),
-        "std": latency("std"),
-        "median": latency("median"),
-        "images/s": ("images_per_s", ".2f"),
-        "times": (lambda row: row["faster"]["ratio"], ".2f"),
-        "of peak": ("share_of_peak", ".1%"),
-        "MB": ("working_mb", ".0f"),
-        "error": ("error", ".1e"),
-    }
     show(rows, columns, as_json)
     for row in [] if as_json else rows:
         name = f"{row['model']}, {row['mode']}"
@@ -581,9 +554,7 @@ def bench_train(
 @bench.command(name="data")
 def bench_data(
     name: Data,
-    recipe: Annotated[
-        str | None, Option(help="Recipe that makes the crops; default: the data set's first.")
-    ] = None,
+    recipe: Annotated[str | None, Option(help="Default: the data set's first.")] = None,
     workers: Annotated[int, Option(help="Worker processes of the loader.")] = 2,
     rounds: Rounds = 3,
     results: Record = None,
@@ -617,9 +588,9 @@ def timed(name: str, words: tuple, options: dict, plan, results: Path | None):
 
 
 def print_images_per_second(rows: list[dict], as_json: bool) -> None:
-    columns = {
-        "mode": ("mode", ""),
-        "images/s": ("images_per_s", ".2f"),
-        "times": (lambda row: row["images_per_s"] / rows[0]["images_per_s"], ".2f"),
-    }
+    def columns(row):
+        rate = row["images_per_s"]
+        times = rate / rows[0]["images_per_s"]
+        return {"mode": row["mode"], "images/s": f"{rate:.2f}", "times": f"{times:.2f}"}
+
     show(rows, columns, as_json)

@@ -108,20 +108,21 @@ def index_mask(path) -> np.ndarray:
 
 
 def test_a_table_has_numbers_on_the_right_and_no_lines(capsys):
-    rows = [{"name": "[a] :b:", "share": 0.5, "n": 3}, {"name": "c" * 300, "share": None, "n": 12}]
-    columns = {
-        "name": ("name", ""),
-        "share": ("share", ".1%"),
-        "twice": (lambda r: 2 * r["n"], "d"),
-    }
+    rows = [{"name": "[a] :b:", "share": 0.5}, {"name": "c" * 300, "share": None}]
+
+    def columns(row):
+        return {"name": row["name"], "share": cli.known(row["share"], ".1%"), "n": len(row["name"])}
+
     cli.show(rows, columns)
     assert capsys.readouterr().out.splitlines() == [
-        f"{'name':300}  share  twice",
-        f"{'[a] :b:':300}  50.0%      6",
-        f"{'c' * 300:300}            24",
+        f"{'name':300}  share    n",
+        f"{'[a] :b:':300}  50.0%    7",
+        f"{'c' * 300:300}         300",
     ]
     cli.show(rows, columns, as_json=True)
     assert json.loads(capsys.readouterr().out) == rows
+    cli.show([], columns)
+    assert capsys.readouterr().out.strip() == ""
 
 
 @pytest.mark.parametrize(
