@@ -1,7 +1,8 @@
-"""The campaign: which experiments the study needs, which runs of them are missing, and running those."""
+"""The campaign: which experiments the study needs, which runs are missing, and running those."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 import math
 from pathlib import Path
 from statistics import median
@@ -25,112 +26,88 @@ class Experiment:
     why: str  # the claim that it tests
 
 
-def _forms(
-    data: str, forms: str, seeds: int, tier: str, why: str, encoder: str = "efficientnet_lite0"
+def _group(
+    kind: str, forms: str, seeds: int, why: str, encoder: str = "efficientnet_lite0", tier="cpu"
 ) -> list[Experiment]:
-    return [Experiment(f"{data}-{form}-{encoder}", seeds, tier, why) for form in forms.split()]
+    """Recipes of one kind that differ in the form of the network."""
+    return [Experiment(f"{kind}-{form}-{encoder}", seeds, tier, why) for form in forms.split()]
 
 
-# In order of worth, group by group; inside a group the first seed of every form comes before any second one, so that
-# forms can be compared at any time.
-def _short(form: str) -> str:
-    return form.removeprefix("refinenet").removeprefix("-") or "original"
-
-
-def _tuned(data: str) -> list[Experiment]:
-    """The forms that the grid has chosen settings for, from the lightest."""
-    forms = [_short(form) for form in COMPARED if (data, form) in CHOSEN]
-    return _forms(
-        f"{data}-tuned",
-        " ".join(reversed(forms)),
-        {"camvid": 5, "nyu": 3}[data],
-        "cpu",
-        "the light-weight decoder keeps the original's accuracy; RCUs are redundant in it; CRP is not",
-        COMPARED_ON[data],
+def _compared(data: str, chosen_only: bool) -> str:
+    """The forms that are compared, from the lightest, as recipes name them."""
+    forms = [form for form in reversed(COMPARED) if not chosen_only or (data, form) in CHOSEN]
+    return " ".join(
+        form.removeprefix("refinenet").removeprefix("-") or "original" for form in forms
     )
 
 
+def _tuned(data: str, seeds: int) -> list[Experiment]:
+    """The comparison, by settings that the grid has chosen."""
+    why = (
+        "the light-weight decoder keeps the original's accuracy; RCUs are redundant in it; "
+        "CRP is not"
+    )
+    return _group(f"{data}-tuned", _compared(data, True), seeds, why, COMPARED_ON[data])
+
+
 def _grid(data: str) -> list[Experiment]:
-    return [
-        Experiment(
-            f"{data}-grid-{how}-{init}-{_short(form)}-{COMPARED_ON[data]}",
-            1,
-            "cpu",
-            "each form's own settings, chosen on held-out training data",
-        )
-        for form in reversed(COMPARED)
+    why = "each form's own settings, chosen on held-out training data"
+    cells = [
+        _group(f"{data}-grid-{how}-{init}", _compared(data, False), 1, why, COMPARED_ON[data])
         for how, init in GRID
     ]
+    return [experiment for form in zip(*cells) for experiment in form]
 
 
+# In order of worth, group by group; inside a group the first seed of every form comes before any
+# second one, so that forms can be compared at any time.
 GROUPS = (
-    _tuned("camvid"),
-    _tuned("nyu"),
+    _tuned("camvid", 5),
+    _tuned("nyu", 3),
     _grid("camvid"),
     _grid("nyu"),
-    [
-        Experiment(
-            "camvid-long-lw-efficientnet_lite2", 1, "cpu", "the best network for CamVid, to use"
-        ),
-        Experiment("nyu-long-lw-mobilenet_v2", 1, "cpu", "the best network for NYUDv2, to use"),
-    ],
-    _forms(
+    _group("camvid-long", "lw", 1, "the best network for CamVid, to use", "efficientnet_lite2")
+    + _group("nyu-long", "lw", 1, "the best network for NYUDv2, to use", "mobilenet_v2"),
+    _group(
         "camvid",
         "lw lw-rcu lw-nocrp",
         3,
-        "cpu",
         "RCUs are redundant in the light-weight decoder, CRP is not",
     ),
-    _forms(
+    _group(
         "embedded",
         "lw lw-rcu lw-nocrp lw-top2 norcu original",
         5,
-        "cpu",
         "what each block of either decoder is worth",
     ),
     [
-        Experiment(
-            f"camvid-tune-{what}",
-            1,
-            "cpu",
-            "settings for CamVid, chosen on held-out training frames",
-        )
-        for what in (
-            "plain",
-            "balance",
-            "strong-balance",
-            "rates",
-            "adamw",
-            "batch",
-            "batch-adamw",
-            "scale",
-            "crop",
-            "lite2",
-        )
+        Experiment(name, 1, "cpu", "settings for CamVid, chosen on held-out training frames")
+        for name in RECIPES
+        if name.startswith("camvid-tune-")
     ],
-    _forms(
+    _group(
         "camvid-short",
         "lw lw-rcu norcu original",
         1,
-        "cpu",
         "light-weight against original, at the size that a CPU allows",
     ),
-    _forms(
+    _group(
         "camvid",
         "original norcu lw-top2",
         3,
-        "gpu",
         "the light-weight decoder keeps the original's accuracy",
+        tier="gpu",
     ),
-    [Experiment(f"camvid-lw-efficientnet_lite{n}", 3, "gpu", "any encoder works") for n in (1, 2)],
+    _group("camvid", "lw", 3, "any encoder works", "efficientnet_lite1", tier="gpu")
+    + _group("camvid", "lw", 3, "any encoder works", "efficientnet_lite2", tier="gpu"),
     *(
-        _forms(
+        _group(
             "camvid",
             "lw lw-rcu original",
             3,
-            "gpu",
             "the paper's encoder, from random weights",
             encoder,
+            tier="gpu",
         )
         for encoder in ("resnet50", "resnet101")
     ),
@@ -139,87 +116,84 @@ GROUPS = (
 
 @dataclass
 class Run:
-    """One experiment with one seed, and how far it is: "done", "failed", "begun" or "missing"."""
+    """One experiment with one seed, and how far it is."""
 
     experiment: Experiment
     seed: int
-    status: str
+    status: str = "missing"  # or "begun", "failed", "done"
     minutes: float | None = None  # that it took, or will take
 
     @property
     def name(self) -> str:
+        """Of its folder and its record."""
         return f"{self.experiment.recipe}-s{self.seed}"
 
 
 def runs(tier: str, results: Path = records.FOLDER, folder: Path = Path("runs")) -> list[Run]:
-    """All runs of a tier in order of worth. A run is done, or has failed, if a record of the same settings says so."""
+    """All runs of a tier in order of worth.
+
+    A run is done, or has failed, if the record of its name has the hash of its recipe.
+
+    Args:
+        tier: "cpu", or "gpu" for all.
+        results: Folder of the records.
+        folder: Folder of the runs' folders.
+
+    Raises:
+        InputError: The tier is unknown, or a record is damaged.
+    """
     if tier not in TIERS:
-        raise InputError(f"unknown tier {tier!r}: {' or '.join(TIERS)}")
-    found = {
-        record["name"]: record for record in records.read_all(results) if record["kind"] == "train"
-    }
+        raise InputError(f"unknown tier {tier!r}; choose from: {', '.join(TIERS)}")
+    trained = {r["name"]: r for r in records.read_all(results) if r["kind"] == "train"}
     listed = []
     for group in GROUPS:
-        experiments = [
-            experiment for experiment in group if experiment.tier == "cpu" or tier == "gpu"
-        ]
+        experiments = [e for e in group if tier in (e.tier, "gpu")]
         for seed in range(max((e.seeds for e in experiments), default=0)):
-            for experiment in experiments:
-                run = Run(experiment, seed, "missing")
-                record = found.get(run.name)
-                if seed >= experiment.seeds:
-                    continue
-                if (
-                    record
-                    and Recipe.of(record["config"]).hash() == RECIPES[experiment.recipe].hash()
-                ):
-                    run.status, run.minutes = record["status"], record["wall_s"] / 60
-                elif (Path(folder) / run.name / "last.pt").exists():
-                    run.status = "begun"
-                listed.append(run)
-    _estimate(listed, tier, found)
+            listed += [Run(e, seed) for e in experiments if seed < e.seeds]
+    costs = _costs(trained.values(), tier)
+    for run in listed:
+        plan, record = RECIPES[run.experiment.recipe], trained.get(run.name)
+        if record and record["config_hash"] == plan.hash():
+            run.status, run.minutes = record["status"], record["wall_s"] / 60
+            continue
+        if (Path(folder) / run.name / "last.pt").exists():
+            run.status = "begun"
+        run.minutes = _estimate(plan, costs)
     return listed
 
 
-def _estimate(listed: list[Run], tier: str, found: dict) -> None:
-    """Minutes of the runs to come: those of their own recipe's runs, else in proportion to the work of other runs on the same
-    data; None where this kind of device has none on record."""
-    seen = {}
-    for record in found.values():
-        if record["status"] == "done" and ("gpu" in record["hardware"]) == (tier == "gpu"):
-            seen.setdefault(Recipe.of(record["config"]), []).append(record["wall_s"] / 60)
-    for run in listed:
-        if run.status in ("done", "failed"):
-            continue
-        plan = RECIPES[run.experiment.recipe]
-        if plan in seen:
-            run.minutes = median(seen[plan])
-        else:
-            rates = [
-                minutes / work(other)
-                for other, costs in seen.items()
-                for minutes in costs
-                if other.data == plan.data
-            ]
-            run.minutes = work(plan) * median(rates) if rates else None
+def _costs(trained, tier: str) -> list[tuple[Recipe, float]]:
+    """(recipe, minutes) of the runs that were finished on a tier's kind of device."""
+    return [
+        (Recipe.of(record["config"]), record["wall_s"] / 60)
+        for record in trained
+        if record["status"] == "done" and ("gpu" in record["hardware"]) == (tier == "gpu")
+    ]
 
 
-_work = {}
+def _estimate(plan: Recipe, costs: list[tuple[Recipe, float]]) -> float | None:
+    """Minutes of a run to come: as its recipe's, else by the work of others on the same data."""
+    if same := [minutes for other, minutes in costs if other == plan]:
+        return median(same)
+    rates = [minutes / work(other) for other, minutes in costs if other.data == plan.data]
+    return work(plan) * median(rates) if rates else None
 
 
 def work(plan: Recipe) -> float:
-    """Multiply-adds of a recipe's forward passes, but for the number of images in its data set, which it takes as one."""
-    key = (plan.model, plan.crop)
-    if key not in _work:
-        import torch
-        from torch.utils.flop_counter import FlopCounterMode
+    """Multiply-adds of a recipe's forward passes over a data set of one image."""
+    return _macs(plan.model, plan.crop) * sum(stage.epochs for stage in plan.stages)
 
-        from rflw.nn.refinenet import build
 
-        with torch.device("meta"), FlopCounterMode(display=False) as counter:
-            build(plan.model, 2).eval()(torch.empty(1, 3, *plan.crop))
-        _work[key] = counter.get_total_flops() / 2
-    return _work[key] * sum(stage.epochs for stage in plan.stages)
+@cache
+def _macs(model: str, crop: tuple[int, int]) -> float:
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from rflw.nn.refinenet import build
+
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        build(model, 2).eval()(torch.empty(1, 3, *crop))
+    return counter.get_total_flops() / 2
 
 
 def run_missing(
@@ -227,62 +201,67 @@ def run_missing(
     budget_minutes: float,
     results: Path = records.FOLDER,
     folder: Path = Path("runs"),
-    root=None,
+    root: Path | None = None,
     workers: int = 0,
     retry: bool = False,
     only: str = "",
     progress: bool = False,
 ) -> Iterator[tuple[Run, str]]:
-    """Train what is missing, begun runs first, in order of worth, until the time is spent -> (run, how it ended) of each:
-    "done", "failed: why", "refused: why", "in use by another process" or "stopped: the time is spent".
+    """Train what is missing, begun runs first, in order of worth, until the time is spent.
 
-    only: what a run's name must hold. retry: run failed ones again; their records stay. Whatever ends the process, every run goes on
-    from its last checkpoint next time, wherever its folder is then. A run that is refused (its folder holds another recipe's, or a
-    damaged checkpoint) holds up no other: the first such InputError is raised when all others are through.
+    Whatever ends the process, every run resumes from its last checkpoint next time, wherever its
+    folder is then. A finished run writes its record; other records and folders stay as they are.
+
+    Args:
+        tier: "cpu", or "gpu" for all.
+        budget_minutes: When to stop.
+        results: Folder of the records.
+        folder: Folder of the runs' folders.
+        root: Folder of the data sets.
+        workers: Processes that augment images.
+        retry: Run failed ones again; the records of their failures stay.
+        only: What a run's name must hold.
+        progress: Whether to show bars.
+
+    Yields:
+        Each run that was due, and how it ended: "done: ...", "failed: why", "refused: why", "in use
+        by another process" or "stopped: the time is spent".
+
+    Raises:
+        InputError: The first that refused a run (its folder holds another recipe's, or a damaged
+            checkpoint), when all others are through.
     """
     from rflw import training
 
-    refused = None
+    refusals = []
     until = time.monotonic() + 60 * budget_minutes
-    wanted = ("begun", "missing", "failed") if retry else ("begun", "missing")
-    todo = [run for run in runs(tier, results, folder) if run.status in wanted and only in run.name]
+    due = ("begun", "missing", "failed") if retry else ("begun", "missing")
+    todo = [run for run in runs(tier, results, folder) if run.status in due and only in run.name]
     for run in sorted(todo, key=lambda run: run.status != "begun"):
         if time.monotonic() > until:
             return
-        out = Path(folder) / run.name
+        plan, out = recipe(run.experiment.recipe), Path(folder) / run.name
+        device = "cuda" if tier == "gpu" else "cpu"
+        settings = {"resume": True, "workers": workers, "progress": progress, "until": until}
         try:
-            _, record = training.fit(
-                recipe(run.experiment.recipe),
-                out,
-                run.seed,
-                root,
-                "cuda" if tier == "gpu" else "cpu",
-                resume=True,
-                workers=workers,
-                progress=progress,
-                until=until,
-            )
+            _, record = training.fit(plan, out, run.seed, root, device, **settings)
         except training.InUse:
             yield run, "in use by another process"
-            continue
         except training.Failed as e:
             _file(records.read(out / "record.json"), results)
             yield run, f"failed: {e}"
-            continue
         except InputError as e:
-            refused = refused or e
+            refusals.append(e)
             yield run, f"refused: {e}"
-            continue
         except TimeoutError:
             yield run, "stopped: the time is spent"
             return
-        _file(record, results)
-        yield (
-            run,
-            f"done: mIoU {100 * (record['metrics']['miou'] or math.nan):.1f} %, {record['wall_s'] / 60:.0f} min",
-        )
-    if refused:
-        raise refused
+        else:
+            _file(record, results)
+            miou = 100 * (record["metrics"]["miou"] or math.nan)
+            yield run, f"done: mIoU {miou:.1f} %, {record['wall_s'] / 60:.0f} min"
+    if refusals:
+        raise refusals[0]
 
 
 def _file(record: dict, results: Path) -> None:

@@ -1,4 +1,4 @@
-"""The numbers that the paper publishes, typed: its five tables and the results and settings of its text.
+"""The numbers that the paper publishes, typed: its tables, and what its text states.
 
 They live as CSV in `data/paper`, one line a number, so that each can be compared with the printed
 page in a diff. A cell that the paper prints as `-` has no line. A source is `own`, or `quoted [n]`
@@ -11,21 +11,18 @@ where the paper takes the number from its reference n; it prints no such marks, 
     19.56±0.29
 """
 
-from __future__ import annotations
-
-from collections.abc import Iterable, Iterator
-import csv
+from collections.abc import Iterable
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
 import difflib
+from functools import cache
 from pathlib import Path
 import re
-from typing import TYPE_CHECKING
+from typing import Annotated, Literal
 
-from rflw.errors import InputError
+import pandas
+from pydantic import BeforeValidator, Field, FiniteFloat, TypeAdapter, ValidationError
 
-if TYPE_CHECKING:
-    import pandas
+from rflw.errors import InputError, reading
 
 FOLDER = Path(__file__).resolve().parents[1] / "data" / "paper"
 TABLES = (1, 2, 3, 4, 5)
@@ -33,24 +30,33 @@ TABLES = (1, 2, 3, 4, 5)
 _SYMBOLS = {"percent": "%"}  # unit -> what the paper prints for it, where that differs
 
 
+def _decimals(text: str) -> int:
+    """Digits after the point of a number as printed; "5e-4" has 4."""
+    mantissa, _, exponent = str(text).partition("e-")
+    return len(mantissa.partition(".")[2]) + int(exponent or 0)
+
+
+Filled = Annotated[str, Field(min_length=1)]
+Source = Annotated[str, Field(pattern=r"^(own|quoted \[\d+\])$")]
+Decimals = Annotated[int, BeforeValidator(_decimals)]
+Spread = Annotated[FiniteFloat | None, BeforeValidator(lambda text: text or None)]
+
+
 @dataclass(frozen=True)
 class Cell:
     """One number of a table, as printed."""
 
     table: int
-    row: str  # the model as printed, "RefineNet-101 [46]"
-    column: str  # the heading as printed, without its unit
+    row: Filled  # the model as printed, "RefineNet-101 [46]"
+    column: Filled  # the heading as printed, without its unit
     setting: str  # data set and split, or input width x height; empty for parameters
-    value: float
-    decimals: (
-        int  # digits printed after the point: ours agrees where round(ours, decimals) == value
-    )
-    uncertainty: float | None  # standard deviation, runtimes only
-    unit: str  # percent, M (millions), B (billions), ms
-    note: (
-        str  # "; " between notes: msc (multi-scale evaluation), footnote n, a link, source inferred
-    )
-    source: str  # own, or quoted [n]
+    value: FiniteFloat
+    decimals: Decimals  # printed: ours agrees where round(ours, decimals) == value
+    uncertainty: Spread  # standard deviation, runtimes only
+    unit: Filled  # percent, M (millions), B (billions), ms
+    note: str  # "; " between: msc (multi-scale evaluation), footnote n, a link, source inferred
+    source: Source
+    relation: str = "="  # as of a statement
 
     @property
     def model(self) -> str:
@@ -72,6 +78,21 @@ class Cell:
         """Whether the paper marks the number as a multi-scale evaluation."""
         return "msc" in self.note.split("; ")
 
+    @property
+    def id(self) -> str:
+        """Its name in the ledger: "table1-refinenet-101-flops"."""
+        return f"table{self.table}-{self.model}-{self.column}".lower().replace(" ", "-")
+
+    @property
+    def where(self) -> str:
+        """ "Table 1"."""
+        return f"Table {self.table}"
+
+    @property
+    def quote(self) -> str:
+        """Row, heading and number."""
+        return f"{self.row}: {self.heading} {self}"
+
     def __str__(self) -> str:
         """The number as printed: `118`, `82.0`, `46.5 (msc)`, `54.18±0.46`."""
         spread = "" if self.uncertainty is None else f"±{self.uncertainty:.{self.decimals}f}"
@@ -82,47 +103,32 @@ class Cell:
 class Statement:
     """One number of the running text."""
 
-    id: str  # kebab-case name, "fps-fastest-lw"
-    section: str  # "Abstract", or the section's number; 7 is in the supplement
-    kind: str  # result or setting
-    relation: str  # "=", or ">" where the text says "more than"
-    value: float
-    decimals: int
-    unit: str
-    source: str  # own, or quoted [n]
-    quote: str  # the words, letter by letter, but for line breaks and the spaces around ×
+    id: Filled  # kebab-case name, "fps-fastest-lw"
+    section: Filled  # "Abstract", or the section's number; 7 is in the supplement
+    kind: Literal["result", "setting"]
+    relation: Literal["=", ">"]  # ">" where the text says "more than"
+    value: FiniteFloat
+    decimals: Decimals
+    unit: Filled
+    source: Source
+    quote: Filled  # letter by letter, but for line breaks and the spaces around ×
+
+    @property
+    def where(self) -> str:
+        """ "abstract" or "section 3.3"."""
+        return section(self.section)
+
+
+def section(name: str) -> str:
+    """The place of a section: "abstract", "section 3.3"."""
+    return "abstract" if name == "Abstract" else f"section {name}"
 
 
 def table(n: int) -> tuple[Cell, ...]:
     """The cells of table `n` (1 to 5) in reading order."""
     if n not in TABLES:
         raise _unknown("table", n, TABLES, "in the paper")
-    columns = (
-        "table",
-        "row",
-        "column",
-        "setting",
-        "value",
-        "uncertainty",
-        "unit",
-        "note",
-        "source",
-    )
-    found: dict[tuple[str, str], Cell] = {}
-    for place, line in _read(
-        f"table{int(n)}.csv", columns, optional=("setting", "uncertainty", "note")
-    ):
-        if line["table"] != str(int(n)):
-            raise InputError(f"{place}: table {line['table']!r} in the file of table {n}")
-        number, decimals = _number(place, line["value"])
-        spread = _number(place, line["uncertainty"])[0] if line["uncertainty"] else None
-        key = line["row"], line["column"]
-        if key in found:
-            raise InputError(f"{place}: a second value for {key[0]!r}, {key[1]!r}")
-        found[key] = Cell(
-            **line | {"table": int(n), "value": number, "decimals": decimals, "uncertainty": spread}
-        )
-    return tuple(found.values())
+    return _read(FOLDER / f"table{int(n)}.csv", Cell, ("row", "column"))
 
 
 def cells() -> tuple[Cell, ...]:
@@ -130,35 +136,37 @@ def cells() -> tuple[Cell, ...]:
     return tuple(c for n in TABLES for c in table(n))
 
 
-def cell(table: int, row: str, column: str) -> Cell:
-    """The one cell at `row` (as printed, or without its `[46]` or `(ours)`) and `column` of a table.
+def cell(n: int, row: str, column: str) -> Cell:
+    """One cell of a table.
 
-    Raises InputError, with the names near it, for a name that is not there, and for a cell printed as `-`.
+    Args:
+        n: Of the table, 1 to 5.
+        row: As printed, or without its `[46]` or `(ours)`.
+        column: As printed, without its unit.
+
+    Raises:
+        InputError: A name is unknown, or the cell is printed as `-`; it lists the names near it.
     """
-    in_table = [c for c in cells() if c.table == table]
+    in_table = table(n)
     in_row = [c for c in in_table if row in (c.row, c.model)]
-    found = [c for c in in_row if c.column == column]
-    if found:
-        return found[0]
-    if not in_table:
-        raise _unknown("table", table, TABLES, "in the paper")
     if not in_row:
-        raise _unknown("row", row, (c.row for c in in_table), f"in table {table}")
-    raise _unknown("column", column, (c.column for c in in_row), f"in table {table}, row {row!r}")
+        raise _unknown("row", row, (c.row for c in in_table), f"in table {n}")
+    for c in in_row:
+        if c.column == column:
+            return c
+    raise _unknown("column", column, (c.column for c in in_row), f"in table {n}, row {row!r}")
 
 
-def value(table: int, row: str, column: str) -> float:
-    """The number at `row` and `column` of a table, in the unit of its cell; raises as `cell` does."""
-    return cell(table, row, column).value
+def value(n: int, row: str, column: str) -> float:
+    """The number of a cell, in its unit; raises as `cell` does."""
+    return cell(n, row, column).value
 
 
 def frame(n: int, printed: bool = False) -> pandas.DataFrame:
     """Table `n` as the page shows it: models down, headings with their units across.
 
-    Numbers are floats with NaN for `-`; with `printed` they are the paper's own strings, such as `46.5 (msc)`.
+    Numbers are floats with NaN for `-`; with `printed` they are strings, such as `46.5 (msc)`.
     """
-    import pandas
-
     rows: dict[str, dict[str, float | str]] = {}
     for c in table(n):
         rows.setdefault(c.row, {})[c.heading] = str(c) if printed else c.value
@@ -168,75 +176,39 @@ def frame(n: int, printed: bool = False) -> pandas.DataFrame:
 
 def statements() -> tuple[Statement, ...]:
     """Every result and setting that the running text states, in reading order."""
-    columns = ("id", "section", "kind", "relation", "value", "unit", "source", "quote")
-    found: dict[str, Statement] = {}
-    for place, line in _read("text.csv", columns):
-        for field, allowed in (("kind", ("result", "setting")), ("relation", ("=", ">"))):
-            if line[field] not in allowed:
-                raise InputError(
-                    f"{place}: {field} {line[field]!r} is none of {', '.join(allowed)}"
-                )
-        if line["id"] in found:
-            raise InputError(f"{place}: a second statement {line['id']!r}")
-        number, decimals = _number(place, line["value"])
-        found[line["id"]] = Statement(**line | {"value": number, "decimals": decimals})
-    return tuple(found.values())
+    return _read(FOLDER / "text.csv", Statement, ("id",))
 
 
 def statement(id: str) -> Statement:
     """The statement of that id; raises InputError with the ids near it."""
-    found = {s.id: s for s in statements()}
-    if id not in found:
-        raise _unknown("statement", id, found, "in the text")
-    return found[id]
+    by_id = {s.id: s for s in statements()}
+    if id not in by_id:
+        raise _unknown("statement", id, by_id, "in the text")
+    return by_id[id]
 
 
-def _read(
-    name: str, columns: tuple[str, ...], optional: tuple[str, ...] = ()
-) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yield each line of a file in FOLDER with its place, "file, line n"; only `optional` fields may be empty."""
-    path = FOLDER / name
+@cache
+def _read(path: Path, kind: type, key: tuple[str, ...]) -> tuple:
+    """Each line of a file as a `kind`; no two of them may share their `key`. Read only once."""
+    with reading(path):
+        lines = pandas.read_csv(path, dtype=str, keep_default_na=False)
+        lines["decimals"] = lines["value"]
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file, strict=True)
-            header = tuple(reader.fieldnames or ())
-            body = [(reader.line_num, line) for line in reader]
-    except csv.Error as error:
-        raise InputError(f"{path}, line {reader.line_num + 1}: {error}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: {error}") from error
-    if header != columns:
-        raise InputError(
-            f"{path}, line 1: the columns are {','.join(header)!r:.200}; expected {','.join(columns)}"
-        )
-    for number, line in body:
-        place = f"{path}, line {number}"
-        if (
-            None in line or None in line.values()
-        ):  # how DictReader marks a field too many, or too few
-            raise InputError(f"{place}: expected {len(columns)} fields")
-        if empty := [c for c in columns if not line[c] and c not in optional]:
-            raise InputError(f"{place}: {', '.join(empty)} is empty")
-        if not re.fullmatch(r"own|quoted \[\d+\]", line["source"]):
-            raise InputError(
-                f"{place}: source {line['source']!r} is neither 'own' nor 'quoted [n]'"
-            )
-        yield place, line
-
-
-def _number(place: str, text: str) -> tuple[float, int]:
-    """A finite number and its digits after the point; "5e-4" has 4."""
-    try:
-        number = Decimal(text)
-    except InvalidOperation:
-        number = Decimal("nan")
-    if not number.is_finite():
-        raise InputError(f"{place}: {text!r} is no number")
-    return float(number), max(0, -number.as_tuple().exponent)
+        numbers = TypeAdapter(list[kind]).validate_python(lines.to_dict("records"))
+    except ValidationError as e:
+        fault = e.errors()[0]
+        line, column = fault["loc"][0] + 2, fault["loc"][1]
+        raise InputError(f"{path}, line {line}: {column}: {fault['msg']}") from e
+    key = list(key)
+    twice = lines.duplicated(key)
+    if twice.any():
+        line = twice.idxmax()
+        raise InputError(f"{path}, line {line + 2}: a second {list(lines.loc[line, key])}")
+    return tuple(numbers)
 
 
 def _unknown(kind: str, name: object, known: Iterable[object], where: str) -> InputError:
-    """The error for a name that is not there, with the names near it, or all where none is near."""
+    """The error for an unknown name, with the names near it, or all where none is near."""
     names = list(dict.fromkeys(map(str, known)))
     near = difflib.get_close_matches(str(name), names) or names
-    return InputError(f"no {kind} {name!r} {where}; there is: {', '.join(near)}")
+    return InputError(f"no {kind} {name!r} {where}; choose from: {', '.join(near)}")

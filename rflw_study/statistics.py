@@ -1,18 +1,16 @@
-"""How sure a mean over seeds is. No torch."""
+"""How sure a mean over seeds is, and what a difference of two forms decides. No torch."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 import math
 
 import numpy as np
-from scipy.special import (
-    stdtrit,  # a fifth of the import of scipy.stats, which `rflw claims` would wait for
-)
+from scipy.special import stdtrit  # a fifth of the import of scipy.stats
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean of n values and the interval that holds the true mean with the given confidence, in the values' unit."""
+    """A mean of n values, and the interval that holds the true mean with the given confidence."""
 
     mean: float
     low: float  # nan for n = 1: one value knows nothing of its spread
@@ -21,12 +19,8 @@ class Interval:
 
     def __format__(self, spec: str) -> str:
         """ "1.23 [1.10, 1.36]": `spec` is that of each number, ".1f" where it is empty."""
-        spread = (
-            ""
-            if math.isnan(self.low)
-            else f" [{self.low:{spec or '.1f'}}, {self.high:{spec or '.1f'}}]"
-        )
-        return f"{self.mean:{spec or '.1f'}}{spread}"
+        mean, low, high = (f"{x:{spec or '.1f'}}" for x in (self.mean, self.low, self.high))
+        return mean if math.isnan(self.low) else f"{mean} [{low}, {high}]"
 
     def __str__(self) -> str:
         return format(self)
@@ -40,7 +34,7 @@ class Interval:
 
 
 def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
-    """Student's t interval of the mean (Student, 1908): seeds are few, and their spread is not known."""
+    """Student's t interval of the mean (Student, 1908): seeds are few, their spread is unknown."""
     values = np.asarray(values, dtype=float)
     n, mean = len(values), float(values.mean())
     if n < 2:
@@ -52,8 +46,10 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
 def paired_difference(
     first: Mapping[int, float], second: Mapping[int, float], level: float = 0.95
 ) -> Interval | None:
-    """{seed: value} of two forms -> the interval of second - first over the seeds that both have, None where there is none.
-    A seed fixes the order of the images and their crops, so that what it adds to both cancels."""
+    """{seed: value} of two forms -> the interval of second - first; None without a shared seed.
+
+    A seed fixes the order of the images and their crops: what it adds to both cancels.
+    """
     seeds = sorted(first.keys() & second.keys())
     return mean_interval([second[seed] - first[seed] for seed in seeds], level) if seeds else None
 
@@ -61,14 +57,52 @@ def paired_difference(
 def mean_ratio(
     over: tuple[float, float], under: tuple[float, float], n: int, level: float = 0.95
 ) -> Interval:
-    """The ratio of two positive means, each given as (mean, standard deviation) of n independent values, with its interval: of the
-    logarithm, whose deviation follows from both (delta method), with Student's t of n - 1."""
+    """The ratio of two positive means, each (mean, standard deviation) of n independent values.
+
+    Its interval is that of the logarithm, whose deviation follows from both (delta method).
+    """
     ratio = over[0] / under[0]
     if n < 2 or math.isnan(over[1] + under[1]):
         return Interval(ratio, math.nan, math.nan, n)
-    half = (
-        stdtrit(n - 1, (1 + level) / 2)
-        * math.hypot(over[1] / over[0], under[1] / under[0])
-        / math.sqrt(n)
-    )
+    deviation = math.hypot(over[1] / over[0], under[1] / under[0])
+    half = stdtrit(n - 1, (1 + level) / 2) * deviation / math.sqrt(n)
     return Interval(ratio, ratio * math.exp(-half), ratio * math.exp(half), n)
+
+
+def equivalence(
+    differences: Sequence[float], margin: float, level: float = 0.90, least_seeds: int = 3
+) -> str:
+    """What paired differences of two forms decide, by the rules of data/protocol.yaml.
+
+    An interval of 90 % is two one-sided tests at 5 % each (Schuirmann, 1987). One that lies between
+    minus the margin and 0 has an outcome of its own, though it is equivalent, too.
+
+    Args:
+        differences: Score of the form that the paper prefers minus that of the other, one a seed.
+        margin: The smallest difference that matters, in the same unit.
+        level: Of Student's t interval.
+        least_seeds: Fewer decide nothing.
+
+    Returns:
+        "equivalent", "worse by less than the margin", "worse", "better" or "undecided".
+    """
+    if len(differences) < least_seeds:
+        return "undecided"
+    interval = mean_interval(differences, level)
+    if interval.high < -margin:
+        return "worse"
+    if -margin < interval.low and interval.high < 0:
+        return "worse by less than the margin"
+    if -margin < interval.low and interval.high < margin:
+        return "equivalent"
+    return "better" if interval.low > 0 else "undecided"
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P-values of one family, in any order -> adjusted for it, in the same order (Holm, 1979)."""
+    p_values = np.asarray(p_values, dtype=float)
+    order = np.argsort(p_values)
+    scaled = p_values[order] * np.arange(len(p_values), 0, -1)
+    adjusted = np.empty_like(p_values)
+    adjusted[order] = np.minimum(np.maximum.accumulate(scaled), 1)
+    return adjusted.tolist()

@@ -1,12 +1,16 @@
-"""The campaign: what is missing, what it costs, and running it within a budget."""
+"""The campaign: what is missing, what it costs, running it within a budget, and its protocol."""
 
 from dataclasses import asdict, replace
+from fnmatch import fnmatch
 
 import pytest
 from test_training import Few, assert_equal, tiny
+import yaml
 
 import rflw
-from rflw import InputError, records, training
+from rflw import InputError, recipes, records, training
+from rflw.complexity import count
+from rflw.recipes import RECIPES
 from rflw_study import campaign
 from rflw_study.campaign import Experiment
 
@@ -14,7 +18,7 @@ from rflw_study.campaign import Experiment
 @pytest.fixture
 def plan(monkeypatch):
     """Two experiments of three runs: small networks on a few scenes."""
-    recipes = {
+    plans = {
         name: replace(tiny(1, model=f"refinenet-{name}-mobilenet_v2"), name=name)
         for name in ("lw", "lw-nocrp")
     }
@@ -23,59 +27,63 @@ def plan(monkeypatch):
         [Experiment("lw", 3, "gpu", "c")],
     )
     monkeypatch.setattr(campaign, "GROUPS", groups)
-    monkeypatch.setattr(campaign, "RECIPES", recipes)
-    monkeypatch.setattr(campaign, "recipe", recipes.__getitem__)
+    monkeypatch.setattr(campaign, "RECIPES", plans)
+    monkeypatch.setattr(campaign, "recipe", plans.__getitem__)
     monkeypatch.setattr(training, "open_dataset", lambda name, split, root: Few(split))
-    return recipes
+    return plans
 
 
 def run(tmp_path, minutes=60.0, **settings):
-    return [
-        (done.name, end.split(":")[0])
-        for done, end in campaign.run_missing(
-            "cpu", minutes, tmp_path / "results", tmp_path / "runs", **settings
-        )
-    ]
+    folders = tmp_path / "results", tmp_path / "runs"
+    ends = campaign.run_missing("cpu", minutes, *folders, **settings)
+    return [(done.name, end.split(":")[0]) for done, end in ends]
 
 
-def states(tmp_path):
-    return {
-        done.name: done.status
-        for done in campaign.runs("cpu", tmp_path / "results", tmp_path / "runs")
-    }
+def states(tmp_path, tier="cpu"):
+    listed = campaign.runs(tier, tmp_path / "results", tmp_path / "runs")
+    return {run.name: run.status for run in listed}
 
 
 def test_runs_what_is_missing_in_order_of_worth(plan, tmp_path):
     assert states(tmp_path) == {"lw-s0": "missing", "lw-nocrp-s0": "missing", "lw-s1": "missing"}
-    assert run(tmp_path) == [("lw-s0", "done"), ("lw-nocrp-s0", "done"), ("lw-s1", "done")]
-    assert set(states(tmp_path).values()) == {"done"} and run(tmp_path) == []
-    assert {r["name"] for r in records.read_all(tmp_path / "results")} == {
-        "lw-s0",
-        "lw-nocrp-s0",
-        "lw-s1",
-    }
-
-
-def test_may_be_asked_for_some(plan, tmp_path):
     assert run(tmp_path, only="nocrp") == [("lw-nocrp-s0", "done")]
+    assert run(tmp_path) == [("lw-s0", "done"), ("lw-s1", "done")]
+    assert set(states(tmp_path).values()) == {"done"} and run(tmp_path) == []
+    names = {record["name"] for record in records.read_all(tmp_path / "results")}
+    assert names == {"lw-s0", "lw-nocrp-s0", "lw-s1"}
 
 
-def test_a_record_of_other_settings_does_not_count(plan, tmp_path):
+def test_a_finished_run_changes_nothing_else(plan, tmp_path):
+    def files():
+        return {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    run(tmp_path, only="lw-s0")
+    before = files()
+    run(tmp_path, only="lw-nocrp")
+    after = files()
+    new = {path.relative_to(tmp_path).parts[:2] for path in after.keys() - before.keys()}
+    assert new == {("results", "lw-nocrp-s0.json"), ("runs", "lw-nocrp-s0")}
+    assert before.items() <= after.items()
+    assert run(tmp_path, only="lw-s0") == run(tmp_path, only="nocrp") == [] and files() == after
+
+
+def test_a_record_counts_by_the_hash_of_its_recipe(plan, tmp_path):
     run(tmp_path)
+    plan["lw"] = replace(plan["lw"], note="other words")
+    assert set(states(tmp_path).values()) == {"done"}
     plan["lw"] = replace(plan["lw"], batch=5)
     assert states(tmp_path) == {"lw-s0": "begun", "lw-nocrp-s0": "done", "lw-s1": "begun"}
 
 
-def test_stops_when_the_time_is_spent_and_goes_on_with_what_was_begun(plan, tmp_path, monkeypatch):
+def test_stops_when_the_time_is_spent_and_resumes_what_was_begun(plan, tmp_path, monkeypatch):
     whole, _ = training.fit(plan["lw-nocrp"], tmp_path / "whole")
     assert run(tmp_path, 0) == []
     real, calls = training.train_step, []
 
     def slow(*args):
         calls.append(1)
-        monkeypatch.setattr(
-            training.time, "monotonic", lambda: 1e9 if len(calls) == 3 else 0.0
-        )  # in the second run
+        late = 1e9 if len(calls) == 3 else 0.0  # in the second run
+        monkeypatch.setattr(training.time, "monotonic", lambda: late)
         return real(*args)
 
     monkeypatch.setattr(training, "train_step", slow)
@@ -88,7 +96,7 @@ def test_stops_when_the_time_is_spent_and_goes_on_with_what_was_begun(plan, tmp_
     assert_equal(whole, rflw.load(tmp_path / "runs" / "lw-nocrp-s0" / "model.safetensors"), 1e-3)
 
 
-def test_failures_are_on_record_and_the_others_go_on(plan, tmp_path, monkeypatch):
+def test_failures_are_on_record_and_the_others_are_run(plan, tmp_path, monkeypatch):
     real, calls = training.loss_of, []
 
     def diverges_at_first(*args):
@@ -97,63 +105,111 @@ def test_failures_are_on_record_and_the_others_go_on(plan, tmp_path, monkeypatch
 
     monkeypatch.setattr(training, "loss_of", diverges_at_first)
     assert run(tmp_path) == [("lw-s0", "failed"), ("lw-nocrp-s0", "done"), ("lw-s1", "done")]
-    assert records.read("lw-s0", tmp_path / "results")["status"] == "failed"
     assert states(tmp_path)["lw-s0"] == "failed" and run(tmp_path) == []
     assert run(tmp_path, retry=True) == [("lw-s0", "done")]
-    kept = records.read("lw-s0-failed-1", tmp_path / "results")  # the failure stays on record
-    assert (kept["status"], records.read("lw-s0", tmp_path / "results")["status"]) == (
-        "failed",
-        "done",
-    )
+    kept, new = (records.read(f"lw-s0{end}", tmp_path / "results") for end in ("-failed-1", ""))
+    assert (kept["status"], new["status"]) == ("failed", "done")  # the failure stays on record
     assert states(tmp_path)["lw-s0"] == "done"
 
 
 def test_a_run_that_is_refused_holds_up_no_other(plan, tmp_path):
     (tmp_path / "runs" / "lw-s0").mkdir(parents=True)
     (tmp_path / "runs" / "lw-s0" / "last.pt").write_bytes(b"cut off")
-    with pytest.raises(InputError, match="last.pt: not a whole checkpoint"):
+    with pytest.raises(InputError, match="last.pt"):
         run(tmp_path)
     assert states(tmp_path) == {"lw-s0": "begun", "lw-nocrp-s0": "done", "lw-s1": "done"}
 
 
-def test_a_run_in_use_is_left_to_the_other_process(plan, tmp_path):
-    (tmp_path / "runs" / "lw-s0").mkdir(parents=True)
-    with training._Running(tmp_path / "runs" / "lw-s0"):
-        assert run(tmp_path)[0] == ("lw-s0", "in use by another process")
-    assert states(tmp_path)["lw-s0"] == "missing"
+def test_a_run_in_use_is_left_to_the_other_process(plan, tmp_path, monkeypatch):
+    real = training.fit
+
+    def in_use(recipe, out, seed, *args, **settings):
+        if seed == 0 and recipe.name == "lw":
+            raise training.InUse("another process")
+        return real(recipe, out, seed, *args, **settings)
+
+    monkeypatch.setattr(training, "fit", in_use)
+    assert run(tmp_path)[0] == ("lw-s0", "in use by another process")
+    assert states(tmp_path) == {"lw-s0": "missing", "lw-nocrp-s0": "done", "lw-s1": "done"}
 
 
 def test_costs_come_from_records_of_the_same_kind_of_device(plan, tmp_path):
-    def cost():
-        return {
-            r.name: r.minutes for r in campaign.runs("cpu", tmp_path / "results", tmp_path / "runs")
-        }
+    def minutes(tier):
+        listed = campaign.runs(tier, tmp_path / "results", tmp_path / "runs")
+        return {run.name: run.minutes for run in listed}
 
-    assert set(cost().values()) == {None}
-    base = {field: kind() for field, kind in records.REQUIRED.items()} | {
-        "kind": "train",
-        "status": "done",
-        "wall_s": 120.0,
-        "hardware": {"cpu": "Fast", "cores": 2},
-    }
-    records.write(base | {"name": "lw-s0", "config": asdict(plan["lw"])}, tmp_path / "results")
-    assert cost()["lw-s1"] == 2.0
+    assert {*minutes("cpu").values()} == {None}
+    record = {field: kind() for field, kind in records.REQUIRED.items()}
+    record |= {"kind": "train", "status": "done", "hardware": {"cpu": "Fast", "cores": 2}}
+    record |= {"config": asdict(plan["lw"]), "config_hash": plan["lw"].hash()}
+    for seed, seconds in enumerate((60.0, 180.0)):
+        records.write(record | {"name": f"lw-s{seed}", "wall_s": seconds}, tmp_path / "results")
     ratio = campaign.work(plan["lw-nocrp"]) / campaign.work(plan["lw"])
-    assert cost()["lw-nocrp-s0"] == pytest.approx(2.0 * ratio) and 0 < ratio < 1
-    gpu = campaign.runs("gpu", tmp_path / "results", tmp_path / "runs")
-    assert {r.minutes for r in gpu if r.status == "missing"} == {None}
+    assert 0 < ratio < 1
+    assert minutes("cpu") == {"lw-s0": 1.0, "lw-s1": 3.0, "lw-nocrp-s0": pytest.approx(2 * ratio)}
+    assert minutes("gpu")["lw-s2"] is None
 
 
 def test_work_is_counted_as_elsewhere():
-    from rflw.complexity import count
-
     recipe = replace(tiny(3), crop=(64, 96))
     with_two_classes = count(rflw.build(recipe.model, 2), (64, 96))["macs"]["conv"]
     assert campaign.work(recipe) == 3 * with_two_classes
 
 
 def test_the_shipped_campaign_names_shipped_recipes():
-    for experiment in sum(campaign.GROUPS, []):
-        assert experiment.recipe in rflw.recipes.RECIPES, experiment
-    with pytest.raises(InputError, match="tpu"):
+    names = [experiment.recipe for experiment in sum(campaign.GROUPS, [])]
+    assert {*names} <= RECIPES.keys() and len({*names}) == len(names)
+    with pytest.raises(InputError, match="'tpu'; choose from: cpu, gpu"):
         campaign.runs("tpu")
+
+
+# ---------------------------------------------------------------- the protocol of the comparison
+
+
+PROTOCOL = yaml.safe_load((records.REPOSITORY / "data/protocol.yaml").read_text())
+# Of each data set what the protocol states: frames, split that is scored, and scale it is seen at.
+SCORED = {"camvid": ("233 test frames", "test", 1.0), "nyu": ("654 frames of val", "val", 0.5)}
+
+
+def compared(data):
+    """A recipe of each form that is compared, as the first cell of the grid would choose."""
+    epochs = {"camvid": 20, "nyu": 15}[data]
+    cell = recipes.GRID[0]
+    forms = recipes.COMPARED
+    return {f: recipes._compared(data, f, *cell, f"{data}-tuned", epochs) for f in forms}
+
+
+def test_the_protocol_is_complete():
+    assert PROTOCOL["least_seeds"] >= 3 and PROTOCOL["data"].keys() == recipes.COMPARED_ON.keys()
+    for data in PROTOCOL["data"].values():
+        assert data["margin"] > 0 and data["seeds"] >= PROTOCOL["least_seeds"]
+        assert all(data[words].strip() for words in ("reason", "stop", "scored", "recipes"))
+    for comparison in PROTOCOL["comparisons"].values():
+        forms = {comparison["better"], comparison["other"]}
+        assert len(forms) == 2 and forms <= {*recipes.COMPARED} and comparison["claim"]
+
+
+@pytest.mark.parametrize("data", SCORED)
+def test_recipes_are_those_of_the_protocol(data):
+    stated, (frames, split, scale) = PROTOCOL["data"][data], SCORED[data]
+    plans = compared(data)
+    assert all(fnmatch(plan.name, stated["recipes"]) for plan in plans.values())
+    chosen = {name for name in RECIPES if fnmatch(name, stated["recipes"])}
+    assert chosen == {plans[form].name for on, form in recipes.CHOSEN if on == data}
+    planned = [e for e in sum(campaign.GROUPS, []) if e.recipe in chosen]
+    assert [e.seeds for e in planned] == [stated["seeds"]] * len(chosen)
+    for plan in [*plans.values(), *(RECIPES[name] for name in chosen)]:
+        assert frames in stated["scored"] and (plan.test or plan.validation) == split
+        assert plan.val_scale == scale and plan.val_every == plan.stages[0].epochs  # scored once
+        (stage,) = plan.stages
+        assert (stage.data, stage.split) == (data, "train")
+        shared = next(iter(plans.values()))
+        assert (plan.crop, stage.epochs) == (shared.crop, shared.stages[0].epochs)
+
+
+@pytest.mark.parametrize("data", SCORED)
+def test_settings_are_chosen_on_held_out_training_data(data):
+    grid = [plan for name, plan in RECIPES.items() if name.startswith(f"{data}-grid-")]
+    assert len(grid) == len(recipes.COMPARED) * len(recipes.GRID)
+    for plan in grid:
+        assert (plan.validation, plan.test, plan.stages[0].split) == ("holdout", "", "fit")

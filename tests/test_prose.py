@@ -10,7 +10,7 @@ import re
 import pytest
 
 from rflw import InputError, records
-from rflw_study import claims, paper
+from rflw_study import claims, evidence, paper
 
 ROOT = Path(__file__).resolve().parents[1]
 ALLOWED = Path(__file__).with_name("prose_allowed.txt")
@@ -169,7 +169,7 @@ def test_numbers_of_the_readme_are_those_on_record(tmp_path):
 def test_commands_are_timed_and_a_failure_files_nothing(tmp_path):
     path = timing.timings(["true", "sleep 0.9"], tmp_path)
     record = records.read(path)
-    claims.check(record)
+    evidence.verify(record)
     assert path.name == "bench-rerun.json" and [
         row["what"] for row in record["metrics"]["rows"]
     ] == ["true", "sleep 0.9"]

@@ -5,27 +5,29 @@ import math
 import numpy as np
 import pytest
 from scipy import stats
+import yaml
 
-from rflw_study.statistics import mean_interval, mean_ratio, paired_difference
+from rflw.records import REPOSITORY
+from rflw_study.statistics import (
+    equivalence,
+    holm,
+    mean_interval,
+    mean_ratio,
+    paired_difference,
+)
 
 
 def test_against_a_t_interval():
     values = [65.2, 64.1, 66.0, 65.5]
     ours = mean_interval(values)
-    low, high = stats.t.interval(0.95, 3, loc=ours.mean, scale=stats.sem(values))
-    assert (
-        (ours.low, ours.high) == pytest.approx((low, high))
-        and ours.n == 4
-        and ours.mean == pytest.approx(65.2)
-    )
+    low, high = stats.t.interval(0.95, 3, loc=65.2, scale=stats.sem(values))
+    assert (ours.mean, ours.low, ours.high, ours.n) == (*map(pytest.approx, (65.2, low, high)), 4)
 
 
 def test_two_values_by_hand():
-    # deviation of 1 and 3 is sqrt(2), its error 1, and t of one degree of freedom 12.706
+    # The deviation of 1 and 3 is sqrt(2), its error 1, and t of one degree of freedom 12.7062.
     ours = mean_interval([1.0, 3.0])
-    assert (ours.mean, ours.low, ours.high) == pytest.approx(
-        (2, 2 - 12.7062, 2 + 12.7062), abs=1e-4
-    )
+    assert (ours.low, ours.high) == pytest.approx((2 - 12.7062, 2 + 12.7062), abs=1e-4)
     assert str(ours) == "2.0 [-10.7, 14.7]"
     assert f"{ours:.3f}" == "2.000 [-10.706, 14.706]"
 
@@ -43,24 +45,19 @@ def test_pairs_are_those_that_both_have():
 
 def test_pairing_takes_out_what_seeds_share():
     first = {seed: 10.0 * seed for seed in range(5)}
-    second = {seed: value + 1 for seed, value in first.items()}
-    ours = paired_difference(first, second)
+    ours = paired_difference(first, {seed: value + 1 for seed, value in first.items()})
     assert (ours.low, ours.high) == pytest.approx((1, 1))
 
 
 def test_ratio_of_two_means_by_hand():
-    # relative deviations 0.3 and 0.4 make 0.5 together; t of three degrees of freedom is 3.1824, and the root of four passes two
+    # Relative deviations of 0.3 and 0.4 make 0.5 together; t of three degrees of freedom is 3.1824,
+    # and the root of four passes two.
     ours = mean_ratio((10.0, 3.0), (5.0, 2.0), 4)
     half = 3.182446 * 0.5 / 2
-    assert (ours.mean, ours.low, ours.high, ours.n) == (
-        2,
-        pytest.approx(2 * math.exp(-half)),
-        pytest.approx(2 * math.exp(half)),
-        4,
-    )
-    assert math.isnan(mean_ratio((10.0, 0.0), (5.0, 0.0), 1).low) and math.isnan(
-        mean_ratio((10.0, math.nan), (5.0, 1.0), 9).high
-    )
+    assert ours.mean == 2 and ours.n == 4
+    assert (ours.low, ours.high) == pytest.approx((2 * math.exp(-half), 2 * math.exp(half)))
+    assert math.isnan(mean_ratio((10.0, 0.0), (5.0, 0.0), 1).low)
+    assert math.isnan(mean_ratio((10.0, math.nan), (5.0, 1.0), 9).high)
 
 
 def test_ratio_of_two_means_holds_the_true_one_as_often_as_it_says():
@@ -70,3 +67,64 @@ def test_ratio_of_two_means_holds_the_true_one_as_often_as_it_says():
         ours = mean_ratio((a.mean(), a.std(ddof=1)), (b.mean(), b.std(ddof=1)), 20)
         hits += ours.low < 3 < ours.high
     assert 0.93 < hits / 2000 < 0.98
+
+
+# The deviation of (m - 1, m, m + 1) is 1, its error 1 / sqrt(3), and t of two degrees of freedom at
+# 95 % 2.919986: the interval reaches 1.685855 to either side of m.
+HALF = 1.685855
+
+
+@pytest.mark.parametrize(
+    ("mean", "margin", "outcome"),
+    [
+        (0.0, HALF + 1e-3, "equivalent"),
+        (0.0, HALF - 1e-3, "undecided"),
+        (1.0, HALF + 1 + 1e-3, "equivalent"),
+        (-1.0, HALF + 1 + 1e-3, "equivalent"),
+        (-1.0, HALF + 1 - 1e-3, "undecided"),
+        (-HALF - 1e-3, 2 * HALF + 1e-2, "worse by less than the margin"),
+        (-HALF + 1e-3, 2 * HALF + 1e-2, "equivalent"),
+        (-HALF - 1e-3, 2 * HALF - 1e-2, "undecided"),
+        (-HALF - 1 - 1e-3, 1.0, "worse"),
+        (-HALF - 1 + 1e-3, 1.0, "undecided"),
+        (HALF + 1e-3, 1.0, "better"),
+        (HALF + 1e-3, 2 * HALF + 1e-2, "equivalent"),
+        (HALF - 1e-3, 1.0, "undecided"),
+    ],
+)
+def test_equivalence_by_hand(mean, margin, outcome):
+    assert equivalence([mean - 1, mean, mean + 1], margin) == outcome
+
+
+def test_too_few_seeds_decide_nothing():
+    assert equivalence([9.0, 9.1], margin=1.0) == "undecided"
+    assert equivalence([9.0, 9.1], margin=1.0, least_seeds=2) == "better"
+
+
+def test_a_higher_level_is_a_wider_interval():
+    # t of two degrees of freedom at 97.5 % is 4.302653: 2.484138 to either side.
+    assert equivalence([-1.0, 0.0, 1.0], 2.484, level=0.95) == "undecided"
+    assert equivalence([-1.0, 0.0, 1.0], 2.485, level=0.95) == "equivalent"
+
+
+def test_outcomes_are_those_of_the_protocol():
+    protocol = yaml.safe_load((REPOSITORY / "data/protocol.yaml").read_text())
+    seeds = range(protocol["least_seeds"])
+    means = {0.0: 9.0, -2.0: 9.0, -9.0: 1.0, 9.0: 1.0}
+    outcomes = [equivalence([m + 0.1 * s for s in seeds], margin) for m, margin in means.items()]
+    outcomes.append(equivalence([0.0 for _ in seeds][1:], 1.0))
+    assert outcomes == list(protocol["outcomes"])
+
+
+@pytest.mark.parametrize(
+    ("p_values", "adjusted"),
+    [
+        ([0.01, 0.04, 0.03, 0.005], [0.03, 0.06, 0.06, 0.02]),  # 4 x .005, 3 x .01, 2 x .03, .04
+        ([0.01, 0.02, 0.03], [0.03, 0.04, 0.04]),
+        ([0.5, 0.6], [1.0, 1.0]),
+        ([0.04], [0.04]),
+        ([], []),
+    ],
+)
+def test_holm_by_hand(p_values, adjusted):
+    assert holm(p_values) == pytest.approx(adjusted)

@@ -23,6 +23,7 @@ NO_TORCH = {
     "rflw_study.prepare",
     "rflw_study.paper",
     "rflw_study.claims",
+    "rflw_study.evidence",
     "rflw_study.figures",
 }
 MODULES = {

@@ -15,7 +15,7 @@ import yaml
 from rflw.config import Recipe, Stage
 from rflw.recipes import RECIPES
 from rflw.records import REPOSITORY
-from rflw_study import claims
+from rflw_study import claims, evidence
 from rflw_study.statistics import paired_difference
 
 BREAK, CODE = Markup("<br>"), Markup("<code>{}</code>")
@@ -215,7 +215,7 @@ def effects(book):
 def scores(book, name: str) -> dict[int, tuple[float, str]]:
     """{seed: (mIoU in percent, record)} of a recipe's trainings, or of one evaluation."""
     if not name.startswith("eval-"):
-        return claims.scores(book.records.values(), name)
+        return evidence.scores(book.records.values(), name)
     record = book.records.get(name)
     return {record["seed"]: (100 * record["metrics"]["miou"], name)} if record else {}
 
