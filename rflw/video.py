@@ -1,6 +1,7 @@
 """Photos, folders of photos and videos as streams of frames, read ahead in a thread while the network computes."""
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 import queue
@@ -9,7 +10,7 @@ import threading
 import numpy as np
 
 from rflw.data.images import read_image
-from rflw.errors import InputError, no_pipe
+from rflw.errors import InputError, reading
 
 VIDEOS = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".ts")
 PHOTOS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
@@ -20,15 +21,15 @@ def is_video(path: Path) -> bool:
 
 
 def photos(folder: Path) -> list[Path]:
-    """The photos of a folder, by name. Raises InputError where it has none."""
-    found = sorted(
+    """The photos of a folder, by name. Raises InputError if it has none."""
+    files = sorted(
         path
         for path in folder.iterdir()
         if path.suffix.lower() in PHOTOS and not path.name.startswith(".")
     )
-    if not found:
+    if not files:
         raise InputError(f"{folder}: no photos in it (of {', '.join(PHOTOS)})")
-    return found
+    return files
 
 
 def read_photos(paths: Iterable[Path], skipped: list[str]) -> Iterator[tuple[Path, np.ndarray]]:
@@ -49,84 +50,80 @@ def _av():
     return av
 
 
-def read_video(path: Path, skipped: list[str]) -> Iterator[tuple[int, np.ndarray]]:
-    """(number, (H, W, 3) uint8) of each frame of a video; broken ones are skipped, and `skipped` says which.
-
-    Raises InputError for what is no video, or has no whole frame.
-    """
+@contextmanager
+def opened(path: Path):
+    """A video file and its stream of pictures. Raises InputError for anything else."""
     av = _av()
-    number = -1
-    with _opened(path) as file:
-        packets = file.demux(file.streams.video[0])
-        while True:
-            try:
-                packet = next(packets, None)
-                if packet is None:
-                    break
-                for frame in packet.decode():
-                    number += 1
-                    if frame.is_corrupt:  # the decoder has guessed what was missing
-                        skipped.append(f"{path}: frame {number} is broken")
-                    else:
-                        yield number, frame.to_ndarray(format="rgb24")
-            except av.error.FFmpegError as e:
-                number += 1
-                skipped.append(f"{path}: frame {number} is broken ({e.strerror})")
-                if packet is None or isinstance(e, av.error.EOFError):
-                    break
-    if number + 1 == sum(line.startswith(f"{path}: frame") for line in skipped):
-        raise InputError(f"{path}: no frame of this video can be read")
+    with reading(path), av.open(str(path)) as file:
+        if not file.streams.video:
+            raise InputError(f"{path}: holds no pictures")
+        yield file, file.streams.video[0]
 
 
 def frame_rate(path: Path) -> float:
-    """Frames a second that a video is meant to be shown at. Raises InputError for what is no video."""
-    with _opened(path) as file:
-        return float(file.streams.video[0].average_rate or 25)
+    """Frames a second that a video is meant to be shown at. Raises InputError for anything else."""
+    with opened(path) as (_, stream):
+        return float(stream.average_rate or 25)
 
 
-def comment(path: Path) -> str | None:
-    """What a video's file says of itself: of ours, "rflw". Raises InputError for what is no video."""
-    with _opened(path) as file:
-        return next(
-            (value for key, value in file.metadata.items() if key.lower() == "comment"), None
-        )
+def read_video(path: Path, skipped: list[str]) -> Iterator[tuple[int, np.ndarray]]:
+    """The frames of a video.
+
+    Args:
+        path: the file.
+        skipped: gets a line for each broken frame, which is left out.
+
+    Yields:
+        The frame's number, and the frame (H, W, 3) uint8.
+
+    Raises:
+        InputError: for anything but a video, or one without a whole frame.
+    """
+    broken, number, whole = _av().error.FFmpegError, 0, 0
+    with opened(path) as (file, stream):
+        try:
+            for packet in file.demux(stream):
+                for frame in decoded(packet, broken):
+                    if frame is None or frame.is_corrupt:  # the decoder guessed what was missing
+                        skipped.append(f"{path}: frame {number} is broken")
+                    else:
+                        whole += 1
+                        yield number, frame.to_ndarray(format="rgb24")
+                    number += 1
+        except broken as e:
+            skipped.append(f"{path}: ends after {number} frames ({e.strerror})")
+    if not whole:
+        raise InputError(f"{path}: no frame of this video can be read")
 
 
-def _opened(path: Path):
-    av = _av()
-    no_pipe(path)
+def decoded(packet, broken: type[Exception]) -> list:
+    """The frames of a packet; [None] for one that cannot be decoded."""
     try:
-        file = av.open(str(path))
-    except (av.error.FFmpegError, OSError) as e:
-        raise InputError(f"{path}: not a video that can be read ({e.strerror or e})") from e
-    if not file.streams.video:
-        file.close()
-        raise InputError(f"{path}: holds no pictures")
-    return file
+        return packet.decode()
+    except broken:
+        return [None]
 
 
 class VideoWriter:
-    """Frames into a video file: (H, W, 3) uint8 as H.264, or, with `lossless`, (H, W) uint8 as FFV1, whose values stay as they are."""
+    """Frames into a video file, (H, W, 3) uint8 as H.264, whose sizes are even: an odd last row or column is left out.
+
+    lossless: (H, W) uint8 as FFV1, whose values stay as they are.
+    """
 
     def __init__(self, path: str, rate: float, size: tuple[int, int], lossless: bool = False):
-        self.av, self.lossless = _av(), lossless
+        self.av = _av()
         self.file = self.av.open(path, "w", format="matroska" if lossless else "mp4")
-        self.file.metadata["comment"] = "rflw"
-        self.stream = self.file.add_stream(
-            "ffv1" if lossless else "libx264", rate=Fraction(rate).limit_denominator(1001)
-        )
-        self.stream.height, self.stream.width = (
-            size if lossless else (size[0] // 2 * 2, size[1] // 2 * 2)
-        )  # H.264 has even sizes
+        self.format, codec = ("gray", "ffv1") if lossless else ("rgb24", "libx264")
+        self.stream = self.file.add_stream(codec, rate=Fraction(rate).limit_denominator(1001))
+        even = 1 if lossless else 2
+        self.stream.height, self.stream.width = (n // even * even for n in size)
         self.stream.pix_fmt = "gray" if lossless else "yuv420p"
         if lossless:
             self.stream.gop_size = 1  # a broken frame spoils no other
 
     def write(self, picture: np.ndarray) -> None:
         picture = np.ascontiguousarray(picture[: self.stream.height, : self.stream.width])
-        frame = self.av.VideoFrame.from_ndarray(
-            picture, format="gray" if self.lossless else "rgb24"
-        )
+        frame = self.av.VideoFrame.from_ndarray(picture, format=self.format)
         self.file.mux(self.stream.encode(frame))
 
     def close(self) -> None:
@@ -135,38 +132,34 @@ class VideoWriter:
 
 
 def read_ahead(items: Iterable, depth: int = 4) -> Iterator:
-    """The same items, of which a thread gets the next `depth` ready. What it raises is raised here."""
-    ready, end, given_up = queue.Queue(depth), object(), threading.Event()
+    """The same items, read by a thread that is up to `depth` ahead. What it raises is raised here."""
+    ready, given_up = queue.Queue(), threading.Event()
+    free = threading.Semaphore(depth)
 
-    def put(item) -> bool:
-        while not given_up.is_set():
-            try:
-                ready.put(item, timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def work() -> None:
+    def read() -> None:
         try:
             for item in items:
-                if not put((item, None)):
+                free.acquire()
+                if given_up.is_set():
                     return
-            put((end, None))
-        except BaseException as e:  # whatever it is belongs to who asked for the items
-            put((end, e))
+                ready.put((item, None))
+            ready.put((None, StopIteration()))
+        except BaseException as e:  # belongs to whoever asked for the items
+            ready.put((None, e))
 
-    threading.Thread(target=work, daemon=True).start()
+    threading.Thread(target=read, daemon=True).start()
     try:
         while True:
             item, error = ready.get()
+            if isinstance(error, StopIteration):
+                return
             if error is not None:
                 raise error
-            if item is end:
-                return
+            free.release()
             yield item
     finally:
         given_up.set()
+        free.release()
 
 
 def in_batches(

@@ -32,7 +32,6 @@ def test_masks_come_back_from_a_video_as_they_were(tmp_path, masks):
         (image == mask[..., None]).all() for (_, image), mask in zip(found, masks, strict=True)
     )
     assert video.frame_rate(tmp_path / "x.mkv") == pytest.approx(12.5, abs=0.01)
-    assert video.comment(tmp_path / "x.mkv") == "rflw"
 
 
 def test_pictures_come_back_nearly(tmp_path):
@@ -60,14 +59,26 @@ def test_broken_frames_are_skipped_and_counted(tmp_path, masks):
     assert all((image == masks[number][..., None]).all() for number, image in found)
 
 
-def test_what_is_no_video_is_refused(tmp_path, monkeypatch):
+def test_other_files_are_refused(tmp_path, monkeypatch):
     (tmp_path / "text.mp4").write_text("hello")
-    for path in (tmp_path / "text.mp4", tmp_path / "none.mp4"):
-        with pytest.raises(InputError, match=path.name):
-            next(video.read_video(path, []))
+    for name, words in (("text.mp4", "cannot be read"), ("none.mp4", "no such file")):
+        with pytest.raises(InputError, match=f"^[^\n]*{name}: {words}[^\n]*$"):
+            next(video.read_video(tmp_path / name, []))
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(InputError, match=r"rflw\[video\]"):
         video.frame_rate(tmp_path / "text.mp4")
+
+
+def test_a_video_that_is_cut_off_gives_what_there_is(tmp_path, masks):
+    clip(tmp_path / "x.mkv", masks)
+    data = (tmp_path / "x.mkv").read_bytes()
+    (tmp_path / "cut.mkv").write_bytes(data[: len(data) * 2 // 3])
+    frames = list(video.read_video(tmp_path / "cut.mkv", []))
+    assert 0 < len(frames) < 6
+    assert all((image == masks[number][..., None]).all() for number, image in frames)
+    (tmp_path / "header.mkv").write_bytes(data[: data.index(b"V_FFV1") + 300])
+    with pytest.raises(InputError, match="header.mkv: "):
+        list(video.read_video(tmp_path / "header.mkv", []))
 
 
 def test_photos_of_a_folder(tmp_path):
