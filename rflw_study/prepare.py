@@ -1,4 +1,4 @@
-"""From official files to one layout for all data sets: `images/`, `masks/`, `splits/`, sums, a manifest.
+"""From official files to one layout: `images/`, `masks/`, `splits/`, sums and a manifest.
 
 A mask is an 8-bit palette PNG of class indices in the order of `labels.py`, 255 is void. All is
 written to a hidden folder beside the target, which takes its name when it is whole. No torch.
@@ -160,7 +160,7 @@ def _map(work: Callable, items: list[Item], workers: int, title: str | None) -> 
 
 
 def convert(item: Item, folder: Path, name: str, labelled: int) -> str | None:
-    """Write an item's image and mask -> their lines of SHA256SUMS; None if too little has labels."""
+    """Write image and mask of an item -> their lines of SHA256SUMS; None with too few labels."""
     is_file = isinstance(item.image, Path)
     image = Path("images", item.id + (item.image.suffix.lower() if is_file else ".png"))
     mask = Path("masks", f"{item.id}.png")
@@ -225,7 +225,7 @@ COCO = "https://cocodataset.org/#download"
 
 
 class RawFiles:
-    """Raw files up to three folders below `folder`; archives are unpacked to `store` when needed."""
+    """Raw files up to three folders below `folder`; needed archives are unpacked to `store`."""
 
     def __init__(self, folder: Path, store: Path, progress: bool = False):
         self.folder, self.store, self.progress = folder, store, progress
@@ -310,7 +310,7 @@ def _item(image: Path, mask: Path, decode: Callable[[Path], np.ndarray]) -> Item
 
 
 def remap(labels: np.ndarray, table: np.ndarray, where: str | Path) -> np.ndarray:
-    """Raw labels (H, W) -> uint8 classes: label i becomes table[i], which is -1 where i is no label."""
+    """Raw labels (H, W) -> uint8 classes: label i becomes table[i], -1 where i is not a label."""
     with reading(where):
         known = np.isin(labels, np.flatnonzero(table >= 0))
         if not known.all():
@@ -423,7 +423,7 @@ CONTEXT_IDS = (
 
 
 def _context(files: RawFiles) -> Plan:
-    """Of three forms of masks the first that is there: .mat, JSON of the Detail API, coloured PNG."""
+    """Of three forms of masks the first of: .mat, JSON of the Detail API, coloured PNG."""
     folder, mats = files.find(VOC[2010]).parent, files.look(CONTEXT)
     first = _ids(folder / "ImageSets" / "Main" / "train.txt")[0]
     merged = files.search("trainval_merged.json")

@@ -353,7 +353,8 @@ class TestNYU:
         ):
             open_dataset("nyu", "train", nyu.parent)
         found = check("nyu", nyu.parent)["splits"]
-        label = "train_labels/000003.png: label 41 at row 194, column 300: labels are 0..39, 255 for void"
+        place = "label 41 at row 194, column 300"
+        label = f"train_labels/000003.png: {place}: labels are 0..39, 255 for void"
         assert [line.replace(f"{nyu}/", "") for line in found["train"]["faults"]] == [
             "train.nyu, line 2: not an image and its mask: train_images/000004.jpg",
             "train.nyu, line 5: 000003 is there twice",

@@ -1,4 +1,4 @@
-"""Data sets on the training device: the same pictures and the same chances as one image at a time."""
+"""Data sets on the training device: the pictures and the chances of one image at a time."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ HEIGHT, WIDTH = 60, 90
 
 
 class Ramps:
-    """Images whose red is the column and green the row, so that a crop tells where it comes from; masks count 8x8 blocks."""
+    """Images whose red is twice the column and green twice the row; masks count 8x8 blocks."""
 
     name, ids = "ramps", ["a", "b"]
 
@@ -62,14 +62,14 @@ def test_shows_what_resizing_the_whole_image_and_cropping_shows(held, crop):
         assert (images[0] - expected).abs().mean() < 0.03 and (
             (images[0] - expected).abs() < 0.09
         ).float().mean() > 0.99, seed
-        # a block's edge moves by one pixel at most, along either axis, and blocks are 8 pixels long before scaling
+        # a block's edge moves by one pixel at most, and blocks are 8 pixels long before scaling
         assert (masks[0] != truth).float().mean() < 2 * HEIGHT / (8 * scaled[0]) and torch.equal(
             masks[0] == 255, truth == 255
         ), seed
 
 
 class Coordinates(Ramps):
-    """Images whose red or green is twice the column or row, and masks that are the column or row."""
+    """Ramps whose masks are the row (axis 0) or the column (1)."""
 
     def __init__(self, axis: int):
         self.axis = axis
