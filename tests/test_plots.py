@@ -10,17 +10,8 @@ import pytest
 
 from rflw import plots
 from rflw.data.labels import LABELS
-from rflw_study import figures
-from rflw_study.statistics import mean_interval
 
 MASK = np.array([[0, 1], [18, 13]], dtype=np.uint8)
-
-
-@pytest.fixture
-def axis():
-    figure, axis = plt.subplots()
-    yield axis
-    plt.close(figure)
 
 
 def test_submissions_of_cityscapes_are_label_ids():
@@ -37,47 +28,6 @@ def test_submissions_of_voc_are_palette_images():
         0,
         0,
     )  # aeroplane is dark red in VOC's palette
-
-
-def test_seed_points(axis):
-    groups = {"a": [1.0, 3.0], "b": [5.0]}
-    figures.seed_points(
-        groups, {name: mean_interval(values) for name, values in groups.items()}, axis, "mIoU"
-    )
-    drawn = [scatter.get_offsets().tolist() for scatter in axis.collections]
-    assert drawn == [[[1, 0], [3, 0]], [[5, 1]]]
-    means = [
-        line.get_xdata()[0] for line in axis.lines if line.get_xdata()[0] == line.get_xdata()[1]
-    ]
-    assert means == [2, 5] and len(axis.lines) == 3  # one value has no interval
-    assert [label.get_text() for label in axis.get_yticklabels()] == ["a", "b"]
-
-
-def test_differences(axis):
-    figures.differences({"a": mean_interval([1.0, 2.0, 3.0])}, axis, "points", ["#123456"])
-    zero, interval = axis.lines
-    assert interval.get_color() == "#123456"
-    assert list(zero.get_xdata()) == [0, 0]
-    assert list(interval.get_xdata()) == pytest.approx(
-        [2 - 4.3027 / 3**0.5, 2 + 4.3027 / 3**0.5], abs=1e-4
-    )
-
-
-def test_curves_leave_out_epochs_without_a_score(axis):
-    record = {"curve": [{"loss": 3}, {"loss": 2, "miou": 0.5}, {"loss": 1, "miou": 0.75}]}
-    figures.curves({"a": [record, record]}, axis)
-    assert [line.get_xydata().tolist() for line in axis.lines] == [[[2, 50], [3, 75]]] * 2
-    assert len(axis.get_legend().get_texts()) == 1
-
-
-def test_dumbbells(axis):
-    figures.dumbbells({"a": (1.0, 3.0), "b": (5.0, 4.0)}, axis, "ratio", ("before", "after"))
-    assert [scatter.get_offsets().tolist() for scatter in axis.collections] == [
-        [[1, 0], [5, 1]],
-        [[3, 0], [4, 1]],
-    ]
-    assert [list(line.get_xdata()) for line in axis.lines] == [[1, 3], [5, 4]]
-    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["before", "after"]
 
 
 # ---------------------------------------------------------------- colours and regions
@@ -149,36 +99,6 @@ def test_difference_says_who_is_right():
     ]
 
 
-def test_region_darkens_what_does_not_activate():
-    image = np.full((1, 3, 3), 200, np.uint8)
-    assert figures.region(image, np.array([[1.0, 0.2, 0.21]]), 0.2)[0, :, 0].tolist() == [
-        200,
-        70,
-        200,
-    ]
-
-
-def test_field_is_drawn_in_pixels_of_the_image(axis):
-    figures.field(axis, np.eye(4), side=6.0, cell=3)
-    assert axis.images[0].get_extent() == [-6, 6, 6, -6] and axis.get_xlim() == (-6, 6)
-    assert sorted(set(axis.lines[0].get_xdata())) == [-3, 3]
-
-
-def test_field_grid_has_a_row_a_layer():
-    image, relative = np.full((4, 4, 3), 100, np.uint8), np.eye(4)
-    figure = figures.field_grid(
-        [
-            ("a", np.eye(8), 3.0, 1, [(image, relative)] * 2),
-            ("b", np.eye(8), float("nan"), 1, [(image, relative)]),
-        ]
-    )
-    assert (
-        len(figure.axes) == 6 and figure.axes[0].get_ylabel() == "a" and not figure.axes[3].lines
-    )  # no size, no square
-    assert figure.axes[1].images[0].get_array()[0, 1, 0] == 35
-    plt.close(figure)
-
-
 def test_prediction_grid_takes_more_for_its_legend():
     mask = np.zeros((4, 6), np.uint8)
     figure = plots.prediction_grid(
@@ -189,25 +109,3 @@ def test_prediction_grid_takes_more_for_its_legend():
         *plots.DIFFERENCE,
     ]
     plt.close(figure)
-
-
-def test_ratios_have_a_ring_where_the_paper_has_one(axis):
-    figures.ratios({"a": mean_interval([1.0, 2.0, 3.0]), "b": None}, axis, "times", {"b": 2.77})
-    one, interval = axis.lines
-    assert list(one.get_xdata()) == [1, 1] and list(interval.get_ydata()) == [0, 0]
-    drawn = [scatter.get_offsets().tolist() for scatter in axis.collections]
-    assert [points for points in drawn if points] == [[[2, 0]], [[2.77, 1]]]
-
-
-def test_stacked_bars_end_at_their_sums(axis):
-    figures.stacked({"a": {"decode": 2.0, "network": 5.0}, "b": {"network": 4.0}}, axis, "ms")
-    ends = [bar.get_x() + bar.get_width() for bar in axis.patches]
-    assert ends == [2, 0, 7, 4] and [text.get_text() for text in axis.texts] == ["7", "4"]
-
-
-def test_a_roofline_bends_where_arithmetic_takes_over(axis):
-    figures.roofline({"net": [(2.0, 30.0)]}, axis, {"fp32": 100.0, "bf16": 400.0}, 10.0)
-    for line, peak in zip(axis.lines, (100, 400), strict=True):
-        x, y = line.get_xdata(), line.get_ydata()
-        assert y == pytest.approx(np.minimum(peak, 10 * x)) and x[-1] > 40 and x[0] < 2
-    assert [scatter.get_offsets().tolist() for scatter in axis.collections] == [[[2, 30]]]

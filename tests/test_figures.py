@@ -1,0 +1,169 @@
+"""Figures of the study hold the numbers that they were given."""
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+from matplotlib import colors
+from matplotlib import pyplot as plt
+import numpy as np
+import pytest
+
+from rflw.data.labels import LABELS
+from rflw.trace import Step
+from rflw_study import figures
+from rflw_study.statistics import mean_interval
+
+
+@pytest.fixture
+def axis():
+    figure, axis = plt.subplots()
+    yield axis
+    plt.close(figure)
+
+
+def points(axis) -> list:
+    """Of each group of points that has some, their places."""
+    groups = [c.get_offsets().tolist() for c in axis.collections if hasattr(c, "get_sizes")]
+    return [group for group in groups if group and len(group[0]) == 2]
+
+
+def segments(axis) -> list:
+    """Horizontal lines: (from, to, row)."""
+    lines = [c.get_segments() for c in axis.collections if hasattr(c, "get_segments")]
+    return [(a[0], b[0], a[1]) for group in lines for a, b in group]
+
+
+def words(axis) -> list[str]:
+    return [text.get_text() for text in axis.get_legend().get_texts()]
+
+
+def test_seed_points(axis):
+    groups = {"a": [1.0, 3.0], "b": [5.0]}
+    means = {name: mean_interval(values) for name, values in groups.items()}
+    figures.seed_points(groups, means, axis, "mIoU")
+    scatters = [c for c in axis.collections if not hasattr(c, "get_segments")]
+    assert sorted(p for c in scatters for p in c.get_offsets().tolist()) == [[1, 0], [3, 0], [5, 1]]
+    marks = [
+        (line.get_xdata()[0], line.get_ydata()[0]) for line in axis.lines if line.get_xydata().size
+    ]
+    assert marks[:2] == [(2, 0), (5, 1)]
+    ((low, high, row),) = segments(axis)  # one value has no interval
+    assert (low, high, row) == (means["a"].low, means["a"].high, 0)
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["a", "b"]
+
+
+def test_differences(axis):
+    figures.differences({"a": mean_interval([1.0, 2.0, 3.0])}, axis, "points", ["#123456"])
+    zero, mean = axis.lines
+    assert list(zero.get_xdata()) == [0, 0]
+    assert mean.get_color() == "#123456" and list(mean.get_xdata()) == [2]
+    half = 4.3027 / 3**0.5  # Student's t of two degrees of freedom
+    assert segments(axis) == [
+        (pytest.approx(2 - half, abs=1e-4), pytest.approx(2 + half, abs=1e-4), 0)
+    ]
+
+
+def test_ratios_have_a_ring_where_the_paper_has_one(axis):
+    intervals = {"a": mean_interval([1.0, 2.0, 3.0]), "b": None}
+    figures.ratios(intervals, axis, "times", {"b": 2.77})
+    one, mean = axis.lines
+    assert list(one.get_xdata()) == [1, 1] and mean.get_xydata().tolist() == [[2, 0]]
+    rings = [c for c in axis.collections if c.get_label() == "paper"]
+    assert rings[0].get_offsets().tolist() == [[2.77, 1]] and words(axis) == ["paper", "here"]
+
+
+def test_dumbbells(axis):
+    figures.dumbbells({"a": (1.0, 3.0), "b": (5.0, 4.0)}, axis, "ratio", ("before", "after"))
+    rings, discs = (c for c in axis.collections if not hasattr(c, "get_segments"))
+    assert rings.get_offsets().tolist() == [[1, 0], [5, 1]]
+    assert discs.get_offsets().tolist() == [[3, 0], [4, 1]]
+    assert segments(axis) == [(1, 3, 0), (5, 4, 1)] and words(axis) == ["before", "after"]
+
+
+def test_stacked_bars_end_at_their_sums(axis):
+    figures.stacked({"a": {"decode": 2.0, "network": 5.0}, "b": {"network": 4.0}}, axis, "ms")
+    ends = [bar.get_x() + bar.get_width() for bar in axis.patches]
+    assert ends == [2, 0, 7, 4] and [text.get_text() for text in axis.texts] == ["7", "4"]
+    assert words(axis) == ["decode", "network"]
+
+
+def test_curves_leave_out_epochs_without_a_score(axis):
+    record = {"curve": [{"loss": 3}, {"loss": 2, "miou": 0.5}, {"loss": 1, "miou": 0.75}]}
+    figures.curves({"a": [record, record]}, axis)
+    drawn = [line.get_xydata().tolist() for line in axis.lines if line.get_xydata().size]
+    assert drawn == [[[2, 50], [3, 75]]] * 2 and words(axis) == ["a"]
+
+
+def test_a_training_curve_ends_with_its_score():
+    curve = [{"loss": 3.0}, {"loss": 2.0, "miou": 0.5}]
+    figure = figures.training_curve({"curve": curve})
+    left, right = figure.axes
+    assert left.lines[0].get_xydata().tolist() == [[1, 3], [2, 2]]
+    assert right.lines[0].get_xydata().tolist()[-1] == [2, 50]
+    assert [text.get_text() for text in right.texts] == ["50.0"]
+    plt.close(figure)
+
+
+def test_class_bars_are_sorted_and_in_their_colours():
+    labels = LABELS["embedded"]
+    values = {name: 0.1 * k for k, name in enumerate(labels.classes)} | {labels.classes[1]: None}
+    figure = figures.class_bars(values, labels)
+    (axis,) = figure.axes
+    names = [label.get_text() for label in axis.get_yticklabels()]
+    assert names == [labels.classes[k] for k in (5, 4, 3, 2, 0)]
+    bars = sorted(axis.patches, key=lambda bar: bar.get_y())
+    assert [bar.get_width() for bar in bars] == pytest.approx([50, 40, 30, 20, 0])
+    assert colors.to_rgb(bars[0].get_facecolor()) == pytest.approx(
+        np.array(labels.colours[5]) / 255
+    )
+    plt.close(figure)
+
+
+def test_a_roofline_bends_where_arithmetic_takes_over(axis):
+    figures.roofline_plot({"net": [(2.0, 30.0)]}, axis, {"fp32": 100.0, "bf16": 400.0}, 10.0)
+    for line, peak in zip(axis.lines, (100, 400)):
+        x, y = line.get_xdata(), line.get_ydata()
+        assert y == pytest.approx(np.minimum(peak, 10 * x)) and x[-1] > 40 and x[0] < 2
+    assert points(axis) == [[[2, 30]]]
+    assert words(axis) == ["peak, fp32", "peak, bf16", "net"]
+
+
+# ------------------------------------------------------------ fields and graphs
+
+
+def test_region_darkens_what_does_not_activate():
+    image = np.full((1, 3, 3), 200, np.uint8)
+    region = figures.region(image, np.array([[1.0, 0.2, 0.21]]), 0.2)
+    assert region[0, :, 0].tolist() == [200, 70, 200]
+
+
+def test_field_is_drawn_in_pixels_of_the_image(axis):
+    figures.field(axis, np.eye(4), side=6.0, cell=3)
+    assert axis.images[0].get_extent() == [-6, 6, 6, -6] and axis.get_xlim() == (-6, 6)
+    assert sorted(set(axis.lines[0].get_xdata())) == [-3, 3]
+
+
+def test_field_grid_has_a_row_a_layer():
+    pair = np.full((4, 4, 3), 100, np.uint8), np.eye(4)
+    rows = [("a", np.eye(8), 3.0, 1, [pair] * 2), ("b", np.eye(8), float("nan"), 1, [pair])]
+    figure = figures.field_grid(rows)
+    assert len(figure.axes) == 6 and figure.axes[0].get_ylabel() == "a"
+    assert figure.axes[0].lines and not figure.axes[3].lines  # no size, no square
+    assert figure.axes[1].images[0].get_array()[0, 1, 0] == 35
+    plt.close(figure)
+
+
+def test_a_block_goes_down_and_its_sum_comes_back(axis):
+    steps = [
+        Step("relu", "", (-1,), (1, 4, 8, 8)),
+        Step("conv2d", "", (0,), (1, 4, 8, 8), kernel=3, channels=(4, 4)),
+        Step("add", "", (-1, 1), (1, 4, 8, 8)),
+    ]
+    figures.block_graph(axis, steps)
+    places = {text.get_text(): text.get_position() for text in axis.texts if text.get_text()}
+    assert places["input"] == (0, 0) and places["ReLU"] == (1, 1)
+    assert places["conv 3×3\n4 → 4"] == (1, 2) and places["+"] == (0, 2)
+    assert "output" in places and len(axis.patches) >= 4
+    (box,) = [p for p in axis.patches if colors.to_hex(p.get_facecolor()).upper() == "#E69F00"]
+    assert box.get_y() + box.get_height() / 2 == pytest.approx(2)
