@@ -1,5 +1,6 @@
 """What pages show of claims and records, and that a wrong number stops the build: small books."""
 
+import ast
 from html import unescape
 import importlib
 from importlib import metadata
@@ -22,7 +23,17 @@ ROOT = Path(__file__).resolve().parents[1]
 EXTENSIONS = ROOT / "book/_ext"
 RUN = "camvid-lw-efficientnet_lite0-s0"
 SETTINGS = {
-    "extensions": ["myst_nb", "origins", "derived", "publishing"],
+    "extensions": [
+        "myst_nb",
+        "sphinx.ext.autodoc",
+        "sphinx.ext.napoleon",
+        "origins",
+        "derived",
+        "publishing",
+    ],
+    "autodoc_default_options": {"members": True},
+    "default_role": "code",
+    "nitpick_ignore_regex": [("py:.*", ".*")],
     "nb_execution_mode": "off",
     "html_math_renderer": "mathml",
     "myst_enable_extensions": ["dollarmath"],
@@ -310,14 +321,33 @@ def test_an_address_brings_buttons_and_a_wrong_one_is_named(monkeypatch):
         publishing.address(None, Config)
 
 
-def test_the_page_on_the_interface_has_all_public_names_and_modules(monkeypatch):
-    monkeypatch.syspath_prepend(str(EXTENSIONS))
+def test_the_page_on_the_interface_has_all_public_names_and_modules(book):
+    publishing = importlib.import_module("publishing")
     text = [(ROOT / "book/api.md").read_text(encoding="utf-8")]
-    importlib.import_module("publishing").document(None, "book/api", text)
-    for line in ("function:: rflw.build", "exception:: rflw.InputError"):
-        assert f".. auto{line}" in text[0]
+    publishing.add_modules(None, "book/api", text)
     for module in ("rflw.metrics", "rflw.nn.blocks", "rflw_study.claims"):
         assert f"### {module}\n" in text[0] and f".. automodule:: {module}\n" in text[0]
     assert "rflw.cli" not in text[0] and "__init__" not in text[0]
-    public = [name for name in rflw.__all__ if callable(getattr(rflw, name))]
-    assert all(f":: rflw.{name}\n" in text[0] for name in public)
+    page, warnings = book.build(text[0].partition("## Modules")[0])
+    assert not warnings
+    documented = set(re.findall(r'id="rflw\.(\w+)"', page))
+    assert documented == {name for name in rflw.__all__ if callable(getattr(rflw, name))}
+
+
+@pytest.mark.parametrize("package", ["rflw", "rflw_study"])
+def test_docstrings_can_be_rendered(package):
+    """As napoleon reads them they are valid reStructuredText, else the book is not built."""
+    from docutils.core import publish_doctree
+    from sphinx.ext.napoleon import Config, GoogleDocstring
+
+    wrong = {}
+    for path in sorted((ROOT / package).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            name = getattr(node, "name", "module")
+            documented = isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))
+            if documented and not name.startswith("_") and (text := ast.get_docstring(node)):
+                text, errors = str(GoogleDocstring(text, Config())), io.StringIO()
+                publish_doctree(text, settings_overrides={"warning_stream": errors})
+                if errors.getvalue():
+                    wrong[f"{path.name}: {name}"] = errors.getvalue()
+    assert not wrong, "\n".join(f"{name}: {error}" for name, error in wrong.items())

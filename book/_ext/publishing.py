@@ -1,6 +1,5 @@
 """The book as a site: the pages on modules, descriptions of pictures, an address with its buttons."""
 
-from inspect import ismodule
 import os
 import re
 
@@ -8,41 +7,25 @@ from docutils import nodes
 from sphinx.errors import ConfigError
 from sphinx.util import logging
 
-import rflw
 from rflw.records import REPOSITORY
 
 LOGGER = logging.getLogger(__name__)
 GITHUB = re.compile(r"https://github\.com/([\w.-]+)/([\w.-]+?)(?:\.git)?/?")
-AUTODOC = "\n```{{eval-rst}}\n.. auto{}:: {}\n```\n"
+MODULE = "\n### {0}\n\n```{{eval-rst}}\n.. automodule:: {0}\n```\n"
 
 
 def modules(package: str) -> list[str]:
     """The modules of a package by its files, without its commands."""
     files = sorted((REPOSITORY / package).rglob("*.py"))
     names = [".".join(file.relative_to(REPOSITORY).with_suffix("").parts) for file in files]
-    return [name for name in names if not name.endswith(("__", ".cli", ".commands"))]
+    return [name for name in names if not name.endswith(("__", ".cli"))]
 
 
-def public(name: str) -> str:
-    """The directive that documents a public name of `rflw`."""
-    value = getattr(rflw, name)
-    if not isinstance(value, type):
-        return AUTODOC.format("function", f"rflw.{name}")
-    return AUTODOC.format("exception" if issubclass(value, Exception) else "class", f"rflw.{name}")
-
-
-def document(app, page: str, text: list[str]) -> None:
-    """Fills the headings of the page on the programming interface."""
-    if page != "book/api":
-        return
-    names = [name for name in rflw.__all__ if not ismodule(getattr(rflw, name))]
-    text[0] = text[0].replace(
-        "## Public names\n", "## Public names\n" + "".join(map(public, names))
-    )
-    for package in ("rflw", "rflw_study"):
-        found = [f"\n### {name}\n{AUTODOC.format('module', name)}" for name in modules(package)]
+def add_modules(app, page: str, text: list[str]) -> None:
+    """Adds all modules to the page on the programming interface, under each package's heading."""
+    for package in ("rflw", "rflw_study") if page == "book/api" else ():
         heading = f"## Modules of {package}\n"
-        text[0] = text[0].replace(heading, heading + "".join(found))
+        text[0] = text[0].replace(heading, heading + "".join(map(MODULE.format, modules(package))))
 
 
 def described(app, doctree) -> None:
@@ -97,7 +80,7 @@ def setup(app) -> dict:
     if os.environ.get("RFLW_REPOSITORY"):
         app.setup_extension("sphinx_sitemap")
         app.setup_extension("sphinxext.opengraph")
-    app.connect("source-read", document)
+    app.connect("source-read", add_modules)
     app.connect("doctree-read", described)
     app.connect("config-inited", address, priority=100)
     app.connect("html-page-context", plain_bibliography)
