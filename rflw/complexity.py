@@ -1,7 +1,7 @@
 """Parameters and multiply-adds (MACs) of any network, split by kind of layer.
 
 fvcore traces the network once and counts each operation from its shapes; the handlers below add
-what it leaves out. Conventions, for one image (a multiplication with its addition is one MAC):
+what it leaves out. Conventions, for one image (a multiplication with its addition is one MAC)::
 
   conv        kernel area x input channels / groups for each output value; matrix products
               likewise; biases are free

@@ -209,7 +209,7 @@ def combined(logits: list[Tensor], resize: Callable[[Tensor], Tensor]) -> Tensor
 
 
 def upsample(logits: Tensor, size: tuple[int, int]) -> Tensor:
-    """Logits (B, K, h, w) -> (B, K, *size), float32, bilinear."""
+    """Logits (B, K, h, w) -> `(B, K, *size)`, float32, bilinear."""
     return F.interpolate(logits.float(), size=tuple(size), mode="bilinear", align_corners=False)
 
 

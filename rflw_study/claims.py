@@ -2,7 +2,7 @@
 
 `data/paper/claims.yaml` lists the claims, each with its tolerance and the test that answers it. A
 verdict is a pure function of the claims and the records; none is typed. `rflw_study.evidence`
-collects answers: a count, the runs of a recipe, the times on a card.
+collects answers: a count, the runs of a recipe, the times on a card::
 
   reproduced, not reproduced  all answers, or none, are as claimed, give or take the tolerance
   partly                      some are and some are not, or an interval over seeds reaches beyond

@@ -346,7 +346,10 @@ def test_docstrings_can_be_rendered(package):
             name = getattr(node, "name", "module")
             documented = isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))
             if documented and not name.startswith("_") and (text := ast.get_docstring(node)):
-                text, errors = str(GoogleDocstring(text, Config())), io.StringIO()
+                text, errors = (
+                    str(GoogleDocstring(text, Config(napoleon_use_ivar=True))),
+                    io.StringIO(),
+                )
                 publish_doctree(text, settings_overrides={"warning_stream": errors})
                 if errors.getvalue():
                     wrong[f"{path.name}: {name}"] = errors.getvalue()

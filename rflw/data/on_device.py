@@ -54,7 +54,7 @@ class OnDevice:
         mean,
         std,
     ) -> tuple[Tensor, Tensor]:
-        """Augmented images (B, 3, *crop), float32, normalised, and masks (B, *crop), uint8.
+        """Augmented images `(B, 3, *crop)`, float32, normalised, and masks `(B, *crop)`, uint8.
 
         Beyond the image, images are the mean pixel and masks void.
 
@@ -132,7 +132,7 @@ def window(size: int, scaled: int, first: int, crop: int) -> tuple[slice, tuple[
 
 
 def resize(pixels: Tensor, size: tuple[int, int]) -> Tensor:
-    """(1, C, h, w) uint8 -> (1, C, *size) uint8, bilinear, antialiased."""
+    """(1, C, h, w) uint8 -> `(1, C, *size)` uint8, bilinear, antialiased."""
     if tuple(pixels.shape[-2:]) == size:
         return pixels
     if pixels.device.type == "cpu":  # in whole numbers, which CPUs are faster with

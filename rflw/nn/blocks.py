@@ -13,7 +13,7 @@ def conv(cin: int, cout: int, kernel: int, bias: bool = False) -> nn.Conv2d:
 
 
 def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bilinear, corners aligned, as everywhere in the authors' decoder. (B, C, H, W) -> (B, C, *size)."""
+    """Bilinear, corners aligned, as everywhere in the authors' decoder. (B, C, H, W) -> `(B, C, *size)`."""
     return F.interpolate(x, size=size, mode="bilinear", align_corners=True)
 
 
