@@ -142,13 +142,16 @@ class Cell(nn.Module):
 class NASNetMobile(nn.Module):
     """NASNet-A Mobile. (B, 3, H, W) normalised with mean = std = 0.5 -> logits (B, K).
 
-    num_classes: K; None leaves the classifier out, and what comes back is the pooled (B, 1056).
-    stem_padding: of the first convolution; 0 is the published network. With 1 every tap of stride s has ceil(H/s) x
-        ceil(W/s) pixels. All other strides round sizes up, as TensorFlow's "SAME" does; the windows here are centred on
-        the pixels 0, 2, 4, ... of any input, those of "SAME" on 1, 3, 5, ... if the size is even. That would matter to
-        TF-Slim's weights and matters to no count.
+    Args:
+        num_classes: K; None leaves the classifier out and returns the pooled (B, 1056).
+        stem_padding: Of the first convolution; 0 is the published network. With 1 every tap of
+            stride s has ceil(H/s) x ceil(W/s) pixels. All other strides round sizes up, as
+            TensorFlow's "SAME" does; the windows here are centred on the pixels 0, 2, 4, ... of
+            any input, those of "SAME" on 1, 3, 5, ... if the size is even. That would matter to
+            TF-Slim's weights and matters to no count.
 
-    Raises InputError for a class count below 1 or a stem padding other than 0 and 1.
+    Raises:
+        InputError: For a class count below 1 or a stem padding other than 0 and 1.
     """
 
     def __init__(self, num_classes: int | None = 1000, stem_padding: int = 0):
