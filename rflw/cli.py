@@ -89,16 +89,14 @@ def _writable_folder(path: Path | None) -> Path | None:
 
 
 def _existing_folder(path: Path | None) -> Path | None:
-    """Refuse a missing folder of records: no records would be a wrong answer."""
+    """Refuse a missing folder: that it holds nothing would be a wrong answer."""
     if path and not path.is_dir():
         raise InputError(f"{path}: no such folder")
     return path
 
 
 def _weights_folder(path: Path | None) -> Path | None:
-    if path:
-        if not path.is_dir():
-            raise InputError(f"--weights {path}: no such folder")
+    if _existing_folder(path):
         os.environ["RFLW_WEIGHTS"] = str(path.absolute())  # processes that we start look there, too
     return path
 
@@ -182,7 +180,7 @@ def show(rows: Iterable, columns: Callable[..., dict], as_json: bool = False) ->
     print("\n".join(line.rstrip() for line in text.get().splitlines()))
 
 
-def known(value: float | None, form: str) -> str:
+def as_text(value: float | None, form: str) -> str:
     """A number as text; nothing for None."""
     return "" if value is None else format(value, form)
 
@@ -698,7 +696,7 @@ def records_(
         return {
             "name": row["name"],
             "status": row["status"],
-            "mIoU": known(measured.get("miou"), ".1%"),
+            "mIoU": as_text(measured.get("miou"), ".1%"),
             "95 % of images": interval(measured.get("miou_interval")),
             "minutes": f"{row['wall_s'] / 60:.1f}",
             "commit": (row["commit"] or "none")[:7] + "*" * bool(row["dirty"]),
@@ -908,9 +906,9 @@ def measure(model, dataset, ways: tuple, plain=None, save=None):
     matrices = evaluation.evaluate(
         model, dataset, precision, scales, flip, each, progress=True, tile=tile
     )
-    known = [value for value in boundaries if value == value]  # NaN where nothing has a boundary
+    numbers = [value for value in boundaries if value == value]  # NaN: nothing has a boundary
     result = {"images": len(dataset), **evaluation.summary(matrices, dataset.labels.classes)}
-    result["boundary_f"] = sum(known) / len(known) if known else None
+    result["boundary_f"] = sum(numbers) / len(numbers) if numbers else None
     result |= {"scales": list(scales), "flip": flip}
     if plain:
         agreeing, pixels = map(sum, zip(*same))
@@ -933,7 +931,7 @@ def draw_frames(model, dataset, matrices, path: Path) -> None:
 
 
 def print_scores(result: dict) -> None:
-    show(result["iou"].items(), lambda row: {"class": row[0], "IoU": known(row[1], ".2%")})
+    show(result["iou"].items(), lambda row: {"class": row[0], "IoU": as_text(row[1], ".2%")})
     if result["miou"] is None:
         raise InputError(f"{result['data']}/{result['split']}: all pixels are void")
     names = {

@@ -28,10 +28,10 @@ from rflw.cli import (
     Weights,
     Workers,
     app,
+    as_text,
     calibration_images,
     data,
     draw,
-    known,
     open_checkpoint,
     print_json,
     recorded,
@@ -99,7 +99,7 @@ def campaign_list(
     ]
 
     def columns(row):
-        each = {"seeds": row["seeds"], "minutes each": known(row["minutes"], ".0f")}
+        each = {"seeds": row["seeds"], "minutes each": as_text(row["minutes"], ".0f")}
         return {"recipe": row["recipe"], **each, "tests": row["tests"]}
 
     show(rows, columns, as_json)
@@ -118,7 +118,7 @@ def campaign_status(
 
     listed = campaign.runs(tier, results or records.FOLDER, runs)
     rows = [{"run": run.name, "status": run.status, "minutes": run.minutes} for run in listed]
-    show(rows, lambda row: row | {"minutes": known(row["minutes"], ".0f")}, as_json)
+    show(rows, lambda row: row | {"minutes": as_text(row["minutes"], ".0f")}, as_json)
     if as_json:
         return
     states = [row["status"] for row in rows]
@@ -267,7 +267,7 @@ def print_fields(result: dict) -> None:
         return {
             "layer": place,
             "theory": "x".join("all" if n is None else str(n) for n in row["theoretical"]),
-            "side, pixels": known(side["mean"], ".1f"),
+            "side, pixels": as_text(side["mean"], ".1f"),
             "95 % of units": ends,
             "units": side["n"],
             "dead": row["dead"],
@@ -348,7 +348,7 @@ def saturation(
     def columns(item):
         name, row = item  # a group has no ratios
         ratios = (row.get(key, {"mean": None})["mean"] for key in ("ratio", "untrained_ratio"))
-        ratio, untrained = (known(value, ".3f") for value in ratios)
+        ratio, untrained = (as_text(value, ".3f") for value in ratios)
         score = f"{row['miou_without']:.2%}"
         return {"left out": name, "|t| / |x|": ratio, "untrained": untrained, "mIoU": score}
 
@@ -510,8 +510,8 @@ def print_speed(rows: list[dict], as_json: bool) -> None:
             "median": f"{latency['median']:.2f}",
             "images/s": f"{row['images_per_s']:.2f}",
             "times": f"{row['faster']['ratio']:.2f}",
-            "of peak": known(row["share_of_peak"], ".1%"),
-            "MB": known(row["working_mb"], ".0f"),
+            "of peak": as_text(row["share_of_peak"], ".1%"),
+            "MB": as_text(row["working_mb"], ".0f"),
             "error": f"{row['error']:.1e}",
         }
 

@@ -111,7 +111,11 @@ def test_a_table_has_numbers_on_the_right_and_no_lines(capsys):
     rows = [{"name": "[a] :b:", "share": 0.5}, {"name": "c" * 300, "share": None}]
 
     def columns(row):
-        return {"name": row["name"], "share": cli.known(row["share"], ".1%"), "n": len(row["name"])}
+        return {
+            "name": row["name"],
+            "share": cli.as_text(row["share"], ".1%"),
+            "n": len(row["name"]),
+        }
 
     cli.show(rows, columns)
     assert capsys.readouterr().out.splitlines() == [
@@ -169,8 +173,8 @@ def test_no_command_at_all_gives_help(rflw):
         ("complexity refinenet-lw-mobilenet_v2 --classes 99999999999", "classes"),
         ("complexity refinenet-lw-mobilenet_v2 --all", "--all"),
         ("train embedded-lw-efficientnet_lite0 --workers -1", "workers"),
-        ("train embedded-lw-efficientnet_lite0 --weights none", "--weights none: no such folder"),
-        ("campaign run --weights none", "--weights none: no such folder"),
+        ("train embedded-lw-efficientnet_lite0 --weights none", "none: no such folder"),
+        ("campaign run --weights none", "none: no such folder"),
         ("campaign run --budget-minutes nan", "budget"),
         ("train own --data none/", "none/classes.txt"),
         ("train own --data nowhere", "nowhere"),
