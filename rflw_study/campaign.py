@@ -231,37 +231,44 @@ def run_missing(
         InputError: The first that refused a run (its folder holds another recipe's, or a damaged
             checkpoint), when all others are through.
     """
-    from rflw import training
-
     refusals = []
     until = time.monotonic() + 60 * budget_minutes
+    settings = {"resume": True, "workers": workers, "progress": progress, "until": until}
+    device = "cuda" if tier == "gpu" else "cpu"
     due = ("begun", "missing", "failed") if retry else ("begun", "missing")
     todo = [run for run in runs(tier, results, folder) if run.status in due and only in run.name]
     for run in sorted(todo, key=lambda run: run.status != "begun"):
         if time.monotonic() > until:
             return
-        plan, out = recipe(run.experiment.recipe), Path(folder) / run.name
-        device = "cuda" if tier == "gpu" else "cpu"
-        settings = {"resume": True, "workers": workers, "progress": progress, "until": until}
         try:
-            _, record = training.fit(plan, out, run.seed, root, device, **settings)
-        except training.InUse:
-            yield run, "in use by another process"
-        except training.Failed as e:
-            _file(records.read(out / "record.json"), results)
-            yield run, f"failed: {e}"
+            end = _train(run, Path(folder) / run.name, results, root, device, **settings)
         except InputError as e:
             refusals.append(e)
-            yield run, f"refused: {e}"
+            end = f"refused: {e}"
         except TimeoutError:
             yield run, "stopped: the time is spent"
             return
-        else:
-            _file(record, results)
-            miou = 100 * (record["metrics"]["miou"] or math.nan)
-            yield run, f"done: mIoU {miou:.1f} %, {record['wall_s'] / 60:.0f} min"
+        yield run, end
     if refusals:
         raise refusals[0]
+
+
+def _train(run: Run, out: Path, results: Path, root: Path | None, device: str, **settings) -> str:
+    """Train a run and write its record -> how it ended; raises as `rflw.training.fit` does."""
+    from rflw import training
+
+    try:
+        _, record = training.fit(
+            recipe(run.experiment.recipe), out, run.seed, root, device, **settings
+        )
+    except training.InUse:
+        return "in use by another process"
+    except training.Failed as e:
+        _file(records.read(out / "record.json"), results)
+        return f"failed: {e}"
+    _file(record, results)
+    miou = 100 * (record["metrics"]["miou"] or math.nan)
+    return f"done: mIoU {miou:.1f} %, {record['wall_s'] / 60:.0f} min"
 
 
 def _file(record: dict, results: Path) -> None:

@@ -206,17 +206,17 @@ def score(claim, recorded: list[dict]) -> Answers:
     Of several networks against printed scores, the smallest difference counts.
     """
     test = claim.test
-    found = {
+    answers_of = {
         model: _trained(model, test, recorded) + _evaluated(model, test, recorded)
         for model in test.against or [test.model]
     }
-    if missing := [model for model, answers in found.items() if not answers]:
+    if missing := [model for model, answers in answers_of.items() if not answers]:
         return [], _no_score(missing[0], test, recorded)
     if not test.against:
-        return found[test.model], ""
+        return answers_of[test.model], ""
     gaps = [
         replace(answer, value=_shifted(answer.value, -_printed(test.against[model])))
-        for model, answers in found.items()
+        for model, answers in answers_of.items()
         for answer in answers
     ]
     least = min(gaps, key=lambda gap: gap.value.mean)
@@ -355,10 +355,10 @@ def _ratios(test: TimeTest, latencies: dict[tuple, dict[Model, float]]) -> list[
                 ratio = each[slow] / each[fast], name
                 ratios.setdefault((where, device), {})[slow, fast] = ratio
     answers = []
-    for (where, device), found in ratios.items():
-        if len(found) == len(test.models):
-            least = _alone(min(ratio for ratio, _ in found.values()))
-            names = _unique(name for _, name in found.values())
+    for (where, device), each in ratios.items():
+        if len(each) == len(test.models):
+            least = _alone(min(ratio for ratio, _ in each.values()))
+            names = _unique(name for _, name in each.values())
             answers.append(Answer(where, least, names, counts=device == "cuda"))
     return answers
 
