@@ -1,30 +1,34 @@
-"""Which units of a decoder are alive: without normalisation, a large first step can leave a ReLU with nothing but zeros."""
+"""The share of a decoder's units that are alive.
+
+The decoder has no normalisation: one large first step can leave a ReLU with zeros for every image.
+"""
 
 import torch
 from torch import Tensor, nn
 
 from rflw.nn.blocks import RCU, BottleneckRCU
 
-IMAGES = 6  # validation images that tell, evenly spread
+IMAGES = 6  # validation images that a share is counted on, evenly spread
 
 
 def relus(decoder: nn.Module) -> dict[str, tuple[nn.Module, bool]]:
-    """Every ReLU of a decoder by name -> (module, whether the ReLU's output is what goes into the module instead of out of it).
+    """Every ReLU of a decoder by name -> (module, whether the ReLU's output goes into the module).
 
-    The ReLU of a stage is a module of its own; those of RCUs stand before their convolutions.
+    The ReLU of a stage is a module, and its output comes out of it; an RCU's ReLUs are functions,
+    and their outputs go into the RCU's convolutions.
     """
-    found = {}
+    places = {}
     for name, module in decoder.named_modules():
         if isinstance(module, nn.ReLU | nn.ReLU6):
-            found[name] = module, False
+            places[name] = module, False
         elif isinstance(module, RCU | BottleneckRCU):
-            found |= {f"{name}.{part}": (conv, True) for part, conv in module.named_children()}
-    return found
+            places |= {f"{name}.{part}": (conv, True) for part, conv in module.named_children()}
+    return places
 
 
 @torch.inference_mode()
 def live_units(model: nn.Module, forward, images) -> dict[str, float]:
-    """The share of channels after each ReLU of the decoder that are above zero anywhere in any of the images.
+    """The share of channels after each ReLU of the decoder that exceed zero anywhere in any image.
 
     Args:
         model: a network with a `decoder`.
@@ -32,15 +36,15 @@ def live_units(model: nn.Module, forward, images) -> dict[str, float]:
         images: a few images, in whatever form `forward` takes.
 
     Returns:
-        {name of the ReLU: share, 0..1}, from the coarsest stage to the finest; `stages.N.act` is the one that all of a stage passes.
+        {name of the ReLU: share, 0..1}, from the coarsest stage to the finest; everything in stage
+        N passes `stages.N.act`.
     """
     alive: dict[str, Tensor] = {}
 
     def watch(name: str, inwards: bool):
         def look(_, inputs, output=None):
-            maps = inputs[0] if inwards else output
-            above = (maps.amax((0, 2, 3)) > 0).cpu()
-            alive[name] = alive.get(name, False) | above
+            maps = inputs[0] if inwards else output  # (B, C, H, W)
+            alive[name] = alive.get(name, False) | (maps.amax((0, 2, 3)) > 0).cpu()
 
         return look
 
@@ -57,8 +61,8 @@ def live_units(model: nn.Module, forward, images) -> dict[str, float]:
     return {name: round(units.float().mean().item(), 4) for name, units in alive.items()}
 
 
-def of_stages(live: dict[str, float]) -> dict[str, float]:
+def of_stages(shares: dict[str, float]) -> dict[str, float]:
     """Of all ReLUs, those that everything in a stage passes -> {stage: share}."""
     return {
-        name.removesuffix(".act"): share for name, share in live.items() if name.endswith(".act")
+        name.removesuffix(".act"): share for name, share in shares.items() if name.endswith(".act")
     }

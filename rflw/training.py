@@ -1,9 +1,13 @@
-"""Training by a recipe: one run, from its seed to its record, that stops and goes on exactly."""
+"""Training by a recipe: one run, from its seed to its record. A run that is killed resumes exactly.
 
-from collections.abc import Iterable
+`fit` passes through rooms: settings, data, build, resume, loop, finish. What a run holds while it
+trains is a `Job`; what of it changes, and is kept in last.pt, is its `State`.
+"""
+
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 import csv
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 import hashlib
 import logging
 import math
@@ -21,11 +25,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 import torch.nn.functional as F
+from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from rflw import live, records
 from rflw.checkpoint import SHIPPED, checkpoint_file, load, save, weights_of
-from rflw.config import Recipe
+from rflw.config import Recipe, Stage
 from rflw.data.labels import LABELS, VOID, Labels
 from rflw.data.on_device import OnDevice
 from rflw.data.readers import (
@@ -39,9 +44,9 @@ from rflw.data.readers import (
     spread,
 )
 from rflw.device import keep_freed_memory, pick_device, pick_precision
-from rflw.errors import InputError, enough_memory
+from rflw.errors import InputError, enough_memory, reading
 from rflw.evaluation import evaluate, summary
-from rflw.nn import official, pooling
+from rflw.nn import pooling
 from rflw.nn.official import load_tensors
 from rflw.nn.refinenet import RefineNet, build, init_decoder
 from rflw.prediction import upsample, views
@@ -49,24 +54,13 @@ from rflw.recipes import OWN, RECIPES
 from rflw.records import write_whole
 
 WORTH_COMPILING = 200  # steps of a run from which on it saves more time than it costs
-WORKER_GONE = "DataLoader worker"  # PyTorch's error begins with it
-COLUMNS = (
-    "stage",
-    "epoch",
-    "loss",
-    "miou",
-    "live",
-    "images_per_s",
-)  # of log.csv; live: the smallest share of a stage
-CARD_SIDE = {
-    "camvid": 360,
-    "embedded": 96,
-    "nyu": 468,
-}  # pixels of the shorter side of what a network was trained on
+COLUMNS = ("stage", "epoch", "loss", "miou", "live", "images_per_s")  # of log.csv
+# Pixels of the shorter side of what a network was trained on.
+CARD_SIDE = {"camvid": 360, "embedded": 96, "nyu": 468}
 
 
 class Failed(InputError):
-    """Training cannot go on: a loss that is not finite, or too little memory. The record says so."""
+    """Training cannot continue: a loss that is not finite, or too little memory. See the record."""
 
 
 class InUse(InputError):
@@ -77,12 +71,12 @@ class InUse(InputError):
 
 
 def derive(*parts) -> int:
-    """A seed from what it is for: the same parts give the same seed, any other part another one."""
+    """A seed from what it is for: equal parts give equal seeds, other parts other seeds."""
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=7).digest())
 
 
 def training_mode(model: nn.Module, frozen_bn: bool = True) -> None:
-    """Train, with batch norm statistics frozen ("we keep batch norm statistics frozen", section 4) unless asked otherwise."""
+    """Train, by default with "batch norm statistics frozen" (section 4)."""
     model.train()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -90,56 +84,61 @@ def training_mode(model: nn.Module, frozen_bn: bool = True) -> None:
 
 
 def begin_with(model: RefineNet, path: str | Path, classes: tuple[str, ...]) -> bool:
-    """Copy the weights of a checkpoint, ours or the authors', into a network for `classes` -> whether the classifier's, too: it
-    stays as it is if the classes differ (the authors' files have no names: if their number does).
+    """Copy the weights of a checkpoint, ours or the authors', into a network.
 
-    Raises InputError for another network's checkpoint.
+    The classifier keeps its own weights if the checkpoint's classes are others. The authors' files
+    hold no names of classes: there, the numbers of classes are compared.
+
+    Args:
+        model: the network, changed in place.
+        path: a file, or the name of a shipped checkpoint.
+        classes: names of the network's classes.
+
+    Returns:
+        Whether the classifier's weights were copied, too.
+
+    Raises:
+        InputError: for another network's checkpoint.
     """
     name, weights, theirs = weights_of(path)
     if name != model.name:
         raise InputError(f"{path}: a {name}, this is a {model.name}")
-    kept = (
-        len(weights["decoder.classifier.weight"]) == len(classes)
-        if theirs is None
-        else theirs == tuple(classes)
-    )
-    if not kept:
-        weights = {
-            key: value
-            for key, value in weights.items()
-            if not key.startswith("decoder.classifier.")
-        }
+    if theirs is None:
+        same = len(weights["decoder.classifier.weight"]) == len(classes)
+    else:
+        same = theirs == tuple(classes)
+    if not same:
+        weights = {k: v for k, v in weights.items() if not k.startswith("decoder.classifier.")}
     model.load_state_dict(weights, strict=False)
-    return kept
+    return same
 
 
 def make_optimiser(model: RefineNet, recipe: Recipe) -> torch.optim.Optimizer:
-    """With one group for the encoder and one for the decoder; `set_rates` sets their rates before each step."""
-    groups = [
-        {"params": list(model.encoder.parameters())},
-        {"params": list(model.decoder.parameters())},
-    ]
+    """With a group each for encoder and decoder; `set_rates` sets their rates at each step."""
+    groups = [{"params": list(part.parameters())} for part in (model.encoder, model.decoder)]
+    decay = recipe.weight_decay
     if recipe.optimiser == "adamw":
-        return torch.optim.AdamW(groups, lr=0.0, weight_decay=recipe.weight_decay)
-    return torch.optim.SGD(
-        groups, lr=0.0, momentum=recipe.momentum, weight_decay=recipe.weight_decay
-    )
+        return torch.optim.AdamW(groups, lr=0.0, weight_decay=decay)
+    return torch.optim.SGD(groups, lr=0.0, momentum=recipe.momentum, weight_decay=decay)
 
 
-def set_rates(optimiser, stage, step: int, steps_per_epoch: int) -> None:
+def set_rates(optimiser, stage: Stage, step: int, steps_per_epoch: int) -> None:
+    """Set the rates of encoder and decoder for a step of a stage."""
     factor = stage.lr_factor(step, steps_per_epoch)
     for group, rate in zip(optimiser.param_groups, (stage.encoder_lr, stage.decoder_lr)):
         group["lr"] = rate * factor
 
 
 def class_weights(dataset, num_classes: int, exponent: float) -> Tensor | None:
-    """(K,) weights of the loss, (1 / frequency) ** exponent over the data set's labels, 1 in the mean over pixels; a class
-    without pixels gets 0. None for an exponent of 0."""
+    """(K,) weights of the loss: (1 / frequency of the class) ** exponent, 1 in the mean over pixels.
+
+    A class without pixels has weight 0; an exponent of 0 gives None. Raises InputError where all
+    pixels are void.
+    """
     if not exponent:
         return None
-    pixels = sum(np.bincount(dataset[i][1].ravel(), minlength=256) for i in range(len(dataset)))[
-        :num_classes
-    ]
+    counts = sum(np.bincount(dataset[i][1].ravel(), minlength=256) for i in range(len(dataset)))
+    pixels = counts[:num_classes]
     if not pixels.sum():
         raise InputError("all pixels of the training images are void: there is nothing to learn")
     share = torch.from_numpy(pixels / pixels.sum())
@@ -150,19 +149,18 @@ def class_weights(dataset, num_classes: int, exponent: float) -> Tensor | None:
 def loss_of(
     logits: Tensor, masks: Tensor, pixels: Tensor | int, weights: Tensor | None = None
 ) -> Tensor:
-    """Cross-entropy on logits resized to the labels, summed over pixels that are not void and divided by `pixels`.
+    """Cross-entropy on logits resized to the labels, summed over labelled pixels, over `pixels`.
 
-    pixels: how many are not void in the whole batch, of which this may be a part. Parts then add up to the mean over the
-    batch, however it was cut; a batch of void gives 0. weights: of the classes, (K,).
+    Args:
+        logits: (B, K, H/4, W/4).
+        masks: (B, H, W) class numbers; void is left out.
+        pixels: how many are labelled in the whole batch, of which this may be a part. Parts add up
+            to the mean over the batch, however it was cut; a batch of void gives 0.
+        weights: (K,) of the classes.
     """
-    total = F.cross_entropy(
-        upsample(logits, masks.shape[-2:]),
-        masks.long(),
-        weights,
-        ignore_index=VOID,
-        reduction="sum",
-    )
-    return total / pixels
+    logits = upsample(logits, masks.shape[-2:])
+    loss = F.cross_entropy(logits, masks.long(), weights, ignore_index=VOID, reduction="sum")
+    return loss / pixels
 
 
 def train_step(
@@ -175,8 +173,16 @@ def train_step(
     accumulate: int = 1,
     weights: Tensor | None = None,
 ) -> float:
-    """Forward, backward, clip, step -> the loss of the whole batch over all processes. Where it is not finite, weights stay
-    as they are. accumulate: parts that the batch is cut into, to save memory; the gradient is that of the whole."""
+    """Forward, backward, clip, step -> the loss of the whole batch over all processes.
+
+    Where the loss is not finite, weights stay as they are.
+
+    Args:
+        images: (B, 3, H, W); masks: (B, H, W).
+        clip: largest norm of the gradient; 0 for any.
+        accumulate: parts that the batch is cut into, to save memory; the gradient is the same.
+        weights: (K,) of the classes.
+    """
     pixels = fabric.all_reduce((masks != VOID).sum(), reduce_op="sum").clamp(min=1)
     optimiser.zero_grad()
     value = torch.zeros((), device=images.device)
@@ -184,9 +190,8 @@ def train_step(
     for i, (x, y) in enumerate(parts):
         with fabric.no_backward_sync(model, enabled=i + 1 < len(parts)):
             loss = loss_of(model(x), y, pixels, weights)
-            fabric.backward(
-                loss * fabric.world_size
-            )  # DDP takes the mean over processes; shares must add up
+            # DDP takes the mean over processes; shares must add up
+            fabric.backward(loss * fabric.world_size)
         value += loss.detach()
     value = fabric.all_reduce(value, reduce_op="sum").item()
     if clip:
@@ -205,11 +210,12 @@ def batches(
     steps_per_epoch: int,
     rank: int = 0,
     world: int = 1,
-):
-    """Keys of every batch of a stage from `first_step` on: (augmentation seed, index) of its items.
+) -> Iterator[list[tuple[int, int]]]:
+    """Keys of every batch of a stage from `first_step`: (augmentation seed, index) of its items.
 
-    Every epoch is a permutation of its own, drawn from the seed and the epoch alone; what is left over at its end,
-    too little for a batch, is dropped. Of `world` processes each takes its share of every batch.
+    Every epoch is a permutation of its own, drawn from the seed and the epoch alone; images that
+    are too few for another batch are dropped. Of `world` processes each takes its share of every
+    batch.
     """
     for epoch in range(first_step // steps_per_epoch, recipe.stages[stage].epochs):
         generator = torch.Generator().manual_seed(derive("order", seed, stage, epoch))
@@ -227,46 +233,30 @@ def make_loader(
     workers: int = 0,
     pin: bool = False,
 ):
-    """Batches of augmented images and masks for the given keys, in their order; those of a OnDevice are on its device."""
+    """Augmented (images, masks) for each list of keys; of an OnDevice they are on its device."""
     from torch.utils.data import DataLoader
 
+    geometry = (recipe.crop, recipe.scale, recipe.min_side, recipe.flip)
     if isinstance(dataset, OnDevice):
-        return (
-            dataset.batch(
-                batch,
-                recipe.crop,
-                recipe.scale,
-                recipe.min_side,
-                recipe.flip,
-                model.mean,
-                model.std,
-            )
-            for batch in keys
-        )
+        return (dataset.batch(batch, *geometry, model.mean, model.std) for batch in keys)
 
     from rflw.data.transforms import Augmented, training_transform
 
-    transform = training_transform(
-        recipe.crop,
-        recipe.scale,
-        recipe.min_side,
-        recipe.flip,
-        recipe.jitter,
-        model.mean,
-        model.std,
+    augmented = Augmented(
+        dataset, training_transform(*geometry, recipe.jitter, model.mean, model.std)
     )
-    return DataLoader(
-        Augmented(dataset, transform), batch_sampler=keys, num_workers=workers, pin_memory=pin
-    )
+    return DataLoader(augmented, batch_sampler=keys, num_workers=workers, pin_memory=pin)
 
 
 def make_fabric(device: torch.device, precision: str):
-    """Lightning Fabric: places the model, scales the loss where the precision needs it, and joins the processes that
-    `torchrun` started (DDP: NCCL on CUDA, gloo on CPUs)."""
+    """Lightning Fabric: places the model and scales the loss where the precision needs it.
+
+    It joins the processes that `torchrun` started (DDP: NCCL on CUDA, gloo on CPUs).
+    """
     from lightning.fabric import Fabric  # costs seconds: only training pays them
 
-    logging.getLogger("lightning").setLevel(logging.WARNING)  # it announces the precision on stderr
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    for logger in ("lightning", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(logger).setLevel(logging.WARNING)  # they announce the precision
     world, local = (int(os.environ.get(name, 1)) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
     fabric = Fabric(
         accelerator=device.type,
@@ -280,137 +270,123 @@ def make_fabric(device: torch.device, precision: str):
     return fabric
 
 
-# ---------------------------------------------------------------- one run
+def compiled_for(model: RefineNet, device: torch.device) -> nn.Module:
+    """The network as torch.compile speeds it up: on CPUs only its pools, else it gets slower."""
+    if device.type != "cpu":
+        pooling.keep_code_private()
+        return torch.compile(model)
+    pooling.compile_pools(model)
+    return model
 
 
-MEMORIES = {
-    torch.optim.SGD: ("momentum_buffer",),
-    torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq"),
-}  # of each parameter
+def averaging(model: nn.Module, decay: float) -> AveragedModel:
+    """The running mean of a network's weights and statistics, with a decay that grows at first."""
+
+    @torch.no_grad()
+    def update(means: list[Tensor], values: list[Tensor], updates: Tensor) -> None:
+        step = int(updates) - 1  # it counts from 1, so that the first weights have a share
+        share = 1 - min(decay, (1 + step) / (10 + step))
+        for mean, value in zip(means, values):
+            if mean.is_floating_point():
+                mean.lerp_(value, share)
+
+    return AveragedModel(model, multi_avg_fn=update, use_buffers=True)
 
 
-def is_number(value) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+# ---------------------------------------------------------------- what a run holds
 
 
-def is_count(value, most: int) -> bool:
-    return type(value) is int and 0 <= value <= most
+@dataclass(frozen=True)
+class Run:
+    """What `fit` is asked for. Recipe, seed and resident decide what comes out of it."""
+
+    recipe: Recipe
+    out: Path
+    seed: int = 0
+    root: Path | None = None  # of the data sets
+    device: str = "auto"
+    resume: bool = False  # continue the run in the folder, if one is there
+    workers: int = 0  # processes that read and augment images
+    progress: bool = False
+    accumulate: int = 1  # parts that a batch is cut into, to save memory
+    compiled: bool | None = None  # by torch.compile; None: long runs on CPUs with a C++ compiler
+    resident: bool | None = None  # see `rflw.data.on_device`; None: on CUDA, if the recipe allows
+    save_every: float = 300.0  # seconds between writes of last.pt, also written after each epoch
+    until: float = math.inf  # when to stop, on time.monotonic()'s clock
+    started: str = field(default_factory=records.now)
+    clock: float = field(default_factory=time.perf_counter)
 
 
-def is_row(value) -> bool:
-    """Whether it is an epoch's row in the curve of a run."""
-    return (
-        isinstance(value, dict)
-        and value.keys() - {"miou", "live"} == {*COLUMNS} - {"miou", "live"}
-        and all(
-            is_number(v)
-            or (name == "miou" and v is None)
-            or (name == "live" and isinstance(v, dict))
-            for name, v in value.items()
-        )
-    )
+@dataclass(frozen=True)
+class Data:
+    """The data sets of a run, with hashes of what is in them."""
+
+    labels: Labels
+    training: list  # one for each stage
+    validation: object
+    test: object | None
+    hashes: dict[str, str]
 
 
 @dataclass
 class State:
-    """What changes while a run goes on: all of it is in last.pt, so that a run goes on as if it had never stopped."""
+    """Where a run is; with the network, its mean and the optimiser it is all that changes."""
 
-    model: RefineNet
-    optimiser: torch.optim.Optimizer
-    scaler: object  # fabric's precision, which scales losses in fp16
-    averaged: dict | None  # running mean of the weights
     stage: int = 0
     step: int = 0  # of the stage
     losses: list[float] = field(default_factory=list)  # of the epoch, so far
-    curve: list[dict] = field(default_factory=list)  # a row an epoch
+    curve: list[dict] = field(default_factory=list)  # a row for each epoch
     best: float = -1.0  # validation mIoU
-    wall_s: float = 0.0  # of earlier sittings
+    wall_s: float = 0.0  # before the run was resumed
     warned: bool = False  # that a stage is dying
 
-    PLACE = ("stage", "step", "losses", "curve", "best", "wall_s")
-    PARTS = ("model", "optimiser", "scaler")
 
-    def saved(self) -> dict:
-        return (
-            {name: getattr(self, name) for name in self.PLACE}
-            | {name: getattr(self, name).state_dict() for name in self.PARTS}
-            | {"averaged": self.averaged}
-        )
+@dataclass
+class Job:
+    """A run while it trains."""
 
-    def restore(self, saved: dict, steps: list[int]) -> None:
-        """steps: of each stage. Raises InputError for what `saved` did not make."""
-        try:
-            fault = next(self._faults(saved, steps), None)
-            if fault:
-                raise ValueError(fault)
-            self.model.load_state_dict(saved["model"])
-            self.scaler.load_state_dict(saved["scaler"])
-            # its settings are the recipe's
-            self.optimiser.load_state_dict(
-                self.optimiser.state_dict() | {"state": saved["optimiser"]["state"]}
-            )
-            for key, value in (self.averaged or {}).items():
-                value.copy_(saved["averaged"][key])
-            for name in self.PLACE:
-                setattr(self, name, saved[name])
-        except Exception as e:  # torch raises many types for what does not fit
-            raise InputError(
-                f"last.pt: not the state of this run ({' '.join(str(e).split())})"
-            ) from e
+    run: Run
+    data: Data
+    fabric: object
+    precision: str
+    model: RefineNet
+    wrapped: nn.Module  # the network as fabric runs it
+    optimiser: torch.optim.Optimizer
+    averaged: AveragedModel | None  # running mean of the weights
+    origin: dict | None  # of the encoder's first weights
+    identity: dict  # what last.pt must share to be resumed
+    compiled: bool
+    state: State = field(default_factory=State)
+    logger: object | None = None  # TensorBoard's
+    weights: Tensor | None = None  # (K,) of the classes, in this stage
 
-    def _faults(self, saved: dict, steps: list[int]):
-        """What is wrong with the entries of `saved`; each is looked at only when those before it are sound."""
-        if not is_count(saved["stage"], len(steps) - 1):
-            yield "its stage is none of the recipe's"
-        if not is_count(saved["step"], steps[saved["stage"]]):
-            yield "its step is none of the stage's"
-        if not (isinstance(saved["losses"], list) and all(map(is_number, saved["losses"]))):
-            yield "its losses are no numbers"
-        if not (isinstance(saved["curve"], list) and all(map(is_row, saved["curve"]))):
-            yield "its curve is not a row an epoch"
-        for name in ("best", "wall_s"):
-            if not is_number(saved[name]):
-                yield f"its {name} is no number"
-        for name, own in (("model", self.model.state_dict()), ("averaged", self.averaged or {})):
-            theirs = {} if saved[name] is None else saved[name]
-            fault = official.first_not_numbers(theirs) or official.first_fault(theirs, own)
-            if fault:
-                yield f"{name}: {fault}"
-        own = self.scaler.state_dict()
-        if saved["scaler"].keys() != own.keys() or not all(
-            type(v) is type(own[k]) and is_number(v) for k, v in saved["scaler"].items()
-        ):
-            yield "its scaler is another one"
-        parameters = dict(
-            enumerate(p for group in self.optimiser.param_groups for p in group["params"])
-        )
-        names = next(names for kind, names in MEMORIES.items() if isinstance(self.optimiser, kind))
-        for number, memory in saved["optimiser"]["state"].items():
-            values = {
-                name: value
-                for name, value in memory.items()
-                if value is not None or name != "momentum_buffer"
-            }
-            fault = official.first_not_numbers(values)
-            if fault:
-                yield f"optimiser: {fault}"
-            shapes = {
-                name: () if name == "step" else tuple(parameters[number].shape)
-                for name in names
-                if memory
-            }
-            if (
-                memory.keys() != shapes.keys()
-                or any(tuple(v.shape) != shapes[k] for k, v in values.items())
-                or values.get("step", 0) < 0
-            ):
-                yield f"optimiser: not what it keeps of parameter {number}"
+    @property
+    def kept(self) -> RefineNet:
+        """The network that is validated and kept."""
+        return self.averaged.module if self.averaged else self.model
 
-    @torch.no_grad()
-    def average(self, decay: float) -> None:
-        for key, value in self.model.state_dict().items():
-            if value.is_floating_point():
-                self.averaged[key].lerp_(value, 1 - decay)
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes."""
+        return self.fabric.global_rank == 0
+
+    @property
+    def stage(self) -> Stage:
+        return self.run.recipe.stages[self.state.stage]
+
+    @property
+    def epoch_steps(self) -> int:
+        """Steps of an epoch of this stage."""
+        return len(self.data.training[self.state.stage]) // self.run.recipe.batch
+
+    def parts(self) -> dict:
+        """What changes and has a state of its own."""
+        scaler = self.fabric.strategy.precision  # it scales losses in fp16
+        parts = {"model": self.model, "optimiser": self.optimiser, "scaler": scaler}
+        return parts | ({"averaged": self.averaged} if self.averaged else {})
+
+
+# ---------------------------------------------------------------- fit
 
 
 def fit(
@@ -421,525 +397,405 @@ def fit(
     device: str = "auto",
     resume: bool = False,
     workers: int = 0,
-    progress: bool = False,
-    memory_format=torch.channels_last,
-    accumulate: int = 1,
-    compiled: bool | None = None,
-    resident: bool | None = None,
-    save_every: float = 300.0,
-    until: float = math.inf,
+    **options,
 ) -> tuple[RefineNet, dict]:
-    """Train a network by a recipe -> (network in evaluation mode, record). Files go to the folder `out`: `log.csv`,
-    `last.pt` (to resume from), `best.safetensors` (of the best validation so far, in every epoch that validates),
-    TensorBoard's where it is installed, and at the end `model.safetensors` (the last weights) and `record.json`.
+    """Train a network by a recipe. Under `torchrun` the processes share every batch.
 
-    accumulate: parts that a batch is cut into, to save memory. compiled: have torch.compile speed the network up, on CPUs the
-    decoder's pools only, which gain most (`rflw.nn.pooling`); None: on CPUs, if the run is long enough and a C++ compiler is there.
-    resident: hold the images on the device and augment them there (`rflw.data.on_device`); None: on CUDA, where the recipe
-    allows it.
-    save_every: seconds between writes of `last.pt`, which is also written after each epoch and at a stop. until: when on
-    time.monotonic()'s clock to stop; raises TimeoutError then. SIGTERM and Ctrl-C stop after the step: KeyboardInterrupt.
-    Under `torchrun` the processes share every batch, and the first of them writes.
-    Raises InputError for missing data or a folder that holds another run, InUse if another process trains in it, and Failed,
-    with a record that says so, for a loss that is not finite or too little memory.
+    The folder `out` gets log.csv, last.pt (to resume from), best.safetensors (of the best
+    validation so far), TensorBoard's files where it is installed, and at the end model.safetensors
+    (the last weights), the matrices of all images and record.json.
+
+    Args:
+        recipe: what to train on what and how.
+        out: folder of the run.
+        options: these and those that are named, see `Run`.
+
+    Returns:
+        The network in evaluation mode, and the record.
+
+    Raises:
+        InputError: for missing data, or a folder that holds another run.
+        InUse: if another process trains in the folder.
+        Failed: with a record that says so, for a loss that is not finite or too little memory.
+        TimeoutError: at `until`. KeyboardInterrupt: after SIGTERM or Ctrl-C. A step ends first.
     """
-    out, started, clock = Path(out), records.now(), time.perf_counter()
-    if workers < 0 or accumulate < 1:
-        raise InputError(f"{workers} workers, a batch in {accumulate} parts: at least 0 and 1")
-    where = pick_device(device)
-    precision = pick_precision(recipe.precision, where)
-    if precision == "fp16" and where.type == "cpu":
-        raise InputError(f"{recipe.name}: fp16 trains on CUDA devices only; bf16 or fp32 on a CPU")
-    labels = labels_of(recipe.data)
-    opened = {}  # stages may share a data set
-    for stage in recipe.stages:
-        if (stage.data, stage.split) not in opened:
-            opened[stage.data, stage.split] = in_memory(open_dataset(stage.data, stage.split, root))
-    sets = [opened[stage.data, stage.split] for stage in recipe.stages]
-    validation = in_memory(open_dataset(recipe.data, recipe.validation, root))
-    test = in_memory(open_dataset(recipe.data, recipe.test, root)) if recipe.test else None
-    for stage, data in zip(recipe.stages, sets):
-        if len(data) < recipe.batch:
-            raise InputError(
-                f"{recipe.name}: a batch of {recipe.batch} from the {len(data)} images of {stage.data}"
-            )
-        if labels_of(stage.data).classes != labels.classes:
-            raise InputError(
-                f"{recipe.name}: {stage.data} and {recipe.data} have different classes"
-            )
-    saved = _open_run(out, resume, where)
-    if resident is None:  # a run goes on as it began, on another kind of device, too
-        resident = (
-            saved["identity"].get("resident", False)
-            if saved
-            else where.type == "cuda" and can_be_held(recipe, opened.values())
-        )
-    elif resident and recipe.jitter:
+    run = Run(recipe, Path(out), seed, root, device, resume, workers, **options)
+    fabric, precision = settings(run)
+    data = open_data(run)
+    with claimed(run.out, fabric.global_rank):
+        saved = read_last(run, fabric.device)
+        job = make_job(run, data, fabric, precision, saved)
+        if saved:
+            restore(job, saved)
+        try:
+            loop(job)
+        except Failed as e:
+            raise recorded_failure(job, e) from e
+        return finish(job)
+
+
+def settings(run: Run):
+    """Check what contradicts itself -> (fabric, precision)."""
+    recipe, parts = run.recipe, run.accumulate
+    if run.workers < 0 or parts < 1:
+        raise InputError(f"{run.workers} workers, a batch in {parts} parts: at least 0 and 1")
+    if run.resident and recipe.jitter:
         raise InputError(
-            f"{recipe.name}: changes of colour are not made on the device; train with --no-resident"
+            f"{recipe.name}: colours are not changed on the device; train with --no-resident"
         )
-    identity = {"recipe": recipe.hash(), "seed": seed} | ({"resident": True} if resident else {})
-    if saved and saved["identity"] != identity:
-        raise InputError(f"{out}: holds another run ({saved['identity']}), this is {identity}")
-    # read before anything is trained or written, so that a damaged file or a wrong label shows now
-    hashes = {
-        f"{data.name}/{data.split}": manifest_hash(data)
-        for data in (*opened.values(), validation, test)
-        if data
-    }
+    device = pick_device(run.device)
+    precision = pick_precision(recipe.precision, device)
+    if precision == "fp16" and device.type == "cpu":
+        raise InputError(f"{recipe.name}: fp16 trains on CUDA devices only; bf16 or fp32 on a CPU")
+    fabric = make_fabric(device, precision)
+    parts *= fabric.world_size
+    if recipe.batch % parts:
+        raise InputError(f"{recipe.name}: a batch of {recipe.batch} cannot be cut in {parts}")
+    if parts > 1 and not recipe.frozen_bn:
+        raise InputError(
+            f"{recipe.name}: batch norm learns from whole batches; train in one process, without "
+            "--accumulate"
+        )
+    if device.type == "cpu":
+        keep_freed_memory()
+    return fabric, precision
+
+
+def open_data(run: Run) -> Data:
+    """Open and read every data set, so that a damaged file or a wrong label shows now."""
+    recipe, opened = run.recipe, {}
+
+    def get(name: str, split: str):
+        if (name, split) not in opened:  # stages may share a data set
+            opened[name, split] = in_memory(open_dataset(name, split, run.root))
+        return opened[name, split]
+
+    training = [get(stage.data, stage.split) for stage in recipe.stages]
+    validation = get(recipe.data, recipe.validation)
+    test = get(recipe.data, recipe.test) if recipe.test else None
+    labels = labels_of(recipe.data)
+    for stage, dataset in zip(recipe.stages, training):
+        if len(dataset) < recipe.batch:
+            raise InputError(
+                f"{recipe.name}: a batch of {recipe.batch} from the {len(dataset)} images of "
+                f"{stage.data}"
+            )
+        check_classes(recipe, stage, labels)
+    hashes = {f"{data.name}/{data.split}": manifest_hash(data) for data in opened.values()}
     if recipe.init:
         hashes["init"] = hashlib.sha256(checkpoint_file(recipe.init).read_bytes()).hexdigest()
+    return Data(labels, training, validation, test, hashes)
+
+
+def check_classes(recipe: Recipe, stage: Stage, labels: Labels) -> None:
+    """Raises InputError for a stage whose data set has other classes than the last stage's."""
+    if labels_of(stage.data).classes != labels.classes:
+        raise InputError(f"{recipe.name}: {stage.data} and {recipe.data} have different classes")
+
+
+@contextmanager
+def claimed(out: Path, rank: int):
+    """Within it, no other process trains in the folder `out`. Raises InUse if one does."""
+    from filelock import FileLock, Timeout
+
+    if rank:  # the first process claims it for all
+        yield
+        return
     records.make_folder(out)
+    lock = FileLock(out / ".lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout as e:
+        raise InUse(f"{out}: another process is training in this folder") from e
+    except OSError as e:
+        raise InputError(f"{out}: cannot be written ({e.strerror})") from e
+    with lock:
+        yield
 
-    fabric = make_fabric(where, precision)
-    rank, world, where = fabric.global_rank, fabric.world_size, fabric.device
-    if recipe.batch % (world * accumulate):
-        raise InputError(
-            f"{recipe.name}: a batch of {recipe.batch} is not shared evenly by {world} processes x {accumulate} parts"
-        )
-    if world * accumulate > 1 and not recipe.frozen_bn:
-        raise InputError(
-            f"{recipe.name}: batch norm learns its statistics from whole batches; train in one process, without --accumulate"
-        )
-    if where.type == "cpu":
-        keep_freed_memory()
-    if resident:
-        with enough_memory(
-            f"{recipe.name}: its data set does not fit into the device's memory; --no-resident reads it from files"
-        ):
-            held = {id(data): OnDevice(data, where) for data in opened.values()}
-        sets = [held[id(data)] for data in sets]
-    torch.manual_seed(derive("init", seed))
-    model = build(
-        recipe.model, len(labels.classes), None if recipe.init or saved else recipe.weights
-    )
-    init_decoder(model.decoder, recipe.decoder_init)
-    if recipe.init and not saved:
-        kept = begin_with(model, recipe.init, labels.classes)
-        if rank == 0 and progress:
-            print(
-                f"{recipe.name}: begins with {recipe.init}, its classifier {'too' if kept else 'made anew'}",
-                file=sys.stderr,
-            )
-    model = model.to(where, memory_format=memory_format)
-    steps = [stage.epochs * (len(data) // recipe.batch) for stage, data in zip(recipe.stages, sets)]
-    if compiled is None:
-        compiled = where.type == "cpu" and sum(steps) >= WORTH_COMPILING and pooling.can_compile()
-    wrapped, optimiser = fabric.setup(
-        compiled_for(model, where) if compiled else model, make_optimiser(model, recipe)
-    )
-    state = State(
-        model,
-        optimiser,
-        fabric.strategy.precision,
-        {k: v.detach().clone() for k, v in model.state_dict().items()} if recipe.ema else None,
-    )
-    if saved:
-        state.restore(saved, steps)
-    origin = (
-        saved.get("weights") if saved else model.encoder.origin
-    )  # of what the run began with, on whatever machine
-    card = {
-        "classes": labels.classes,
-        "data": recipe.data,
-        "recipe": recipe.name,
-        "seed": seed,
-        "commit": records.provenance()["commit"],
-        "short_side": CARD_SIDE.get(recipe.data)
-        and round(recipe.val_scale * CARD_SIDE[recipe.data]),
-    } | ({"encoder_weights": origin} if origin else {})
 
-    def sound():
-        """Raises Failed for weights that are no numbers, which a finite loss may leave: they must not replace good ones."""
-        if not all(value.isfinite().all() for value in model.state_dict().values()):
-            raise Failed(
-                f"{recipe.name}: weights are not finite after step {state.step - 1} of stage {state.stage + 1}; "
-                "lower the learning rates"
-            )
+def read_last(run: Run, device: torch.device) -> dict | None:
+    """What last.pt in the folder holds; None without one.
 
-    def save_state():
-        sound()
-        if rank == 0:
-            content = {"identity": identity, "weights": origin} | state.saved()
-            content["wall_s"] += time.perf_counter() - clock
-            write_whole(out / "last.pt", lambda partial: _torch_save(content, partial))
-
-    def measure(network, data=validation) -> Tensor:
-        with enough_memory(
-            f"{recipe.name}: out of memory in validation, whose images are whole; --device cpu goes on without",
-            Failed,
-        ):
-            matrices = evaluate(
-                network, data, precision, scales=(recipe.val_scale,), rank=rank, world=world
-            )
-        return fabric.all_reduce(matrices, reduce_op="sum").cpu()
-
-    def look() -> dict[str, float]:
-        with _weights(model, state.averaged):
-            modes = {module: module.training for module in model.modules()}
-            shares = live.live_units(
-                model.eval(),
-                lambda i: views(model, validation[i][0], precision, (recipe.val_scale,)),
-                spread(live.IMAGES, len(validation)),
-            )
-            for module, mode in modes.items():
-                module.training = mode
-        stage, share = min(live.of_stages(shares).items(), key=lambda item: item[1])
-        if share < 0.5 and not state.warned and rank == 0:
-            state.warned = True
-            tqdm.write(
-                f"{recipe.name}: only {100 * share:.0f} % of the units of decoder.{stage} are alive: the others are 0 for every "
-                "image. A longer warm-up or lower rates keep them",
-                file=sys.stderr,
-            )
-        return shares
-
-    def validate() -> float | None:
-        sound()
-        with _weights(model, state.averaged):
-            miou = summary(measure(model), labels.classes)["miou"]
-            if (miou or 0) > state.best:
-                state.best = miou or 0
-                if rank == 0:
-                    save(model, out / "best.safetensors", card)
-        return miou
-
-    def record(status: str, **more) -> dict:
-        hardware = records.provenance()
-        if where.type == "cuda":
-            hardware["hardware"]["gpu"] = torch.cuda.get_device_name(where)
-        return (
-            {
-                "name": f"{recipe.name}-s{seed}",
-                "kind": "train",
-                "command": _command(recipe, seed),
-                "config": asdict(recipe),
-                "config_hash": recipe.hash(),
-                "seed": seed,
-                **hardware,
-                "started": started,
-                "wall_s": round(state.wall_s + time.perf_counter() - clock, 1),
-                "status": status,
-                "precision": precision,
-                "processes": world,
-                "resident": resident,
-                "compiled": compiled,
-                "peak_memory_mb": peak_memory_mb(where),
-                "data": hashes,
-                "curve": state.curve,
-                "metrics": {},
-            }
-            | ({"weights": origin} if origin else {})
-            | more
-        )
-
-    with _Running(out if rank == 0 else None) as running:
-        logger = _tensorboard(out) if rank == 0 else None
-        training_mode(model, recipe.frozen_bn)
-        try:
-            for number in range(state.stage, len(recipe.stages)):
-                with _unless_workers_die(recipe):
-                    _train_stage(
-                        recipe,
-                        number,
-                        sets[number],
-                        seed,
-                        state,
-                        fabric,
-                        wrapped,
-                        running,
-                        look,
-                        validate,
-                        save_state,
-                        workers=workers,
-                        progress=progress and rank == 0,
-                        memory_format=memory_format,
-                        accumulate=accumulate,
-                        save_every=save_every,
-                        until=until,
-                        log=out if rank == 0 else None,
-                        logger=logger,
-                    )
-        except Failed as e:
-            if rank == 0:
-                kept = (
-                    f"the last good checkpoint is {out / 'last.pt'}"
-                    if (out / "last.pt").exists()
-                    else "there is no checkpoint yet"
-                )
-                records.write(record("failed", error=f"{e}; {kept}"), out, "record")
-                raise Failed(f"{e}; {kept}") from e
-            raise
-        if state.averaged is not None:
-            model.load_state_dict(state.averaged)
-        if rank == 0:
-            save(model, out / "model.safetensors", card)
-        fabric.barrier()
-        model = load(out / "model.safetensors").to(
-            where
-        )  # what is kept is what is measured: float16 weights
-        scored = {}
-        for part, data in (("validation", validation), ("test", test)):
-            if data is not None:
-                matrices = measure(model, data)
-                scored[part] = summary(matrices, labels.classes, blocks(data)) | {
-                    "images": len(data)
-                }
-                if rank == 0:
-                    np.savez_compressed(
-                        out / f"{part}-matrices.npz", matrices=matrices.numpy(), ids=data.ids
-                    )
-        done = record(
-            "done",
-            metrics=scored["validation"] | {key: scored[key] for key in scored if key == "test"},
-        )
-        if rank == 0:
-            records.write(done, out, "record")
-        if logger:
-            logger.finalize("success")
-    return model, done
+    Raises:
+        InputError: without `resume`, and for a file that is damaged or foreign.
+    """
+    last = run.out / "last.pt"
+    with reading(last):
+        if not last.exists():
+            return None
+        if not run.resume:
+            raise InputError(f"{run.out}: holds a run already; --resume continues it")
+        saved = load_tensors(last, device)
+        dict(saved["identity"])
+        return saved
 
 
 def can_be_held(recipe: Recipe, sets) -> bool:
-    """Whether the data sets can be held and augmented on the device, see `rflw.data.on_device`."""
+    """Whether data sets can be held and augmented on the device, see `rflw.data.on_device`."""
     return not recipe.jitter and all(
         isinstance(data, Cached) and of_one_size(data) for data in sets
     )
 
 
-def compiled_for(model: RefineNet, device: torch.device) -> nn.Module:
-    """The network as torch.compile makes it faster. On CPUs only its pools: compiled whole, it trains more slowly there."""
-    if device.type != "cpu":
-        pooling.keep_code_private()
-        return torch.compile(model)
-    pooling.compile_pools(model)
+def make_job(run: Run, data: Data, fabric, precision: str, saved: dict | None) -> Job:
+    """The network with its first weights, its optimiser and all that stays the same in a run."""
+    recipe, device = run.recipe, fabric.device
+    resident, compiled = run.resident, run.compiled
+    if resident is None:  # a run resumes as it began, on any kind of device
+        fits = device.type == "cuda" and can_be_held(recipe, data.training)
+        resident = bool(saved["identity"].get("resident")) if saved else fits
+    if resident:
+        hold(data, recipe, device)
+    torch.manual_seed(derive("init", run.seed))
+    model = first_network(run, data.labels, fabric.global_rank, bool(saved))
+    model = model.to(device, memory_format=torch.channels_last)
+    if compiled is None:
+        long = sum(steps_of(run, data)) >= WORTH_COMPILING
+        compiled = device.type == "cpu" and long and pooling.can_compile()
+    averaged = averaging(model, recipe.ema) if recipe.ema else None
+    network = compiled_for(model, device) if compiled else model
+    wrapped, optimiser = fabric.setup(network, make_optimiser(model, recipe))
+    origin = saved.get("weights") if saved else model.encoder.origin
+    identity = {"recipe": recipe.hash(), "seed": run.seed} | (
+        {"resident": True} if resident else {}
+    )
+    return Job(
+        run,
+        data,
+        fabric,
+        precision,
+        model,
+        wrapped,
+        optimiser,
+        averaged,
+        origin,
+        identity,
+        compiled,
+    )
+
+
+def steps_of(run: Run, data: Data) -> list[int]:
+    """Steps of each stage."""
+    epochs = (stage.epochs for stage in run.recipe.stages)
+    return [n * (len(part) // run.recipe.batch) for n, part in zip(epochs, data.training)]
+
+
+def hold(data: Data, recipe: Recipe, device: torch.device) -> None:
+    """Put the training sets on the device."""
+    with enough_memory(f"{recipe.name}: too little memory for its data set; try --no-resident"):
+        held = {id(part): OnDevice(part, device) for part in data.training}
+    data.training[:] = [held[id(part)] for part in data.training]
+
+
+def first_network(run: Run, labels: Labels, rank: int, resumed: bool) -> RefineNet:
+    """The network with its first weights; those of a resumed run are replaced later."""
+    recipe = run.recipe
+    weights = None if recipe.init or resumed else recipe.weights
+    model = build(recipe.model, len(labels.classes), weights)
+    init_decoder(model.decoder, recipe.decoder_init)
+    if recipe.init and not resumed:
+        same = begin_with(model, recipe.init, labels.classes)
+        if run.progress and rank == 0:
+            line = f"{recipe.name}: begins with {recipe.init}, its classifier "
+            print(line + ("too" if same else "made anew"), file=sys.stderr)
     return model
 
 
-def _train_stage(
-    recipe: Recipe,
-    number: int,
-    data,
-    seed: int,
-    state: State,
-    fabric,
-    wrapped,
-    running,
-    look,
-    validate,
-    save_state,
-    *,
-    workers: int,
-    progress: bool,
-    memory_format,
-    accumulate: int,
-    save_every: float,
-    until: float,
-    log,
-    logger,
-) -> None:
-    """From where the state is to the end of a stage; see `fit`. Raises KeyboardInterrupt, TimeoutError or Failed."""
-    stage, per_epoch, where = recipe.stages[number], len(data) // recipe.batch, fabric.device
-    rank, world = fabric.global_rank, fabric.world_size
-    weights = class_weights(data, state.model.num_classes, recipe.balance)
-    weights = weights if weights is None else weights.to(where)
-    if recipe.restart and state.step == 0:
-        state.optimiser.state.clear()
-    keys = batches(data, recipe, number, seed, state.step, per_epoch, rank, world)
-    loader = make_loader(data, recipe, state.model, keys, workers, pin=where.type == "cuda")
-    bar = tqdm(
-        total=stage.epochs * per_epoch,
-        initial=state.step,
-        desc=f"{recipe.name} s{seed}",
-        unit="step",
-        file=sys.stderr,
-        disable=not progress or None,
+def restore(job: Job, saved: dict) -> None:
+    """Resume from last.pt. Raises InputError for another run's, or a damaged one."""
+    out = job.run.out
+    with reading(out / "last.pt"):
+        if saved["identity"] != job.identity:
+            raise InputError(
+                f"{out}: holds another run ({saved['identity']}), this is {job.identity}"
+            )
+        for name, part in job.parts().items():
+            part.load_state_dict(saved[name])
+        job.state = State(**saved["state"])
+
+
+# ---------------------------------------------------------------- loop
+
+
+def loop(job: Job) -> None:
+    """Every step that is left; after each epoch a row of the curve."""
+    run, state = job.run, job.state
+    job.logger = tensorboard(run.out) if job.first else None
+    training_mode(job.model, run.recipe.frozen_bn)
+    with progress_bar(job) as bar, asked_to_stop() as asked, worker_deaths(run.recipe):
+        written = began = time.perf_counter()
+        steps = 0  # of this epoch, since `began`
+        for images, masks in remaining(job):
+            state.losses.append(step(job, images, masks))
+            state.step, steps = state.step + 1, steps + 1
+            images_per_s = steps * run.recipe.batch / (time.perf_counter() - began)
+            show(bar, state, images_per_s)
+            epoch_ends = state.step % job.epoch_steps == 0
+            if epoch_ends:
+                end_epoch(job, images_per_s)
+            stop = stop_reason(job, asked)
+            if epoch_ends or stop or time.perf_counter() - written > run.save_every:
+                save_last(job)
+                written = time.perf_counter()
+            if epoch_ends:
+                began, steps = time.perf_counter(), 0
+            if stop:
+                raise stop
+
+
+def remaining(job: Job) -> Iterator[tuple[Tensor, Tensor]]:
+    """(images, masks) on the device for every step from where the run is to its end."""
+    run, fabric, state = job.run, job.fabric, job.state
+    rank, world, device = fabric.global_rank, fabric.world_size, fabric.device
+    for stage in range(state.stage, len(run.recipe.stages)):
+        begin_stage(job, stage)
+        data, first = job.data.training[stage], state.step
+        keys = batches(data, run.recipe, stage, run.seed, first, job.epoch_steps, rank, world)
+        pin = device.type == "cuda"
+        for images, masks in make_loader(data, run.recipe, job.model, keys, run.workers, pin):
+            images = images.to(device, memory_format=torch.channels_last, non_blocking=True)
+            yield images, masks.to(device, non_blocking=True)
+
+
+def begin_stage(job: Job, stage: int) -> None:
+    """Begin a stage, or resume in it."""
+    recipe, state = job.run.recipe, job.state
+    if stage != state.stage:
+        state.stage, state.step = stage, 0
+    if state.step == 0 and recipe.restart:
+        job.optimiser.state.clear()
+    if state.step == 0 and job.averaged:
+        job.averaged.n_averaged.fill_(1)
+    classes = len(job.data.labels.classes)
+    weights = class_weights(job.data.training[stage], classes, recipe.balance)
+    job.weights = None if weights is None else weights.to(job.fabric.device)
+
+
+def step(job: Job, images: Tensor, masks: Tensor) -> float:
+    """One step of training -> its loss. Raises Failed for one that is not finite."""
+    run, recipe, state = job.run, job.run.recipe, job.state
+    set_rates(job.optimiser, job.stage, state.step, job.epoch_steps)
+    # of dropout; a resumed run draws the same
+    torch.manual_seed(derive("dropout", run.seed, state.stage, state.step, job.fabric.global_rank))
+    advice = "--accumulate 2, 4, ..." if recipe.frozen_bn else "a smaller crop or batch"
+    batch = (job.wrapped, job.optimiser, images, masks)
+    with enough_memory(f"{recipe.name}: out of memory; {advice} takes less", Failed):
+        loss = train_step(job.fabric, *batch, recipe.clip, run.accumulate, job.weights)
+    if not math.isfinite(loss):
+        epoch = state.step // job.epoch_steps + 1
+        raise Failed(
+            f"{recipe.name}: the loss is {loss} at epoch {epoch}, step {state.step} of stage "
+            f"{state.stage + 1}; lower the learning rates"
+        )
+    if job.averaged:
+        job.averaged.update_parameters(job.model)
+    return loss
+
+
+def end_epoch(job: Job, images_per_s: float) -> None:
+    """Add a row to the curve, validate every few epochs and after the last, write the logs."""
+    recipe, state = job.run.recipe, job.state
+    epoch = state.step // job.epoch_steps
+    row = {
+        "stage": state.stage,
+        "epoch": epoch,
+        "loss": sum(state.losses) / len(state.losses),
+        "images_per_s": images_per_s,
+        "live": look(job),
+    }
+    if epoch % recipe.val_every == 0 or epoch == job.stage.epochs:
+        row["miou"] = validate(job)
+    training_mode(job.model, recipe.frozen_bn)
+    state.curve.append(row)
+    state.losses = []
+    if job.first:
+        write_log(job.run.out / "log.csv", state.curve)
+    if job.logger:
+        numbers = {k: row[k] for k in ("loss", "miou", "images_per_s") if row.get(k) is not None}
+        shares = {f"live/{name}": share for name, share in row["live"].items()}
+        job.logger.log_metrics(numbers | shares, len(state.curve))
+
+
+def look(job: Job) -> dict[str, float]:
+    """The share of live units after each ReLU; warns once where it is under one half in a stage."""
+    recipe, state, images = job.run.recipe, job.state, job.data.validation
+    network = job.kept.eval()
+    shares = live.live_units(
+        network,
+        lambda i: views(network, images[i][0], job.precision, (recipe.val_scale,)),
+        spread(live.IMAGES, len(images)),
     )
-    lower = (
-        f"--accumulate {2 * accumulate} computes the same in smaller parts"
-        if recipe.frozen_bn
-        else "batch norm needs them at once: a recipe with a smaller crop or batch takes less"
-    )
-    full = f"{recipe.name}: out of memory with {recipe.batch // world // accumulate} images at a time; {lower}"
-    since, seen, written = time.perf_counter(), 0, time.perf_counter()
-    running.steps = True
-    for images, masks in loader:
-        step = state.step
-        set_rates(state.optimiser, stage, step, per_epoch)
-        torch.manual_seed(
-            derive("dropout", seed, number, step, rank)
-        )  # so that resuming changes nothing
-        images = images.to(where, memory_format=memory_format, non_blocking=True)
-        masks = masks.to(where, non_blocking=True)
-        with enough_memory(full, Failed):
-            value = train_step(
-                fabric, wrapped, state.optimiser, images, masks, recipe.clip, accumulate, weights
+    stage, share = min(live.of_stages(shares).items(), key=lambda item: item[1])
+    if share < 0.5 and not state.warned:
+        state.warned = True
+        if job.first:
+            tqdm.write(
+                f"{recipe.name}: only {100 * share:.0f} % of the units of decoder.{stage} are "
+                "alive; the others are 0 for every image. A longer warm-up or lower rates keep them",
+                file=sys.stderr,
             )
-        if not math.isfinite(value):
-            raise Failed(
-                f"{recipe.name}: the loss is {value} at epoch {step // per_epoch + 1}, step {step} of stage "
-                f"{number + 1}; lower the learning rates"
-            )
-        if state.averaged is not None:
-            state.average(min(recipe.ema, (1 + step) / (10 + step)))
-        state.losses.append(value)
-        state.step, seen = step + 1, seen + recipe.batch
-        bar.update()
-        if progress and step % 10 == 0:
-            miou = next(
-                (row["miou"] for row in reversed(state.curve) if row.get("miou") is not None),
-                math.nan,
-            )
-            bar.set_postfix(
-                {
-                    "loss": f"{value:.3f}",
-                    "mIoU": f"{miou:.3f}",
-                    "images/s": f"{seen / (time.perf_counter() - since):.1f}",
-                }
-            )
-        epoch, inside = divmod(state.step, per_epoch)
-        if not inside:
-            row = {
-                "stage": number,
-                "epoch": epoch,
-                "loss": sum(state.losses) / len(state.losses),
-                "images_per_s": seen / (time.perf_counter() - since),
-                "live": look(),
-            }
-            if epoch % recipe.val_every == 0 or epoch == stage.epochs:
-                row["miou"] = validate()
-            state.curve.append(row)
-            state.losses = []
-            if log:
-                _write_log(log / "log.csv", state.curve)
-            if logger:
-                logger.log_metrics(
-                    {k: row[k] for k in ("loss", "miou", "images_per_s") if row.get(k) is not None}
-                    | {f"live/{name}": share for name, share in row["live"].items()},
-                    len(state.curve),
-                )
-        stop = running.must_stop(fabric, until)
-        if not inside or stop or time.perf_counter() - written > save_every:
-            save_state()
-            written = time.perf_counter()
-        if not inside:
-            since, seen = time.perf_counter(), 0
-        if stop:
-            bar.close()
-            raise stop
-    bar.close()
-    running.steps = False
-    state.stage, state.step = number + 1, 0
+    return shares
 
 
-@contextmanager
-def _unless_workers_die(recipe: Recipe):
-    """Raises InputError where a process that makes batches is gone. PyTorch tells of it by a signal, and so in whatever is done then."""
-    try:
-        yield
-    except RuntimeError as e:
-        if WORKER_GONE not in str(e):
-            raise
-        raise InputError(
-            f"{recipe.name}: a worker process was killed, perhaps for want of memory: --resume goes on, with fewer "
-            "--workers"
-        ) from e
+def validate(job: Job) -> float | None:
+    """mIoU of the validation images; the best network so far is kept in best.safetensors."""
+    matrices = measure(job, job.kept, job.data.validation)
+    miou = summary(matrices, job.data.labels.classes)["miou"]
+    if (miou or 0) > job.state.best:
+        job.state.best = miou or 0
+        if job.first:
+            save(job.kept, job.run.out / "best.safetensors", card(job))
+    return miou
 
 
-def _open_run(out: Path, resume: bool, where: torch.device) -> dict | None:
-    """What last.pt in the folder holds, None where there is none. Raises InputError if it must not be gone on with."""
-    last = out / "last.pt"
-    try:
-        if not last.exists():
-            return None
-    except OSError as e:
-        raise InputError(f"{out}: cannot be read ({e.strerror})") from e
-    if not resume:
-        raise InputError(f"{out}: holds a run already; --resume goes on with it")
-    try:
-        saved = load_tensors(last, where)
-        if not (
-            isinstance(saved["identity"], dict)
-            and all(type(value) in (str, int, bool) for value in saved["identity"].values())
-        ):
-            raise TypeError("its identity is settings by name")
-        if not all(
-            isinstance(value, str | None) for value in (saved.get("weights") or {}).values()
-        ):
-            raise TypeError("its weights are named by texts")
-    except InputError:
-        raise
-    except Exception as e:  # torch raises many types for files that are cut off or foreign
-        raise InputError(f"{last}: not a whole checkpoint of a run ({type(e).__name__})") from e
-    return saved
+def measure(job: Job, network: RefineNet, dataset) -> Tensor:
+    """Confusion matrices of whole images, (N, K, K), from all processes."""
+    name, scales, fabric = job.run.recipe.name, (job.run.recipe.val_scale,), job.fabric
+    share = {"rank": fabric.global_rank, "world": fabric.world_size}
+    with enough_memory(f"{name}: out of memory in validation; --device cpu continues", Failed):
+        matrices = evaluate(network, dataset, job.precision, scales=scales, **share)
+    return fabric.all_reduce(matrices, reduce_op="sum").cpu()
 
 
-class _Running:
-    """Within it, no other process can train in the folder `out`, and, while there are `steps`, SIGTERM and Ctrl-C only raise a flag, so
-    that a step and its checkpoint are finished first; a second one, and one before or after them, interrupts at once. Raises InUse
-    if the folder is taken."""
+def save_last(job: Job) -> None:
+    """Write last.pt. Raises Failed for weights that are not finite, which replace no good ones."""
+    state = job.state
+    if not all(value.isfinite().all() for value in job.model.state_dict().values()):
+        raise Failed(
+            f"{job.run.recipe.name}: weights are not finite after step {state.step - 1} of stage "
+            f"{state.stage + 1}; lower the learning rates"
+        )
+    wall_s = state.wall_s + time.perf_counter() - job.run.clock
+    content = {name: part.state_dict() for name, part in job.parts().items()} | {
+        "identity": job.identity,
+        "weights": job.origin,
+        "state": asdict(replace(state, wall_s=wall_s)),
+    }
 
-    def __init__(self, out: Path | None):
-        self.out, self.claim, self.before, self.steps, self.asked = out, None, {}, False, False
+    def write(partial: str) -> None:
+        try:
+            torch.save(content, partial)
+        except RuntimeError as e:  # PyTorch's error for a full disk
+            raise OSError(str(e).splitlines()[0]) from e
 
-    def __enter__(self):
-        if self.out is not None:
-            import fcntl
-
-            try:
-                self.claim = open(self.out / ".lock", "w")  # held until the end, however it comes
-            except OSError as e:
-                raise InputError(f"{self.out}: cannot be written ({e.strerror})") from e
-            try:
-                fcntl.flock(self.claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as e:
-                self.claim.close()
-                raise InUse(f"{self.out}: another process is training in this folder") from e
-        if threading.current_thread() is threading.main_thread():
-            self.before = {
-                number: signal.signal(number, self._ask)
-                for number in (signal.SIGTERM, signal.SIGINT)
-            }
-        return self
-
-    def _ask(self, *_):
-        if self.asked or not self.steps:
-            raise KeyboardInterrupt
-        self.asked = True
-
-    def must_stop(self, fabric, until: float) -> BaseException | None:
-        """What to raise now, the same in all processes."""
-        reason = 2.0 if self.asked else 1.0 if time.monotonic() > until else 0.0
-        if fabric.world_size > 1:
-            reason = fabric.all_reduce(
-                torch.tensor(reason, device=fabric.device), reduce_op="max"
-            ).item()
-        return {0.0: None, 1.0: TimeoutError("the time is spent"), 2.0: KeyboardInterrupt()}[reason]
-
-    def __exit__(self, *exception):
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-        if self.claim:
-            self.claim.close()
+    if job.first:
+        write_whole(job.run.out / "last.pt", write)
 
 
-class _weights:
-    """Within it, `model` has the averaged weights, if there are any."""
+def write_log(path: Path, curve: list[dict]) -> None:
+    """The curve as a table; `live` is the smallest share of a stage."""
+    rows = [row | {"live": min(live.of_stages(row["live"]).values())} for row in curve]
 
-    def __init__(self, model: nn.Module, averaged: dict | None):
-        self.model, self.averaged = model, averaged
+    def write(partial: str) -> None:
+        with open(partial, "w", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            writer.writeheader()
+            writer.writerows(rows)
 
-    def __enter__(self):
-        if self.averaged is not None:
-            self.own = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
-            self.model.load_state_dict(self.averaged)
-
-    def __exit__(self, *exception):
-        if self.averaged is not None:
-            self.model.load_state_dict(self.own)
+    write_whole(path, write)
 
 
-def _tensorboard(out: Path):
+def tensorboard(out: Path):
     """A logger for TensorBoard, or None where it is not installed."""
     from lightning.fabric.loggers import TensorBoardLogger
 
@@ -949,25 +805,149 @@ def _tensorboard(out: Path):
         return None
 
 
-def _torch_save(content, path: str) -> None:
+def progress_bar(job: Job) -> tqdm:
+    """A bar over all steps of the run."""
+    run, steps = job.run, steps_of(job.run, job.data)
+    done = sum(steps[: job.state.stage]) + job.state.step
+    name, hidden = f"{run.recipe.name} s{run.seed}", not (run.progress and job.first) or None
+    return tqdm(total=sum(steps), initial=done, desc=name, unit="step", disable=hidden)
+
+
+def show(bar: tqdm, state: State, images_per_s: float) -> None:
+    """Move the bar by a step; every tenth renews loss, score and speed."""
+    bar.update()
+    if state.step % 10 == 1 and not bar.disable:
+        scores = [row["miou"] for row in state.curve if row.get("miou") is not None]
+        numbers = {"loss": f"{state.losses[-1]:.3f}", "mIoU": f"{[math.nan, *scores][-1]:.3f}"}
+        bar.set_postfix(numbers | {"images/s": f"{images_per_s:.1f}"})
+
+
+@contextmanager
+def asked_to_stop():
+    """A list that is filled by SIGTERM or Ctrl-C; a second one interrupts at once."""
+    asked, before = [], {}
+
+    def ask(number, _):
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        torch.save(content, path)
-    except RuntimeError as e:  # its word for a full disk
-        if WORKER_GONE in str(e):
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def stop_reason(job: Job, asked: list) -> BaseException | None:
+    """What to stop with, the same in all processes; None to continue."""
+    reason = 2.0 if asked else 1.0 if time.monotonic() > job.run.until else 0.0
+    if job.fabric.world_size > 1:
+        reason = torch.tensor(reason, device=job.fabric.device)
+        reason = job.fabric.all_reduce(reason, reduce_op="max").item()
+    return {0.0: None, 1.0: TimeoutError("the time is spent"), 2.0: KeyboardInterrupt()}[reason]
+
+
+@contextmanager
+def worker_deaths(recipe: Recipe):
+    """Raises InputError where a worker process was killed; PyTorch raises then, wherever it is."""
+    try:
+        yield
+    except RuntimeError as e:
+        if "DataLoader worker" not in str(e):
             raise
-        raise OSError(str(e).splitlines()[0]) from e
+        raise InputError(
+            f"{recipe.name}: a worker process was killed, perhaps by lack of memory; --resume "
+            "continues, with fewer --workers"
+        ) from e
 
 
-def _write_log(path: Path, curve: list[dict]) -> None:
-    def write(partial: str) -> None:
-        with open(partial, "w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            writer.writerows(
-                row | {"live": min(live.of_stages(row["live"]).values())} for row in curve
-            )
+# ---------------------------------------------------------------- finish
 
-    write_whole(path, write)
+
+def finish(job: Job) -> tuple[RefineNet, dict]:
+    """Keep the network and measure what was kept, in float16 -> (network, record)."""
+    run, data = job.run, job.data
+    if job.first:
+        save(job.kept, run.out / "model.safetensors", card(job))
+    job.fabric.barrier()
+    model = load(run.out / "model.safetensors").to(job.fabric.device)
+    scores = score(job, model, data.validation, "validation")
+    if data.test is not None:
+        scores["test"] = score(job, model, data.test, "test")
+    done = record(job, "done", metrics=scores)
+    if job.first:
+        records.write(done, run.out, "record")
+    if job.logger:
+        job.logger.finalize("success")
+    return model, done
+
+
+def score(job: Job, model: RefineNet, dataset, part: str) -> dict:
+    """The metrics of one split; the matrix of each image goes to a file."""
+    matrices = measure(job, model, dataset)
+    if job.first:
+        file = job.run.out / f"{part}-matrices.npz"
+        np.savez_compressed(file, matrices=matrices.numpy(), ids=dataset.ids)
+    scores = summary(matrices, job.data.labels.classes, blocks(dataset))
+    return scores | {"images": len(dataset)}
+
+
+def recorded_failure(job: Job, error: Failed) -> Failed:
+    """The error with what was saved before it; it is on record, too."""
+    last = job.run.out / "last.pt"
+    if not job.first:
+        return error
+    saved = f"the last good checkpoint is {last}" if last.exists() else "there is no checkpoint yet"
+    error = Failed(f"{error}; {saved}")
+    records.write(record(job, "failed", error=str(error)), job.run.out, "record")
+    return error
+
+
+def card(job: Job) -> dict:
+    """What the header of the network's file says."""
+    run, recipe = job.run, job.run.recipe
+    side = CARD_SIDE.get(recipe.data)
+    origin = {"encoder_weights": job.origin} if job.origin else {}
+    return {
+        "classes": job.data.labels.classes,
+        "data": recipe.data,
+        "recipe": recipe.name,
+        "seed": run.seed,
+        "commit": records.provenance()["commit"],
+        "short_side": side and round(recipe.val_scale * side),
+    } | origin
+
+
+def record(job: Job, status: str, **more) -> dict:
+    """The run's record, see `rflw.records`."""
+    run, recipe, device = job.run, job.run.recipe, job.fabric.device
+    provenance = records.provenance()
+    if device.type == "cuda":
+        provenance["hardware"]["gpu"] = torch.cuda.get_device_name(device)
+    content = {
+        "name": f"{recipe.name}-s{run.seed}",
+        "kind": "train",
+        "command": _command(recipe, run.seed),
+        "config": asdict(recipe),
+        "config_hash": recipe.hash(),
+        "seed": run.seed,
+        **provenance,
+        "started": run.started,
+        "wall_s": round(job.state.wall_s + time.perf_counter() - run.clock, 1),
+        "status": status,
+        "precision": job.precision,
+        "processes": job.fabric.world_size,
+        "resident": "resident" in job.identity,
+        "compiled": job.compiled,
+        "peak_memory_mb": peak_memory_mb(device),
+        "data": job.data.hashes,
+        "curve": job.state.curve,
+        "metrics": {},
+    }
+    return content | ({"weights": job.origin} if job.origin else {}) | more
 
 
 def peak_memory_mb(device: torch.device) -> int:
@@ -979,23 +959,29 @@ def peak_memory_mb(device: torch.device) -> int:
 
 def _command(recipe: Recipe, seed: int) -> str:
     """What repeats a run: with what differs from the shipped recipe."""
-    command = f"rflw train {recipe.name} --seed {seed}"
     shipped = OWN if recipe.name == OWN.name else RECIPES.get(recipe.name, recipe)
-    if recipe.data != shipped.data:
-        command += f" --data {recipe.data}"
-    if recipe.init != shipped.init:
-        command += f" --init {recipe.init}"
-    if recipe.stages[-1].epochs != shipped.stages[-1].epochs:
-        command += f" --epochs {recipe.stages[-1].epochs}"
-    return command
+    options = {
+        "--data": (recipe.data, shipped.data),
+        "--init": (recipe.init, shipped.init),
+        "--epochs": (recipe.stages[-1].epochs, shipped.stages[-1].epochs),
+    }
+    changed = (f" {name} {ours}" for name, (ours, theirs) in options.items() if ours != theirs)
+    return f"rflw train {recipe.name} --seed {seed}" + "".join(changed)
 
 
 # ---------------------------------------------------------------- around a run
 
 
 def rehearse(recipe: Recipe) -> dict:
-    """One step of a recipe without data and without arithmetic, on PyTorch's meta device -> {"params", "stages": [{"data",
-    "epochs", "encoder_lr", "decoder_lr": at the first and last step}]}. Raises InputError for what cannot be trained."""
+    """One step of a recipe without data and arithmetic, on PyTorch's meta device.
+
+    Returns:
+        {"params", "stages": [{"data", "epochs", "encoder_lr", "decoder_lr"}]}, rates at the first
+        and last epoch.
+
+    Raises:
+        InputError: for what cannot be trained.
+    """
     labels = labels_of(recipe.data)
     with torch.device("meta"):
         model = build(recipe.model, len(labels.classes))
@@ -1003,56 +989,43 @@ def rehearse(recipe: Recipe) -> dict:
         training_mode(model, recipe.frozen_bn)
         optimiser = make_optimiser(model, recipe)
         set_rates(optimiser, recipe.stages[0], 0, 1)
-        images, masks = (
-            torch.empty(recipe.batch, 3, *recipe.crop),
-            torch.zeros(recipe.batch, *recipe.crop, dtype=torch.uint8),
-        )
+        images = torch.empty(recipe.batch, 3, *recipe.crop)
+        masks = torch.zeros(recipe.batch, *recipe.crop, dtype=torch.uint8)
         loss_of(model(images), masks, 1).backward()
     optimiser.step()  # outside: AdamW counts its steps on the processor
     stages = []
     for stage in recipe.stages:
-        if labels_of(stage.data).classes != labels.classes:
-            raise InputError(
-                f"{recipe.name}: {stage.data} and {recipe.data} have different classes"
-            )
-        ends = [stage.lr_factor(step, 1) for step in (0, stage.epochs - 1)]
-        stages.append(
-            {
-                "data": stage.data,
-                "epochs": stage.epochs,
-                "encoder_lr": [stage.encoder_lr * f for f in ends],
-                "decoder_lr": [stage.decoder_lr * f for f in ends],
-            }
-        )
+        check_classes(recipe, stage, labels)
+        ends = [stage.lr_factor(epoch, 1) for epoch in (0, stage.epochs - 1)]
+        rates = {
+            part: [getattr(stage, part) * factor for factor in ends]
+            for part in ("encoder_lr", "decoder_lr")
+        }
+        stages.append({"data": stage.data, "epochs": stage.epochs, **rates})
     return {"params": sum(p.numel() for p in model.parameters()), "stages": stages}
 
 
 def publish(
     run: str | Path, name: str, shipped: Path = SHIPPED, results: Path = records.FOLDER
 ) -> list[Path]:
-    """Ship a finished run: its network as `name` among the checkpoints, with a card, and its record -> the three files.
+    """Ship a finished run: its network as `name` among the checkpoints, its card and its record.
 
-    Raises InputError, and ships nothing, if the run has no whole record or its network is not the one that it is of.
+    Returns:
+        The three files.
+
+    Raises:
+        InputError: if the run has no record, or its network is of another run; nothing is shipped.
     """
     run, shipped = Path(run), Path(shipped)
     if not re.fullmatch(r"[\w-]+", name):
         raise InputError(f"{name!r}: a name of letters, digits, - and _")
-    record = records.read(run / "record.json")
-    model = load(run / "model.safetensors")
-    if (model.card.get("recipe"), model.card.get("seed")) != (
-        record["config"].get("name"),
-        record["seed"],
-    ):
+    record, file = records.read(run / "record.json"), run / "model.safetensors"
+    made = load(file).card
+    if (made.get("recipe"), made.get("seed")) != (record["config"].get("name"), record["seed"]):
         raise InputError(f"{run}: model.safetensors is not of the run in record.json")
-    card = records.card(
-        record,
-        run / "model.safetensors",
-        name,
-        LABELS.get(model.card["data"], Labels((), ())).licence,
-    )
-    write_whole(
-        shipped / f"{name}.safetensors",
-        lambda partial: shutil.copyfile(run / "model.safetensors", partial),
-    )
-    write_whole(shipped / f"{name}.md", lambda partial: Path(partial).write_text(card))
-    return [shipped / f"{name}.safetensors", shipped / f"{name}.md", records.write(record, results)]
+    licence = LABELS[made["data"]].licence if made["data"] in LABELS else Labels((), ()).licence
+    text = records.card(record, file, name, licence)
+    network, card = shipped / f"{name}.safetensors", shipped / f"{name}.md"
+    write_whole(network, lambda partial: shutil.copyfile(file, partial))
+    write_whole(card, lambda partial: Path(partial).write_text(text))
+    return [network, card, records.write(record, results)]
