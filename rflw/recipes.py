@@ -351,5 +351,5 @@ def recipe(name: str) -> Recipe:
     if name == OWN.name:
         return OWN
     if name not in RECIPES:
-        raise InputError(f"unknown recipe {name!r}: one of {', '.join(RECIPES)}, own")
+        raise InputError(f"unknown recipe {name!r}; choose from: {', '.join(RECIPES)}, own")
     return RECIPES[name]
