@@ -1,18 +1,24 @@
-"""The recipes that are shipped: the paper's, the authors' scripts, and those of this study. No torch."""
+"""The shipped recipes: the paper's, the authors' scripts, and those of this study. No torch."""
 
 from dataclasses import replace
 
 from rflw.config import Recipe, Stage
 from rflw.errors import InputError
 
+LITE0 = "efficientnet_lite0"
+WARMUP = (
+    100  # steps; without, AdamW at a decoder rate of 1e-3 kills the stride-32 stage in 50 steps
+)
+
 
 def _name(data: str, form: str, encoder: str) -> str:
     return f"{data}-{form.removeprefix('refinenet').removeprefix('-') or 'original'}-{encoder}"
 
 
-# What the paper leaves unsaid, in one place. Batch, crop, scales and their least side, flip, momentum and decay: those of
-# the authors' NYUDv2 script of 2018. Gradients are not clipped there. Initial weights: PyTorch's, as in both scripts
-# (their README says N(0, 0.01) instead: `decoder_init="normal"`). The best validation epoch is kept beside the last one.
+# What the paper does not say, in one place. Batch, crop, scales and their least side, flip,
+# momentum and decay: those of the authors' NYUDv2 script of 2018. Gradients are not clipped there.
+# Initial weights: PyTorch's, as in both scripts (their README says N(0, 0.01) instead:
+# `decoder_init="normal"`). The best validation epoch is kept beside the last one.
 UNSAID = {
     "crop": (500, 500),
     "batch": 6,
@@ -21,79 +27,81 @@ UNSAID = {
     "clip": 0.0,
     "val_every": 10,
 }
-# The decoder's rate over the encoder's: ten in the authors' script for ResNets. The mobile networks begin at 1e-3, and ten
-# times that diverges, since the decoder has no normalisation; five times is the ResNets' own decoder rate.
+# The decoder's rate over the encoder's: ten in the authors' script for ResNets. The mobile networks
+# begin at 1e-3, and ten times that diverges, since the decoder has no normalisation; five times is
+# the ResNets' own decoder rate.
 RATES = {"resnet": (5e-4, 5e-3), "mobile": (1e-3, 5e-3)}
 
 
 def _halved(
     data: str, epochs: int, encoder: str, milestones: tuple[int, ...] = (), halvings: int = 0
 ) -> Stage:
-    """A stage that starts at the paper's rate (section 4), halved so many times before, and halves it at milestones."""
-    encoder_lr, decoder_lr = (
-        rate / 2**halvings for rate in RATES["resnet" if encoder.startswith("resnet") else "mobile"]
-    )
-    return Stage(
-        data,
-        epochs,
-        encoder_lr,
-        decoder_lr,
-        schedule="halve" if milestones else "constant",
-        milestones=milestones,
-    )
+    """A stage at the paper's rate (section 4), halved so many times before and at milestones."""
+    first = RATES["resnet" if encoder.startswith("resnet") else "mobile"]
+    schedule = "halve" if milestones else "constant"
+    rates = (rate / 2**halvings for rate in first)
+    return Stage(data, epochs, *rates, schedule=schedule, milestones=milestones)
 
 
 def _paper(data: str, encoder: str, form: str = "refinenet-lw") -> Recipe:
-    """The paper's own training. NYUDv2 and Person-Part: 300 epochs, halved after 100 and 200. Context and Cityscapes: 200,
-    halved after 50 and 100 (supplement). VOC: "we reduce the learning rate by half after 20 epochs of COCO training and
-    after 50 epochs of the BSD training, and keep training until 200 total epochs", which we read as 20 of COCO, 50 of SBD
-    with VOC and 130 of VOC; whether the 200 count all three, and whether the optimiser restarts, is not said."""
-    stages = {
-        "nyu": (_halved("nyu", 300, encoder, (100, 200)),),
-        "person": (_halved("person", 300, encoder, (100, 200)),),
-        "context": (_halved("context", 200, encoder, (50, 100)),),
-        "cityscapes": (_halved("cityscapes", 200, encoder, (50, 100)),),
-        "voc": (
+    """The paper's own training. NYUDv2 and Person-Part: 300 epochs, halved after 100 and 200.
+
+    Context and Cityscapes: 200, halved after 50 and 100 (supplement). VOC: "we reduce the learning
+    rate by half after 20 epochs of COCO training and after 50 epochs of the BSD training, and keep
+    training until 200 total epochs", which we read as 20 of COCO, 50 of SBD with VOC and 130 of
+    VOC. The paper does not say whether the 200 count all three, or the optimiser restarts.
+    """
+    if data == "voc":
+        stages = (
             _halved("coco", 20, encoder),
             _halved("sbd", 50, encoder, halvings=1),
             _halved("voc", 130, encoder, halvings=2),
-        ),
-    }[data]
-    recipe = Recipe(_name(f"paper-{data}", form, encoder), f"{form}-{encoder}", stages, **UNSAID)
-    if encoder == "nasnet_mobile":
-        return replace(
-            recipe,
-            weights=None,
-            frozen_bn=False,
-            note="no package ships this encoder's ImageNet weights for PyTorch: it starts from random ones",
         )
-    return recipe
+    elif data in ("nyu", "person"):
+        stages = (_halved(data, 300, encoder, (100, 200)),)
+    else:
+        stages = (_halved(data, 200, encoder, (50, 100)),)
+    changes = {}
+    if encoder == "nasnet_mobile":
+        reason = (
+            "no package ships this encoder's ImageNet weights for PyTorch: "
+            "it starts from random ones"
+        )
+        changes = {"weights": None, "frozen_bn": False, "note": reason}
+    name = _name(f"paper-{data}", form, encoder)
+    return Recipe(name, f"{form}-{encoder}", stages, **UNSAID, **changes)
 
 
 def _authors_2018(encoder: str) -> Recipe:
-    """The authors' script for NYUDv2: three stages of 100 epochs, the optimiser made anew for each. The third multiplies
-    the rates by 0.4, not by one half."""
-    stages = tuple(
-        Stage("nyu", 100, encoder_lr=rate, decoder_lr=10 * rate) for rate in (5e-4, 2.5e-4, 1e-4)
-    )
-    return Recipe(
-        f"authors-2018-nyu-lw-{encoder}", f"refinenet-lw-{encoder}", stages, **UNSAID, restart=True
-    )
+    """The authors' script for NYUDv2: three stages of 100 epochs, each with a new optimiser.
+
+    The third multiplies the rates by 0.4, not by one half.
+    """
+    stages = tuple(Stage("nyu", 100, rate, 10 * rate) for rate in (5e-4, 2.5e-4, 1e-4))
+    name, model = f"authors-2018-nyu-lw-{encoder}", f"refinenet-lw-{encoder}"
+    return Recipe(name, model, stages, **UNSAID, restart=True)
 
 
 def _authors_2020(data: str, encoder: str, schedule: str) -> Recipe:
-    """The authors' second script: one optimiser, rates in steps of one half or falling polynomially. Where the steps are
-    is taken from the paper. "sbd" is SBD's images with those of VOC 2012."""
-    length, steps = (300, (100, 200)) if data == "nyu" else (200, (50, 100))
-    stage = replace(_halved(data, length, encoder, steps), schedule="multistep")
+    """The authors' second script: one optimiser, rates that fall by halves or polynomially.
+
+    Where the steps are is taken from the paper. "sbd" is SBD's images with those of VOC 2012.
+    """
+    epochs, steps = (300, (100, 200)) if data == "nyu" else (200, (50, 100))
+    stage = replace(_halved(data, epochs, encoder, steps), schedule="multistep")
     if schedule == "poly":
         stage = replace(stage, schedule="poly", milestones=())
-    return Recipe(
-        f"authors-2020-{data}-lw-{encoder}-{schedule}",
-        f"refinenet-lw-{encoder}",
-        (stage,),
-        **UNSAID,
-    )
+    name = f"authors-2020-{data}-lw-{encoder}-{schedule}"
+    return Recipe(name, f"refinenet-lw-{encoder}", (stage,), **UNSAID)
+
+
+# How a network is optimised: with the encoder's and the decoder's rate.
+OPTIMISED = {
+    "sgd": {"optimiser": "sgd", "rates": (1e-3, 5e-3)},
+    "fast-sgd": {"optimiser": "sgd", "rates": (2e-3, 1e-2)},
+    "adamw": {"optimiser": "adamw", "rates": (2e-4, 1e-3), "weight_decay": 0.01},
+}
+ADAMW = OPTIMISED["adamw"] | {"warmup": WARMUP}
 
 
 def _camvid(
@@ -102,84 +110,61 @@ def _camvid(
     epochs: int = 20,
     kind: str = "camvid",
     split: str = "train",
-    rates: tuple[float, float] = (1e-3, 5e-3),
+    rates: tuple[float, float] = RATES["mobile"],
     warmup: int = 0,
     **changes,
 ) -> Recipe:
-    """Rates of the mobile networks: encoder 1e-3 (the paper's), decoder five times that. Above 1e-2 training diverges:
-    the decoder has no normalisation. Poly, since the schedule is short. Frames are never halved: poles would be thinner
-    than a pixel. Rare classes weigh more: a pedestrian or a sign has one pixel in a hundred."""
+    """The paper's rates of the mobile networks. Poly, since the schedule is short.
+
+    A decoder's rate above 1e-2 diverges: the decoder has no normalisation. Frames are never
+    halved: poles would be thinner than a pixel. Rare classes weigh more: a pedestrian or a sign
+    has one pixel in a hundred.
+    """
     stage = Stage("camvid", epochs, *rates, split=split, schedule="poly", warmup=warmup)
-    return Recipe(
-        _name(kind, form, encoder),
-        f"{form}-{encoder}",
-        (stage,),
-        **({"crop": (256, 352), "scale": (0.75, 2.0), "balance": 0.5, "ema": 0.99} | changes),
-    )
+    settings = {"crop": (256, 352), "scale": (0.75, 2.0), "balance": 0.5, "ema": 0.99} | changes
+    return Recipe(_name(kind, form, encoder), f"{form}-{encoder}", (stage,), **settings)
 
 
-def _camvid_tune(what: str, encoder: str = "efficientnet_lite0", **changes) -> Recipe:
-    """Settings are chosen on the last fifth of each training sequence, so that the validation frames stay unseen."""
-    tuned = _camvid(
-        "refinenet-lw", encoder, 8, split="fit", validation="holdout", val_every=4, **changes
-    )
+def _camvid_tune(what: str, encoder: str = LITE0, **changes) -> Recipe:
+    """Settings are chosen on the last fifth of each training sequence; validation stays unseen."""
+    parts = {"split": "fit", "validation": "holdout", "val_every": 4}
+    tuned = _camvid("refinenet-lw", encoder, 8, **parts, **changes)
     return replace(tuned, name=f"camvid-tune-{what}")
 
 
 def _camvid_long(encoder: str, epochs: int) -> Recipe:
-    """The best network that CPUs train in hours: what did best on held-out training frames (`camvid-tune-batch-adamw`), longer."""
-    return _camvid(
-        "refinenet-lw",
-        encoder,
-        epochs,
-        "camvid-long",
-        batch=4,
-        optimiser="adamw",
-        rates=(2e-4, 1e-3),
-        weight_decay=0.01,
-        warmup=WARMUP,
-        val_every=10,
-        test="test",
-    )
+    """The best network that CPUs train in hours: `camvid-tune-batch-adamw` was best; longer."""
+    settings = ADAMW | {"batch": 4, "val_every": 10, "test": "test"}
+    return _camvid("refinenet-lw", encoder, epochs, "camvid-long", **settings)
 
 
 def _camvid_scratch(form: str, encoder: str) -> Recipe:
-    """ResNets have no ImageNet weights here. So batch norm learns its statistics, and training takes far longer."""
-    return _camvid(
-        form, encoder, 200, weights=None, frozen_bn=False, val_every=20, note="from random weights"
-    )
+    """ResNets have no ImageNet weights here: batch norm learns its statistics, which is slow."""
+    random = {"weights": None, "frozen_bn": False, "note": "from random weights"}
+    return _camvid(form, encoder, 200, val_every=20, **random)
 
 
 def _camvid_short(form: str) -> Recipe:
-    """What the original's decoder, 19 times the light-weight one's work, allows on a CPU: smaller crops, fewer epochs."""
-    return _camvid(
-        form,
-        "efficientnet_lite0",
-        12,
-        "camvid-short",
-        crop=(192, 256),
-        scale=(0.5, 1.5),
-        val_every=4,
-    )
+    """What the original's decoder, 19 times the light-weight one's work, allows on a CPU."""
+    small = {"crop": (192, 256), "scale": (0.5, 1.5), "val_every": 4}
+    return _camvid(form, LITE0, 12, "camvid-short", **small)
 
 
-# The grid that every form is tuned on: how it is optimised, with the encoder's and the decoder's rate, and what its decoder's
-# weights are at first (PyTorch's, as in the authors' scripts, or N(0, 0.01), as in their README).
-OPTIMISED = {
-    "sgd": {"optimiser": "sgd", "rates": (1e-3, 5e-3)},
-    "fast-sgd": {"optimiser": "sgd", "rates": (2e-3, 1e-2)},
-    "adamw": {"optimiser": "adamw", "rates": (2e-4, 1e-3), "weight_decay": 0.01},
-}
+# The grid that every form is tuned on: how it is optimised, and what its decoder's weights are at
+# first (PyTorch's, as in the authors' scripts, or N(0, 0.01), as in their README).
 GRID = tuple((how, init) for how in OPTIMISED for init in ("default", "normal"))
-COMPARED = (
+FORMS = (
     "refinenet",
     "refinenet-norcu",
     "refinenet-lw-rcu",
     "refinenet-lw",
     "refinenet-lw-nocrp",
+    "refinenet-lw-top2",
 )
-COMPARED_ON = {"camvid": "efficientnet_lite0", "nyu": "mobilenet_v2"}
-# What the grid chose for each form, by the score on the hold-out. A form that is not here yet is not trained to be compared.
+COMPARED = FORMS[:5]
+COMPARED_ON = {"camvid": LITE0, "nyu": "mobilenet_v2"}
+# What the grid chose for each form by the score on the hold-out. Forms that are not here yet are
+# not trained to be compared.
 CHOSEN: dict[tuple[str, str], tuple[str, str]] = {}
 
 
@@ -193,50 +178,35 @@ def _compared(
     split: str = "train",
     **changes,
 ) -> Recipe:
-    """CamVid: 20 epochs of 256x352 crops. NYUDv2: frames at half size, 15 epochs of 224x288 crops, scored at half size, too. The
-    warm-up is for all forms and optimisers alike. Test frames are scored once, with the last weights."""
+    """CamVid: 20 epochs of 256x352 crops. NYUDv2: 15 of 224x288, at half size, and scored so, too.
+
+    The warm-up is for all forms and optimisers alike. Test frames are scored once, with the last
+    weights.
+    """
     how = dict(OPTIMISED[how])
     stage = Stage(data, epochs, *how.pop("rates"), split=split, schedule="poly", warmup=WARMUP)
     settings = {
-        "camvid": {
-            "crop": (256, 352),
-            "scale": (0.75, 2.0),
-            "balance": 0.5,
-            "batch": 4,
-            "test": "test",
-        },
+        "camvid": {"crop": (256, 352), "scale": (0.75, 2.0), "balance": 0.5, "batch": 4},
         "nyu": {"crop": (224, 288), "scale": (0.25, 0.75), "val_scale": 0.5},
-    }[data]
-    encoder = COMPARED_ON[data]
-    return Recipe(
-        _name(kind, form, encoder),
-        f"{form}-{encoder}",
-        (stage,),
-        **settings | {"ema": 0.99, "decoder_init": init, "val_every": epochs} | how | changes,
-    )
+    }[data] | {"test": "test" if data == "camvid" else ""}
+    settings |= {"ema": 0.99, "decoder_init": init, "val_every": epochs} | how | changes
+    name = _name(kind, form, COMPARED_ON[data])
+    return Recipe(name, f"{form}-{COMPARED_ON[data]}", (stage,), **settings)
 
 
 def _grid(data: str, form: str, how: str, init: str) -> Recipe:
-    """A cell of the grid: few epochs and small crops of small frames, of training data that are kept for this."""
+    """A cell of the grid: few epochs and small crops of small frames, of held-out training data."""
     small = {
-        "camvid": {"crop": (128, 176), "scale": (0.375, 1.0), "val_scale": 0.5, "epochs": 5},
-        "nyu": {"crop": (160, 208), "scale": (0.25, 0.75), "val_scale": 0.5, "epochs": 3},
+        "camvid": {"crop": (128, 176), "scale": (0.375, 1.0), "epochs": 5},
+        "nyu": {"crop": (160, 208), "scale": (0.25, 0.75), "epochs": 3},
     }[data]
-    return _compared(
-        data,
-        form,
-        how,
-        init,
-        f"{data}-grid-{how}-{init}",
-        split="fit",
-        validation="holdout",
-        **small | {"test": ""},
-    )
+    parts = {"split": "fit", "validation": "holdout", "test": "", "val_scale": 0.5}
+    return _compared(data, form, how, init, f"{data}-grid-{how}-{init}", **small, **parts)
 
 
 def _nyu_long(encoder: str, epochs: int) -> Recipe:
-    """The network for NYUDv2 to use: AdamW's rates with a longer warm-up than its batches of 8 need, whole frames."""
-    stage = Stage("nyu", epochs, 2e-4, 1e-3, schedule="poly", warmup=200)
+    """The network for NYUDv2 to use: AdamW's rates, a longer warm-up for safety, whole frames."""
+    stage = Stage("nyu", epochs, *ADAMW["rates"], schedule="poly", warmup=200)
     return Recipe(
         _name("nyu-long", "refinenet-lw", encoder),
         f"refinenet-lw-{encoder}",
@@ -253,50 +223,45 @@ def _nyu_long(encoder: str, epochs: int) -> Recipe:
 def _embedded(form: str) -> Recipe:
     """Whole scenes, unscaled: a scene cut off from its beacon has no right answer."""
     stage = Stage("embedded", 4, encoder_lr=5e-3, decoder_lr=5e-3, schedule="poly")
-    return Recipe(
-        _name("embedded", form, "efficientnet_lite0"),
-        f"{form}-efficientnet_lite0",
-        (stage,),
-        crop=(96, 128),
-        scale=(1.0, 1.0),
-        batch=16,
-        val_every=1,
-    )
+    whole = {"crop": (96, 128), "scale": (1.0, 1.0)}
+    name, model = _name("embedded", form, LITE0), f"{form}-{LITE0}"
+    return Recipe(name, model, (stage,), **whole, batch=16, val_every=1)
 
 
-WARMUP = 100  # steps; with none, a decoder rate of 1e-3 under AdamW kills the stride-32 stage within 50 steps
-# Anybody's own data, in the folder that `rflw train own --data` names. Their sizes are not known: crops that fit most photos.
+# Anybody's own data, in the folder that `rflw train own --data` names. Crops that fit most photos.
 OWN = Recipe(
     "own",
-    "refinenet-lw-efficientnet_lite0",
-    (Stage("own", 50, 1e-3, 5e-3, schedule="poly"),),
+    f"refinenet-lw-{LITE0}",
+    (Stage("own", 50, *RATES["mobile"], schedule="poly"),),
     crop=(352, 352),
     scale=(0.75, 2.0),
     balance=0.5,
     ema=0.99,
 )
-FORMS = (
-    "refinenet",
-    "refinenet-norcu",
-    "refinenet-lw-rcu",
-    "refinenet-lw",
-    "refinenet-lw-nocrp",
-    "refinenet-lw-top2",
-)
 RESNETS = ("resnet50", "resnet101", "resnet152")
+PAPER = (
+    *((data, encoder) for data in ("nyu", "person") for encoder in RESNETS),  # Table 2
+    *(("voc", encoder) for encoder in (*RESNETS, "mobilenet_v2", "nasnet_mobile")),  # Table 3
+    *(("voc", "resnet101", form) for form in FORMS[:3]),  # section 3.3
+    *(("context", encoder) for encoder in ("resnet101", "resnet152")),  # Table 5
+    ("cityscapes", "resnet101"),  # supplement
+)
+TUNED = {
+    "plain": {"balance": 0.0},
+    "balance": {},
+    "strong-balance": {"balance": 1.0},
+    "rates": {"rates": (2e-3, 1e-2)},
+    "adamw": ADAMW,
+    "batch": {"batch": 4},
+    "batch-adamw": {"batch": 4, **ADAMW},
+    "scale": {"batch": 4, "scale": (0.5, 1.5)},
+    "crop": {"crop": (320, 448)},
+    "lite2": {"encoder": "efficientnet_lite2"},
+}
 RECIPES = {
     recipe.name: recipe
     for recipe in (
-        *(_paper(data, encoder) for data in ("nyu", "person") for encoder in RESNETS),  # Table 2
-        *(
-            _paper("voc", encoder) for encoder in (*RESNETS, "mobilenet_v2", "nasnet_mobile")
-        ),  # Table 3
-        *(
-            _paper("voc", "resnet101", form)
-            for form in ("refinenet", "refinenet-norcu", "refinenet-lw-rcu")
-        ),  # section 3.3
-        *(_paper("context", encoder) for encoder in ("resnet101", "resnet152")),  # Table 5
-        _paper("cityscapes", "resnet101"),  # supplement
+        *(_paper(*settings) for settings in PAPER),
         *(_authors_2018(encoder) for encoder in RESNETS),
         *(
             _authors_2020(data, encoder, schedule)
@@ -304,30 +269,9 @@ RECIPES = {
             for encoder in ("resnet50", "mobilenet_v2")
             for schedule in ("steps", "poly")
         ),
-        *(_camvid(form, "efficientnet_lite0") for form in FORMS),
-        *(
-            _camvid("refinenet-lw", encoder)
-            for encoder in ("efficientnet_lite1", "efficientnet_lite2")
-        ),
-        _camvid_tune("plain", balance=0.0),
-        _camvid_tune("balance"),
-        _camvid_tune("strong-balance", balance=1.0),
-        _camvid_tune("rates", rates=(2e-3, 1e-2)),
-        _camvid_tune(
-            "adamw", optimiser="adamw", rates=(2e-4, 1e-3), weight_decay=0.01, warmup=WARMUP
-        ),
-        _camvid_tune("batch", batch=4),
-        _camvid_tune(
-            "batch-adamw",
-            batch=4,
-            optimiser="adamw",
-            rates=(2e-4, 1e-3),
-            weight_decay=0.01,
-            warmup=WARMUP,
-        ),
-        _camvid_tune("scale", batch=4, scale=(0.5, 1.5)),
-        _camvid_tune("crop", crop=(320, 448)),
-        _camvid_tune("lite2", "efficientnet_lite2"),
+        *(_camvid(form, LITE0) for form in FORMS),
+        *(_camvid("refinenet-lw", f"efficientnet_lite{n}") for n in (1, 2)),
+        *(_camvid_tune(what, **changes) for what, changes in TUNED.items()),
         _camvid_long("efficientnet_lite2", 64),
         _nyu_long("mobilenet_v2", 60),
         *(_grid(data, form, *cell) for data in COMPARED_ON for cell in GRID for form in COMPARED),

@@ -7,7 +7,7 @@ trains is a `Job`; what of it changes, and is kept in last.pt, is its `State`.
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 import csv
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 import hashlib
 import logging
 import math
@@ -130,7 +130,7 @@ def set_rates(optimiser, stage: Stage, step: int, steps_per_epoch: int) -> None:
 
 
 def class_weights(dataset, num_classes: int, exponent: float) -> Tensor | None:
-    """(K,) weights of the loss: (1 / frequency of the class) ** exponent, 1 in the mean over pixels.
+    """(K,) weights of the loss: (1 / frequency) ** exponent, with a mean of 1 over pixels.
 
     A class without pixels has weight 0; an exponent of 0 gives None. Raises InputError where all
     pixels are void.
@@ -357,6 +357,7 @@ class Job:
     identity: dict  # what last.pt must share to be resumed
     compiled: bool
     state: State = field(default_factory=State)
+    provenance: dict = field(default_factory=records.provenance)  # as it begins
     logger: object | None = None  # TensorBoard's
     weights: Tensor | None = None  # (K,) of the classes, in this stage
 
@@ -395,8 +396,6 @@ def fit(
     seed: int = 0,
     root=None,
     device: str = "auto",
-    resume: bool = False,
-    workers: int = 0,
     **options,
 ) -> tuple[RefineNet, dict]:
     """Train a network by a recipe. Under `torchrun` the processes share every batch.
@@ -408,7 +407,7 @@ def fit(
     Args:
         recipe: what to train on what and how.
         out: folder of the run.
-        options: these and those that are named, see `Run`.
+        options: others of `Run`; it says what each means.
 
     Returns:
         The network in evaluation mode, and the record.
@@ -419,7 +418,7 @@ def fit(
         Failed: with a record that says so, for a loss that is not finite or too little memory.
         TimeoutError: at `until`. KeyboardInterrupt: after SIGTERM or Ctrl-C. A step ends first.
     """
-    run = Run(recipe, Path(out), seed, root, device, resume, workers, **options)
+    run = Run(recipe, Path(out), seed, root, device, **options)
     fabric, precision = settings(run)
     data = open_data(run)
     with claimed(run.out, fabric.global_rank):
@@ -611,7 +610,7 @@ def restore(job: Job, saved: dict) -> None:
             )
         for name, part in job.parts().items():
             part.load_state_dict(saved[name])
-        job.state = State(**saved["state"])
+        job.state = State(**{value.name: saved[value.name] for value in fields(State)})
 
 
 # ---------------------------------------------------------------- loop
@@ -622,7 +621,7 @@ def loop(job: Job) -> None:
     run, state = job.run, job.state
     job.logger = tensorboard(run.out) if job.first else None
     training_mode(job.model, run.recipe.frozen_bn)
-    with progress_bar(job) as bar, asked_to_stop() as asked, worker_deaths(run.recipe):
+    with progress_bar(job) as bar, asked_to_stop() as asked:
         written = began = time.perf_counter()
         steps = 0  # of this epoch, since `began`
         for images, masks in remaining(job):
@@ -731,7 +730,7 @@ def look(job: Job) -> dict[str, float]:
         if job.first:
             tqdm.write(
                 f"{recipe.name}: only {100 * share:.0f} % of the units of decoder.{stage} are "
-                "alive; the others are 0 for every image. A longer warm-up or lower rates keep them",
+                "alive; the others are 0 for every image. A longer warm-up or lower rates help",
                 file=sys.stderr,
             )
     return shares
@@ -766,11 +765,9 @@ def save_last(job: Job) -> None:
             f"{state.stage + 1}; lower the learning rates"
         )
     wall_s = state.wall_s + time.perf_counter() - job.run.clock
-    content = {name: part.state_dict() for name, part in job.parts().items()} | {
-        "identity": job.identity,
-        "weights": job.origin,
-        "state": asdict(replace(state, wall_s=wall_s)),
-    }
+    content = {"identity": job.identity, "weights": job.origin}
+    content |= asdict(replace(state, wall_s=wall_s))
+    content |= {name: part.state_dict() for name, part in job.parts().items()}
 
     def write(partial: str) -> None:
         try:
@@ -850,20 +847,6 @@ def stop_reason(job: Job, asked: list) -> BaseException | None:
     return {0.0: None, 1.0: TimeoutError("the time is spent"), 2.0: KeyboardInterrupt()}[reason]
 
 
-@contextmanager
-def worker_deaths(recipe: Recipe):
-    """Raises InputError where a worker process was killed; PyTorch raises then, wherever it is."""
-    try:
-        yield
-    except RuntimeError as e:
-        if "DataLoader worker" not in str(e):
-            raise
-        raise InputError(
-            f"{recipe.name}: a worker process was killed, perhaps by lack of memory; --resume "
-            "continues, with fewer --workers"
-        ) from e
-
-
 # ---------------------------------------------------------------- finish
 
 
@@ -916,7 +899,7 @@ def card(job: Job) -> dict:
         "data": recipe.data,
         "recipe": recipe.name,
         "seed": run.seed,
-        "commit": records.provenance()["commit"],
+        "commit": job.provenance["commit"],
         "short_side": side and round(recipe.val_scale * side),
     } | origin
 
@@ -924,7 +907,7 @@ def card(job: Job) -> dict:
 def record(job: Job, status: str, **more) -> dict:
     """The run's record, see `rflw.records`."""
     run, recipe, device = job.run, job.run.recipe, job.fabric.device
-    provenance = records.provenance()
+    provenance = job.provenance
     if device.type == "cuda":
         provenance["hardware"]["gpu"] = torch.cuda.get_device_name(device)
     content = {
