@@ -49,7 +49,7 @@ from rflw.evaluation import evaluate, summary
 from rflw.nn import pooling
 from rflw.nn.official import load_tensors
 from rflw.nn.refinenet import RefineNet, build, init_decoder
-from rflw.prediction import upsample, views
+from rflw.prediction import evaluating, upsample, views
 from rflw.recipes import OWN, RECIPES
 from rflw.records import write_whole
 
@@ -84,18 +84,10 @@ def training_mode(model: nn.Module, frozen_bn: bool = True) -> None:
 
 
 def begin_with(model: RefineNet, path: str | Path, classes: tuple[str, ...]) -> bool:
-    """Copy the weights of a checkpoint, ours or the authors', into a network.
+    """Copy the weights of a checkpoint, ours or the authors' -> whether the classifier's, too.
 
-    The classifier keeps its own weights if the checkpoint's classes are others. The authors' files
-    hold no names of classes: there, the numbers of classes are compared.
-
-    Args:
-        model: the network, changed in place.
-        path: a file, or the name of a shipped checkpoint.
-        classes: names of the network's classes.
-
-    Returns:
-        Whether the classifier's weights were copied, too.
+    The classifier keeps its own weights if the checkpoint has other classes than `classes`; of the
+    authors' files, which hold no names, if the number differs.
 
     Raises:
         InputError: for another network's checkpoint.
@@ -349,13 +341,13 @@ class Job:
     data: Data
     fabric: object
     precision: str
+    compiled: bool
+    origin: dict | None  # of the encoder's first weights
+    identity: dict  # what last.pt must share to be resumed
     model: RefineNet
     wrapped: nn.Module  # the network as fabric runs it
     optimiser: torch.optim.Optimizer
     averaged: AveragedModel | None  # running mean of the weights
-    origin: dict | None  # of the encoder's first weights
-    identity: dict  # what last.pt must share to be resumed
-    compiled: bool
     state: State = field(default_factory=State)
     provenance: dict = field(default_factory=records.provenance)  # as it begins
     logger: object | None = None  # TensorBoard's
@@ -525,7 +517,7 @@ def read_last(run: Run, device: torch.device) -> dict | None:
         if not run.resume:
             raise InputError(f"{run.out}: holds a run already; --resume continues it")
         saved = load_tensors(last, device)
-        dict(saved["identity"])
+        dict(saved["identity"], weights=saved["weights"])  # a foreign file has neither
         return saved
 
 
@@ -551,26 +543,15 @@ def make_job(run: Run, data: Data, fabric, precision: str, saved: dict | None) -
     if compiled is None:
         long = sum(steps_of(run, data)) >= WORTH_COMPILING
         compiled = device.type == "cpu" and long and pooling.can_compile()
-    averaged = averaging(model, recipe.ema) if recipe.ema else None
     network = compiled_for(model, device) if compiled else model
+    averaged = averaging(model, recipe.ema) if recipe.ema else None
     wrapped, optimiser = fabric.setup(network, make_optimiser(model, recipe))
-    origin = saved.get("weights") if saved else model.encoder.origin
-    identity = {"recipe": recipe.hash(), "seed": run.seed} | (
-        {"resident": True} if resident else {}
-    )
-    return Job(
-        run,
-        data,
-        fabric,
-        precision,
-        model,
-        wrapped,
-        optimiser,
-        averaged,
-        origin,
-        identity,
-        compiled,
-    )
+    origin = saved["weights"] if saved else model.encoder.origin
+    identity = {"recipe": recipe.hash(), "seed": run.seed}
+    if resident:
+        identity["resident"] = True
+    fixed = (run, data, fabric, precision, compiled, origin, identity)
+    return Job(*fixed, model, wrapped, optimiser, averaged)
 
 
 def steps_of(run: Run, data: Data) -> list[int]:
@@ -704,7 +685,6 @@ def end_epoch(job: Job, images_per_s: float) -> None:
     }
     if epoch % recipe.val_every == 0 or epoch == job.stage.epochs:
         row["miou"] = validate(job)
-    training_mode(job.model, recipe.frozen_bn)
     state.curve.append(row)
     state.losses = []
     if job.first:
@@ -718,12 +698,12 @@ def end_epoch(job: Job, images_per_s: float) -> None:
 def look(job: Job) -> dict[str, float]:
     """The share of live units after each ReLU; warns once where it is under one half in a stage."""
     recipe, state, images = job.run.recipe, job.state, job.data.validation
-    network = job.kept.eval()
-    shares = live.live_units(
-        network,
-        lambda i: views(network, images[i][0], job.precision, (recipe.val_scale,)),
-        spread(live.IMAGES, len(images)),
-    )
+    with evaluating(job.kept):
+        shares = live.live_units(
+            job.kept,
+            lambda i: views(job.kept, images[i][0], job.precision, (recipe.val_scale,)),
+            spread(live.IMAGES, len(images)),
+        )
     stage, share = min(live.of_stages(shares).items(), key=lambda item: item[1])
     if share < 0.5 and not state.warned:
         state.warned = True
