@@ -173,7 +173,7 @@ def data_prepare(
     as_json: Json = False,
 ):
     """Turn the official raw files of a data set into images, index masks, split lists and a
-    manifest. May be interrupted and run again.
+    manifest. A run that was interrupted starts over.
 
     Example: rflw data prepare voc --raw ~/downloads --out ~/datasets
     """

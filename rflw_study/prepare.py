@@ -1,7 +1,7 @@
 """From official files to one layout: `images/`, `masks/`, `splits/`, sums and a manifest.
 
 A mask is an 8-bit palette PNG of class indices in the order of `labels.py`, 255 is void. All is
-written to a hidden folder beside the target, which takes its name when it is whole. No torch.
+written to a hidden folder beside the target and moved when it is whole. No torch.
 """
 
 from collections import Counter, defaultdict
@@ -27,6 +27,8 @@ from rflw.data.images import read_image, read_mask
 from rflw.data.labels import COUNTS, LABELS, VOC_CLASSES, VOID
 from rflw.data.readers import CROPPED, FRAME, read_json, read_manifest, sum_line
 from rflw.errors import InputError, reading
+
+LAYOUT = ("images", "masks", "splits", "SHA256SUMS", "manifest.json")  # of a prepared data set
 
 
 @dataclass(frozen=True)
@@ -81,19 +83,21 @@ def prepare(
     folder, unfinished = out / name, out / f".{name}.partial"
     if (folder / "manifest.json").exists():
         return read_manifest(folder)
-    if folder.exists():
-        raise InputError(f"{folder}: not made by rflw data prepare; choose another folder by --out")
+    foreign = next((folder / part for part in LAYOUT if (folder / part).exists()), None)
+    if foreign:
+        raise InputError(f"{foreign}: not from rflw data prepare; choose another folder by --out")
     if not raw.is_dir():
         raise InputError(f"{raw}: no such folder of raw files")
     try:
         shutil.rmtree(unfinished, ignore_errors=True)
-        for part in ("images", "masks", "splits", "raw"):
+        for part in (*LAYOUT[:3], "raw"):
             (unfinished / part).mkdir(parents=True)
         files = RawFiles(raw.resolve(), unfinished / "raw", progress)
         plan = _plan(name, files)
         manifest = _write(name, plan, files, unfinished, workers, progress)
-        shutil.rmtree(unfinished / "raw")
-        unfinished.rename(folder)
+        folder.mkdir(exist_ok=True)  # raw files may lie in it
+        for part in LAYOUT:
+            (unfinished / part).rename(folder / part)
     except OSError as e:
         raise InputError(f"{folder}: cannot be written ({e.strerror or e})") from e
     finally:

@@ -624,6 +624,8 @@ def test_where_raw_files_may_lie(raw, out, tmp_path):
     voc(raw / "a/b")
     for i, part in enumerate(("", "a", "a/b/VOCdevkit", "a/b/VOCdevkit/VOC2012")):
         assert prepare("voc", raw / part, out / str(i))["splits"] == {"train": 2, "val": 1}
+    voc(out / "voc")
+    assert prepare("voc", out / "voc", out)["splits"] == {"train": 2, "val": 1}
     (tmp_path / "linked").mkdir()
     (tmp_path / "linked/VOCdevkit").symlink_to(raw / "a/b/VOCdevkit")
     assert prepare("voc", tmp_path / "linked", tmp_path / "linked")["splits"]["train"] == 2
@@ -683,7 +685,7 @@ def test_a_finished_folder_is_left_alone(raw, out):
 def test_folders_of_others_are_left_alone(raw, out):
     voc(raw)
     photo(out / "voc/images/mine.jpg")
-    with pytest.raises(InputError, match="voc: not made by rflw data prepare; choose another"):
+    with pytest.raises(InputError, match="voc/images: not from rflw data prepare; choose another"):
         prepare("voc", raw, out)
     assert [*contents(out)] == ["voc/images/mine.jpg"]
 
