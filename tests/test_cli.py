@@ -21,6 +21,7 @@ from rflw.data import images, readers
 from rflw.data.labels import LABELS
 from rflw.data.synthetic import scene
 from rflw.metrics import confusion_matrix, mean_iou
+from rflw_study.cli import print_speed
 
 PHOTO = np.random.RandomState(0).randint(0, 256, (50, 71, 3)).astype(np.uint8)
 COMMANDS = json.loads((Path(__file__).parent / "contract/commands.json").read_text())
@@ -860,21 +861,20 @@ def test_pictures(rflw, network, scenes, monkeypatch):
     refused(rflw(f"{words} --checkpoint {network}"), "among the networks already")
 
 
-def test_bench_network_by_its_short_name(rflw):
-    words = "refinenet-lw-mobilenet_v2 --size 33 50 --passes 1 --modes eager-fp32 fold-fp32"
-    rows = json.loads(rflw(f"bench {words} --device cpu --json --results . --label short")[1])
-    assert [(row["mode"], row["size"]) for row in rows] == [
-        ("eager-fp32", [33, 50]),
-        ("fold-fp32", [33, 50]),
-    ]
+def test_bench_network_by_its_short_name(rflw, capsys):
+    words = "refinenet-lw-mobilenet_v2 --modes eager-fp32 fold-fp32 --size 33 50 --batch 1"
+    options = "--passes 1 --classes 21 --device cpu --whole-way --label short"
+    rows = json.loads(rflw(f"bench {words} {options} --json --results .")[1])
+    modes = ["eager-fp32", "fold-fp32"]
+    assert [(row["mode"], row["size"]) for row in rows] == [(mode, [33, 50]) for mode in modes]
     record = records.read("bench-runtime-short", ".")
     assert record["metrics"]["rows"] == rows
-    assert record["command"] == (
-        "rflw bench network refinenet-lw-mobilenet_v2 --modes eager-fp32 fold-fp32 --size 33 50 "
-        "--batch 1 --passes 1 --classes 21 --device cpu --label short"
-    )
-    code, out, _ = rflw(f"bench network {words} --whole-way")
-    assert code == 0 and "fold-fp32: from a JPEG to its classes: " in out
+    assert record["command"] == f"rflw bench network {words} {options}"
+    print_speed(rows, as_json=False)
+    heading, *lines = capsys.readouterr().out.splitlines()
+    assert re.split("  +", heading)[:3] == ["network", "mode", "ms, mean"]
+    assert lines[1].split()[1:3] == ["fold-fp32", f"{rows[1]['latency_ms']['mean']:.2f}"]
+    assert "fold-fp32: from a JPEG to its classes: " in lines[3]
 
 
 def test_bench_train(rflw, scenes, monkeypatch):
