@@ -82,7 +82,8 @@ def load(path: str | Path) -> RefineNet:
         The network in evaluation mode, on the CPU; its `card` is what `save` was given.
 
     Raises:
-        InputError: that names a file that is missing, damaged or foreign, and the first key at fault.
+        InputError: that names a file that is missing, damaged or foreign, and the first key at
+            fault.
     """
     with reading(path):
         file = checkpoint_file(path)
@@ -163,7 +164,8 @@ def weights_of(path: str | Path) -> tuple[str, dict, tuple[str, ...] | None]:
     """A checkpoint, ours by file or name or the authors', to begin a training with.
 
     Returns:
-        Model name, tensors under our keys, and class names; None for the authors', whose files have none.
+        Model name, tensors under our keys, and class names; None for the authors', whose files have
+        none.
 
     Raises:
         InputError: for a file that is neither.

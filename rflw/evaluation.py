@@ -72,8 +72,8 @@ def summary(matrices: Tensor, classes, blocks: list[int] | None = None) -> dict:
     Args:
         matrices: one confusion matrix an image, (N, K, K).
         classes: names of the K classes.
-        blocks: the number of each image's block, if images depend on each other (frames of a video);
-            the interval is over blocks then.
+        blocks: the number of each image's block, if images depend on each other (frames of a
+            video); the interval is over blocks then.
 
     Returns:
         {"miou", "pixel_accuracy", "iou": {class: value}, "miou_interval": [low, high] of 95 % over

@@ -1,4 +1,4 @@
-"""Prediction, from top to bottom: image -> array -> normalised -> logits -> image's size -> classes.
+"""Prediction, from top to bottom: image, array, normalised, logits, image's size, classes.
 
 Letters in shape comments: B batch, C channels, H and W rows and columns, K classes.
 """
@@ -26,7 +26,9 @@ BAND = (
 
 @contextmanager
 def evaluating(model: nn.Module):
-    """Within it a network is in evaluation mode; afterwards each of its modules is in its own again."""
+    """Within it a network is in evaluation mode; afterwards each of its modules is in its own
+    again.
+    """
     modes = {module: module.training for module in model.modules()}
     try:
         yield model.eval()
@@ -44,16 +46,16 @@ def predict(
 ) -> np.ndarray:
     """The class of every pixel of an image.
 
-    The logits are resized to the image, bilinearly, before the best class is taken. The network stays
-    in the mode in which it was.
+    The logits are resized to the image, bilinearly, before the best class is taken. The network
+    stays in the mode in which it was.
 
     Args:
         model: the network, on any device.
         image: a path, a PIL image, or an array of uint8, (H, W, 3) RGB or (H, W) grey.
         short_side: pixels of the shorter side that the network sees; None or 0: the image's own.
         precision: "fp32", "bf16", "fp16" or "auto", the device's fastest.
-        tile: side of the overlapping tiles in which the network sees a large image, in pixels; 0: never;
-            None: 2048, for images of more pixels than such a tile (`rflw.tiles`).
+        tile: side of the overlapping tiles in which the network sees a large image, in pixels; 0:
+            never; None: 2048, for images of more pixels than such a tile (`rflw.tiles`).
 
     Returns:
         Class indices (H, W), uint8.
@@ -70,7 +72,10 @@ def predict(
 
 
 def as_array(image) -> np.ndarray:
-    """What `predict` takes -> (H, W, 3) uint8. Raises InputError that names the type of anything else."""
+    """What `predict` takes -> (H, W, 3) uint8.
+
+    Raises InputError that names the type of anything else.
+    """
     if isinstance(image, str | PathLike | Image.Image):
         return read_image(image)
     try:
@@ -144,7 +149,9 @@ def logits_of(
 
 
 def normalise(images: np.ndarray, model: RefineNet, device: torch.device) -> Tensor:
-    """(H, W, 3) or (B, H, W, 3) uint8 -> (B, 3, H, W) float32 as the network takes it, channels last."""
+    """(H, W, 3) or (B, H, W, 3) uint8 -> (B, 3, H, W) float32 as the network takes it, channels
+    last.
+    """
     x = torch.tensor(np.ascontiguousarray(images), device=device)
     x = (x if x.ndim == 4 else x[None]).permute(0, 3, 1, 2).float().div_(255)
     mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (model.mean, model.std))
@@ -202,7 +209,9 @@ def best(logits: list[Tensor], size: tuple[int, int]) -> Tensor:
 
 
 def combined(logits: list[Tensor], resize: Callable[[Tensor], Tensor]) -> Tensor:
-    """Logits of one view, resized; of several, the mean of their softmaxes (`msc` in the paper's tables)."""
+    """Logits of one view, resized; of several, the mean of their softmaxes (`msc` in the paper's
+    tables).
+    """
     if len(logits) == 1:
         return resize(logits[0])
     return sum(resize(x).softmax(1) for x in logits) / len(logits)

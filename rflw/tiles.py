@@ -1,7 +1,8 @@
-"""Large images in overlapping tiles: where they lie, and how their logits become those of the image.
+"""Large images in overlapping tiles: where they lie, and how their logits become those of the
+image.
 
-As the sliding windows of mmsegmentation and MONAI: logits are averaged with weights that rise from a
-tile's border over what neighbours share. A tile starts at a multiple of 32 pixels, so that every
+As the sliding windows of mmsegmentation and MONAI: logits are averaged with weights that rise from
+a tile's border over what neighbours share. A tile starts at a multiple of 32 pixels, so that every
 stride of the network falls where it does in the whole image. Near a border the network sees zeros
 instead of the image beyond, and aligned corners place the coarser maps a little differently.
 """
@@ -23,7 +24,8 @@ def side(tile: int | None, size: tuple[int, int]) -> int:
     """The side of the tiles for an image, in pixels; 0 if it is not cut.
 
     Args:
-        tile: as the user asks for, 0 for never; None: TILE if the image has more than TILE * TILE pixels.
+        tile: as the user asks for, 0 for never; None: TILE if the image has more than TILE * TILE
+            pixels.
         size: (H, W) of the image, in pixels.
 
     Raises:
@@ -39,10 +41,12 @@ def side(tile: int | None, size: tuple[int, int]) -> int:
 
 
 def spans(n: int, tile: int) -> list[tuple[int, int]]:
-    """(start, end) of the tiles along one side of n pixels, evenly spread, of one length up to `tile`.
+    """(start, end) of the tiles along one side of n pixels, evenly spread, of one length up to
+    `tile`.
 
-    Starts are multiples of 32, and the length leaves the same rest by 32 as n: maps inside the network
-    have sizes that are rounded up as those of the whole image are, and are resized by similar ratios.
+    Starts are multiples of 32, and the length leaves the same rest by 32 as n: maps inside the
+    network have sizes that are rounded up as those of the whole image are, and are resized by
+    similar ratios.
     """
     if n <= tile:
         return [(0, n)]

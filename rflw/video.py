@@ -1,4 +1,6 @@
-"""Photos, folders of photos and videos as streams of frames, read ahead in a thread while the network computes."""
+"""Photos, folders of photos and videos as streams of frames, read ahead in a thread while the
+network computes.
+"""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -33,7 +35,9 @@ def photos(folder: Path) -> list[Path]:
 
 
 def read_photos(paths: Iterable[Path], skipped: list[str]) -> Iterator[tuple[Path, np.ndarray]]:
-    """(path, (H, W, 3) uint8) of each photo; those that cannot be read are skipped, and `skipped` says why."""
+    """(path, (H, W, 3) uint8) of each photo; those that cannot be read are skipped, and `skipped`
+    says why.
+    """
     for path in paths:
         try:
             yield path, read_image(path)
@@ -105,7 +109,8 @@ def decoded(packet, broken: type[Exception]) -> list:
 
 
 class VideoWriter:
-    """Frames into a video file, (H, W, 3) uint8 as H.264, whose sizes are even: an odd last row or column is left out.
+    """Frames into a video file, (H, W, 3) uint8 as H.264, whose sizes are even: an odd last row or
+    column is left out.
 
     lossless: (H, W) uint8 as FFV1, whose values stay as they are.
     """
@@ -132,7 +137,10 @@ class VideoWriter:
 
 
 def read_ahead(items: Iterable, depth: int = 4) -> Iterator:
-    """The same items, read by a thread that is up to `depth` ahead. What it raises is raised here."""
+    """The same items, read by a thread that is up to `depth` ahead.
+
+    What it raises is raised here.
+    """
     ready, given_up = queue.Queue(), threading.Event()
     free = threading.Semaphore(depth)
 
@@ -165,7 +173,9 @@ def read_ahead(items: Iterable, depth: int = 4) -> Iterator:
 def in_batches(
     items: Iterable[tuple[object, np.ndarray]], size: int
 ) -> Iterator[tuple[list, np.ndarray]]:
-    """(key, (H, W, 3)) pairs -> (keys, (B, H, W, 3)) of up to `size` consecutive images of one shape."""
+    """(key, (H, W, 3)) pairs -> (keys, (B, H, W, 3)) of up to `size` consecutive images of one
+    shape.
+    """
     keys, images = [], []
     for key, image in items:
         if images and (len(images) == size or image.shape != images[0].shape):

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 
 from rflw import InputError, build, list_models
-from rflw.nn.blocks import CRP, RCU, BottleneckRCU
+from rflw.nn import pooling
+from rflw.nn.blocks import CRP, RCU, BottleneckRCU, ConvChain, PoolChain
 from rflw.nn.encoders import make_encoder
 from rflw.nn.refinenet import init_decoder
 
@@ -59,8 +60,8 @@ def test_parameters_are_exact(name):
 TIMM = [f"refinenet-lw-timm:{name}" for name in ("resnet18", "swin_s3_tiny_224", "hrnet_w18_small")]
 
 
-@pytest.mark.parametrize("name", [*list_models(ablations=True), *TIMM])
-def test_every_network_keeps_its_promise_of_sizes(name):
+@pytest.mark.parametrize("name", TIMM)  # those of `list_models`: test_golden.py
+def test_networks_of_timm_keep_their_promise_of_sizes(name):
     model = build(name, 5).eval()
     with torch.inference_mode():
         for h, w in ((33, 33), (50, 71)):
@@ -111,6 +112,37 @@ def test_crp_pools_then_convolves_four_times_and_sums():
         9: 0,
     }
     assert {d: y[12, 12 + d].item() for d in expected} == expected
+
+
+def test_crp_without_pools_is_a_chain_of_convolutions():
+    chain, x = ConvChain(1, kernel=1), torch.randn(2, 1, 5, 6)
+    for weight, conv in zip((2.0, 3.0, 5.0, 7.0), chain.convs, strict=True):
+        torch.nn.init.constant_(conv.weight, weight)
+    torch.testing.assert_close(chain(x), x * (1 + 2 + 2 * 3 + 2 * 3 * 5 + 2 * 3 * 5 * 7))
+
+
+def test_crp_without_convolutions_is_a_chain_of_pools():
+    x = torch.zeros(1, 1, 25, 25)
+    x[0, 0, 12, 12] = 1.0
+    y = PoolChain()(x)[0, 0]
+    # the peak spreads by two pixels a stage, and every stage from there on adds it
+    assert [y[12, 12 + d].item() for d in range(10)] == [5, 4, 4, 3, 3, 2, 2, 1, 1, 0]
+
+
+def test_ablations_of_crp_keep_what_they_name(monkeypatch):
+    def size(form):
+        with torch.device("meta"):
+            return sum(p.numel() for p in build(f"refinenet-lw{form}-mobilenet_v2").parameters())
+
+    assert size("-crp-convs") == size("")
+    assert size("-crp-pools") == size("-nocrp") == size("") - 4 * 4 * 256**2
+    monkeypatch.setattr(pooling, "can_compile", lambda: True)
+    with torch.device("meta"):
+        pools, convs = (build(f"refinenet-lw-crp-{x}-mobilenet_v2") for x in ("pools", "convs"))
+    pooling.compile_pools(pools)
+    pooling.compile_pools(convs)
+    assert {stage.crp.pool for stage in pools.decoder.stages} == {pooling.max_pool}
+    assert not any(hasattr(stage.crp, "pool") for stage in convs.decoder.stages)
 
 
 def test_fusion_adds_the_coarser_path_upsampled_with_aligned_corners():

@@ -1,6 +1,6 @@
 """The three blocks of Figure 1: residual conv unit (RCU), chained residual pooling (CRP), fusion.
 
-Shapes: B batch, C channels, H and W rows and columns. No normalisation anywhere: the decoder has none.
+Shapes: B batch, C channels, H and W rows and columns. The decoder has no normalisation.
 """
 
 from torch import Tensor, nn
@@ -13,7 +13,10 @@ def conv(cin: int, cout: int, kernel: int, bias: bool = False) -> nn.Conv2d:
 
 
 def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bilinear, corners aligned, as everywhere in the authors' decoder. (B, C, H, W) -> `(B, C, *size)`."""
+    """Bilinear, corners aligned, as everywhere in the authors' decoder.
+
+    (B, C, H, W) -> `(B, C, *size)`.
+    """
     return F.interpolate(x, size=size, mode="bilinear", align_corners=True)
 
 
@@ -23,7 +26,10 @@ def max_pool(x: Tensor) -> Tensor:
 
 
 class RCU(nn.Module):
-    """Residual conv unit, Figure 1(b): (ReLU, 3x3 conv) twice, plus the input. (B, C, H, W) -> same."""
+    """Residual conv unit, Figure 1(b): (ReLU, 3x3 conv) twice, plus the input.
+
+    (B, C, H, W) -> same.
+    """
 
     def __init__(self, channels: int):
         super().__init__()
@@ -37,8 +43,8 @@ class RCU(nn.Module):
 class BottleneckRCU(nn.Module):
     """Light-weight RCU, Figure 1(e): 1x1 down, 3x3, 1x1 up, plus the input. (B, C, H, W) -> same.
 
-    The paper does not give the width of the bottleneck. C/2 is inferred: it alone meets the parameters and
-    multiply-adds of Table 1.
+    The paper does not give the width of the bottleneck. C/2 is inferred: it alone meets the
+    parameters and multiply-adds of Table 1.
     """
 
     def __init__(self, channels: int, divisor: int = 2):
@@ -53,10 +59,12 @@ class BottleneckRCU(nn.Module):
 
 
 class CRP(nn.Module):
-    """Chained residual pooling, Figure 1(c) and (f): x plus a chain of (5x5 max-pool, conv). (B, C, H, W) -> same.
+    """Chained residual pooling, Figure 1(c) and (f): x plus a chain of (5x5 max-pool, conv).
 
-    Four stages ("instead of 4 used in the original architecture", caption of Figure 1). Pool before conv, as the
-    authors do; the MATLAB code of the original RefineNet has it the other way round.
+    (B, C, H, W) -> same.
+
+    Four stages ("instead of 4 used in the original architecture", caption of Figure 1). Pool before
+    conv, as the authors do; the MATLAB code of the original RefineNet has it the other way round.
     """
 
     def __init__(self, channels: int, kernel: int, stages: int = 4):
@@ -88,7 +96,10 @@ class ConvChain(nn.Module):
 
 
 class PoolChain(nn.Module):
-    """CRP without its convolutions, an ablation: x plus a chain of 5x5 max-pools. (B, C, H, W) -> same."""
+    """CRP without its convolutions, an ablation: x plus a chain of 5x5 max-pools.
+
+    (B, C, H, W) -> same.
+    """
 
     def __init__(self, stages: int = 4):
         super().__init__()

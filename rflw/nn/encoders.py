@@ -1,12 +1,14 @@
 """Encoders: one contract for every classification network.
 
-An encoder maps (B, 3, H, W) to four levels, fine to coarse, at strides 4, 8, 16 and 32; a level is a tuple of one
-or more taps (B, C, ceil(H/stride), ceil(W/stride)). It carries `channels` (the same nesting, numbers of channels),
-`mean` and `std` (of the images that it was trained on, scaled to [0, 1]), `wiring` (which wiring of the decoder
-its kind gets: a key of `refinenet.WIRINGS`) and `origin` (of its weights, see `rflw.nn.pretrained`; None: random).
+An encoder maps (B, 3, H, W) to four levels, fine to coarse, at strides 4, 8, 16 and 32; a level is
+a tuple of one or more taps (B, C, ceil(H/stride), ceil(W/stride)). It carries `channels` (the same
+nesting, numbers of channels), `mean` and `std` (of the images that it was trained on, scaled to [0,
+1]), `wiring` (which wiring of the decoder its kind gets: a key of `refinenet.WIRINGS`) and `origin`
+(of its weights, see `rflw.nn.pretrained`; None: random).
 
-Mobile networks hand over the output of every stage, so strides 16 and 32 have two taps: this is what the authors'
-MobileNet-v2 does. For NASNet-Mobile it is our choice, which the multiply-adds of Table 3 allow but do not settle.
+Mobile networks hand over the output of every stage, so strides 16 and 32 have two taps: this is
+what the authors' MobileNet-v2 does. For NASNet-Mobile it is our choice, which the multiply-adds of
+Table 3 allow but do not settle.
 """
 
 from math import ceil
@@ -52,7 +54,10 @@ class ResNet(nn.Module):
 
 
 class ConvBN(nn.Module):
-    """Convolution, batch norm and, unless `linear`, ReLU6. `same` pads stride-2 convolutions as TensorFlow does."""
+    """Convolution, batch norm and, unless `linear`, ReLU6.
+
+    `same` pads stride-2 convolutions as TensorFlow does.
+    """
 
     def __init__(self, cin, cout, kernel=1, stride=1, groups=1, linear=False, same=False):
         super().__init__()
@@ -91,8 +96,9 @@ class InvertedResidual(nn.Module):
         return x + y if self.residual else y
 
 
-# (expansion, or 0 for no such convolution; kernel; stride; channels; repeats) of every stage.
-# The authors' MobileNet-v2 has an expansion 32 -> 32 in its first block that the MobileNet-v2 paper leaves out.
+# (expansion, or 0 for no such convolution; kernel; stride; channels; repeats) of every stage. The
+# authors' MobileNet-v2 has an expansion 32 -> 32 in its first block that the MobileNet-v2 paper
+# leaves out.
 MOBILENET_V2 = (
     (1, 3, 1, 16, 1),
     (6, 3, 2, 24, 2),
@@ -114,7 +120,9 @@ EFFICIENTNET_LITE0 = (
 
 
 def efficientnet_lite(width: float, depth: float) -> tuple[tuple[int, ...], ...]:
-    """EfficientNet-Lite's scaling: channels to the nearest multiple of 8, repeats up; not the first and last repeats."""
+    """EfficientNet-Lite's scaling: channels to the nearest multiple of 8, repeats up; not the first
+    and last repeats.
+    """
 
     def channels(c):
         rounded = int(c * width + 4) // 8 * 8
@@ -128,10 +136,13 @@ def efficientnet_lite(width: float, depth: float) -> tuple[tuple[int, ...], ...]
 
 
 class MobileNet(nn.Module):
-    """Inverted residuals with ReLU6: MobileNet-v2 and EfficientNet-Lite. Taps after every stage from stride 4 on.
+    """Inverted residuals with ReLU6: MobileNet-v2 and EfficientNet-Lite.
 
-    Written here although torchvision and timm have them: the authors' MobileNet-v2 is not torchvision's, and the two
-    libraries take longer to import than a whole prediction may. The tests hold both to the libraries' outputs.
+    Taps after every stage from stride 4 on.
+
+    Written here although torchvision and timm have them: the authors' MobileNet-v2 is not
+    torchvision's, and the two libraries take longer to import than a whole prediction may. The
+    tests hold both to the libraries' outputs.
     """
 
     origin = None
@@ -173,8 +184,11 @@ class MobileNet(nn.Module):
 
 
 class NASNet(nn.Module):
-    """NASNet-A Mobile; taps of both kinds of cell, as MobileNet-v2's of every stage. The stem is padded by one pixel
-    so that sizes are ceil(H/stride) like everyone's; the published network has it unpadded."""
+    """NASNet-A Mobile; taps of both kinds of cell, as MobileNet-v2's of every stage.
+
+    The stem is padded by one pixel so that sizes are ceil(H/stride) like everyone's; the published
+    network has it unpadded.
+    """
 
     channels = ((44,), (88, 264), (352, 528), (704, 1056))
     mean, std, wiring, origin = HALF, HALF, "mobile", None
@@ -281,8 +295,11 @@ def lite(width: float, depth: float) -> MobileNet:
 
 @torch.no_grad()
 def load_mobile(net: MobileNet, name: str) -> dict:
-    """Published weights in place -> their origin. The extra expansion of the authors' MobileNet-v2 becomes the identity:
-    what it gets is the output of a ReLU6, so identity, neutral batch norm and ReLU6 change nothing."""
+    """Published weights in place -> their origin.
+
+    The extra expansion of the authors' MobileNet-v2 becomes the identity: what it gets is the
+    output of a ReLU6, so identity, neutral batch norm and ReLU6 change nothing.
+    """
     first = net.stages[0][0]
     extra, first.expand = first.expand, nn.Identity()
     origin = pretrained.load(net, name, pretrained.mobile_maps(net.stages))
@@ -306,7 +323,10 @@ ENCODERS = {
 
 
 def make_encoder(name: str, weights: str | None = None) -> nn.Module:
-    """`weights`: None or "imagenet". Raises InputError for an unknown name or weights that cannot be had."""
+    """`weights`: None or "imagenet".
+
+    Raises InputError for an unknown name or weights that cannot be had.
+    """
     if weights not in (None, "imagenet"):
         raise InputError(f"unknown weights {weights!r}: choose from: None, 'imagenet'")
     if name.startswith("timm:"):

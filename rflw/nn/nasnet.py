@@ -1,8 +1,10 @@
-"""NASNet-A Mobile (4 @ 1056): Zoph et al., "Learning Transferable Architectures for Scalable Image Recognition", 2018.
+"""NASNet-A Mobile (4 @ 1056): Zoph et al., "Learning Transferable Architectures for Scalable Image
+Recognition", 2018.
 
-Written after the paper's Figure 4 and TF-Slim's `nets/nasnet`, which settles what the figure leaves open: which state
-of a cell is concatenated though blocks use it, how sizes are matched, batch norm's constants. The auxiliary classifier
-that helped training is left out; drop path has no part in the mobile network.
+Written after the paper's Figure 4 and TF-Slim's `nets/nasnet`, which settles what the figure leaves
+open: which state of a cell is concatenated though blocks use it, how sizes are matched, batch
+norm's constants. The auxiliary classifier that helped training is left out; drop path has no part
+in the mobile network.
 
 Letters in shape comments: B batch, C channels, H and W rows and columns, K classes.
 """
@@ -15,9 +17,9 @@ import torch.nn.functional as F
 
 from rflw.errors import InputError
 
-# A cell is five blocks, each the sum of two (operation, state) pairs. State 0 is the output of the last cell and state
-# 1 that of the cell before it, both brought to the cell's width; state 2 + i is block i. `stride` is that of the
-# operations on states 0 and 1. The states `out` are concatenated.
+# A cell is five blocks, each the sum of two (operation, state) pairs. State 0 is the output of the
+# last cell and state 1 that of the cell before it, both brought to the cell's width; state 2 + i is
+# block i. `stride` is that of the operations on states 0 and 1. The states `out` are concatenated.
 Plan = namedtuple("Plan", "stride blocks out")
 
 NORMAL = Plan(
@@ -59,13 +61,18 @@ Taps = namedtuple(
 
 
 def norm(channels: int) -> nn.BatchNorm2d:
-    """TF-Slim's constants: epsilon 1e-3, and a decay of 0.9997, which is 1 - momentum in PyTorch. Running statistics
-    take some ten thousand steps to settle with it."""
+    """TF-Slim's constants: epsilon 1e-3, and a decay of 0.9997, which is 1 - momentum in PyTorch.
+
+    Running statistics take some ten thousand steps to settle with it.
+    """
     return nn.BatchNorm2d(channels, eps=1e-3, momentum=1 - 0.9997)
 
 
 def separable(cin: int, cout: int, kernel: int, stride: int) -> nn.Sequential:
-    """(ReLU, depthwise kxk, 1x1, BN) twice; the first of them strides. (B, cin, H, W) -> (B, cout, H', W')."""
+    """(ReLU, depthwise kxk, 1x1, BN) twice; the first of them strides.
+
+    (B, cin, H, W) -> (B, cout, H', W').
+    """
 
     def once(cin: int, stride: int) -> tuple[nn.Module, ...]:
         depthwise = nn.Conv2d(cin, cin, kernel, stride, padding=kernel // 2, groups=cin, bias=False)
@@ -80,9 +87,11 @@ def squeeze(cin: int, cout: int) -> nn.Sequential:
 
 
 class FactorizedReduction(nn.Module):
-    """ReLU, two 1x1 convolutions of stride 2 side by side, BN. (B, cin, H, W) -> (B, cout, ceil(H/2), ceil(W/2)).
+    """ReLU, two 1x1 convolutions of stride 2 side by side, BN. (B, cin, H, W) -> (B, cout,
+    ceil(H/2), ceil(W/2)).
 
-    Half of the channels see the pixels (0, 0), (0, 2), ..., the others (1, 1), (1, 3), ... with zeros past the border.
+    Half of the channels see the pixels (0, 0), (0, 2), ..., the others (1, 1), (1, 3), ... with
+    zeros past the border.
     """
 
     def __init__(self, cin: int, cout: int):
@@ -110,10 +119,11 @@ OPERATIONS = {  # name -> maker, from channels in, channels out and stride; what
 
 
 class Cell(nn.Module):
-    """One cell. cur (B, C, H, W) and prev, the output before it -> (B, len(plan.out) * width, H', W').
+    """One cell. cur (B, C, H, W) and prev, the output before it -> (B, len(plan.out) * width, H',
+    W').
 
-    H' and W' are H and W over the plan's stride, rounded up. prev has the size of cur or, if `halve`, twice that.
-    `match` is false for the first cell only, which takes its prev as it is.
+    H' and W' are H and W over the plan's stride, rounded up. prev has the size of cur or, if
+    `halve`, twice that. `match` is false for the first cell only, which takes its prev as it is.
     """
 
     def __init__(self, plan: Plan, width: int, cur: int, prev: int, halve: bool, match: bool):
@@ -142,16 +152,17 @@ class Cell(nn.Module):
 class NASNetMobile(nn.Module):
     """NASNet-A Mobile. (B, 3, H, W) normalised with mean = std = 0.5 -> logits (B, K).
 
+    Strides round sizes up, as TensorFlow's "SAME" does; the windows here are centred on the pixels
+    0, 2, 4, ... of any input, those of "SAME" on 1, 3, 5, ... if the size is even. That would matter
+    to TF-Slim's weights and matters to no count.
+
     Args:
-        num_classes: K; None leaves the classifier out and returns the pooled (B, 1056).
-        stem_padding: Of the first convolution; 0 is the published network. With 1 every tap of
-            stride s has ceil(H/s) x ceil(W/s) pixels. All other strides round sizes up, as
-            TensorFlow's "SAME" does; the windows here are centred on the pixels 0, 2, 4, ... of
-            any input, those of "SAME" on 1, 3, 5, ... if the size is even. That would matter to
-            TF-Slim's weights and matters to no count.
+        num_classes: K; None leaves the classifier out, and the pooled (B, 1056) comes back.
+        stem_padding: of the first convolution; 0 is the published network. With 1 every tap of
+            stride s has ceil(H/s) x ceil(W/s) pixels.
 
     Raises:
-        InputError: For a class count below 1 or a stem padding other than 0 and 1.
+        InputError: for a class count below 1 or a stem padding other than 0 and 1.
     """
 
     def __init__(self, num_classes: int | None = 1000, stem_padding: int = 0):

@@ -1,4 +1,6 @@
-"""Keys of the authors' published checkpoints, mapped to ours, and how files of tensors are read: no code in them is run."""
+"""Keys of the authors' published checkpoints, mapped to ours, and how files of tensors are read: no
+code in them is run.
+"""
 
 from pathlib import Path
 from pickle import UnpicklingError
@@ -12,7 +14,10 @@ from rflw.errors import InputError, reading
 
 
 def _resnet_modules() -> dict[str, str]:
-    """The authors' name of every decoder module of their ResNet networks -> ours. Their 1 is the coarsest level, our 0."""
+    """The authors' name of every decoder module of their ResNet networks -> ours.
+
+    Their 1 is the coarsest level, our 0.
+    """
     names = {"clf_conv": "decoder.classifier"}
     for n in range(1, 5):
         stage = f"decoder.stages.{n - 1}"
@@ -32,8 +37,11 @@ def _resnet_modules() -> dict[str, str]:
 
 
 def _mobile_modules() -> dict[str, str]:
-    """The same for all modules of their MobileNet-v2 network. Their layer n is our stage n - 2; their crp4, conv_adapt4
-    and conv7 with conv8 belong to the coarsest level."""
+    """The same for all modules of their MobileNet-v2 network.
+
+    Their layer n is our stage n - 2; their crp4, conv_adapt4 and conv7 with conv8 belong to the
+    coarsest level.
+    """
     names = {
         "layer1.0": "encoder.stem.conv",
         "layer1.1": "encoder.stem.bn",
@@ -64,7 +72,10 @@ RESNETS = {(4, 6): 50, (4, 23): 101, (8, 36): 152}  # blocks in layers 2 and 3
 
 
 def to_ours(key: str, modules: dict[str, str]) -> str | None:
-    """Our name of their tensor, or None if no published network has it. ResNet encoders are named alike."""
+    """Our name of their tensor, or None if no published network has it.
+
+    ResNet encoders are named alike.
+    """
     module, _, leaf = key.rpartition(".")
     if modules is RESNET and re.match(r"(conv1|bn1|layer[1-4]\.\d+\..+)$", module):
         return f"encoder.{key}"
@@ -80,7 +91,8 @@ def to_theirs(key: str, modules: dict[str, str]) -> str:
 
 # ---------------------------------------------------------------- files
 
-# The authors' script keeps its best score, a number of NumPy's, beside the weights; the module has two names.
+# The authors' script keeps its best score, a number of NumPy's, beside the weights; the module has
+# two names.
 SCALAR, DTYPE = np.float64(0).__reduce__()[0], type(np.dtype("float64"))
 NUMPY = [(SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
 WRAPPERS = ("segmenter", "state_dict", "model_state_dict", "model")
@@ -110,7 +122,8 @@ def load_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str
 
 
 def unwrap(loaded) -> dict[str, Tensor]:
-    """The state dict in what a file holds: bare or under a usual name, without prefixes of wrappers.
+    """The state dict in what a file holds: bare or under a usual name, without prefixes of
+    wrappers.
 
     Raises:
         InputError: that names the first entry that is no tensor, and where there are some instead.
@@ -147,10 +160,11 @@ def first_not_numbers(state: dict) -> str | None:
 
 
 def recognise(state: dict) -> tuple[str, int, dict, dict]:
-    """The authors' state dict -> (our model name, its number of classes, the same tensors under our keys, modules).
+    """The authors' state dict -> (our model name, its number of classes, the same tensors under our
+    keys, modules).
 
-    The last is the map of modules that `first_fault` needs. Raises InputError that names the first key that no
-    published network has, or that is missing to tell which network it is.
+    The last is the map of modules that `first_fault` needs. Raises InputError that names the first
+    key that no published network has, or that is missing to tell which network it is.
     """
     mobile = "segm.weight" in state or "layer8.0.output.0.0.weight" in state
     modules, classifier = (MOBILE, "segm.weight") if mobile else (RESNET, "clf_conv.weight")
@@ -189,10 +203,11 @@ def recognise(state: dict) -> tuple[str, int, dict, dict]:
 
 
 def first_fault(state: dict, ours: dict, modules: dict[str, str] | None = None) -> str | None:
-    """What is wrong with `state`, under our keys, as the weights of a network whose state is `ours`, or None.
+    """What is wrong with `state`, under our keys, as the weights of a network whose state is
+    `ours`, or None.
 
-    Keys are named as the file has them: by the authors' names if `modules` is given. Counters of batches may be
-    absent: files of early PyTorch have none.
+    Keys are named as the file has them: by the authors' names if `modules` is given. Counters of
+    batches may be absent: files of early PyTorch have none.
     """
 
     def named(key):

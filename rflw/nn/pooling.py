@@ -2,9 +2,10 @@
 
 For training on CPUs, compiled: PyTorch's own takes a third of a training step there.
 
-A 5x5 window is two windows of five, along rows and along columns. Each keeps which of its five pixels was the largest, in the
-order in which PyTorch's pool breaks ties, and the way back gives every gradient to that pixel. Values are those of PyTorch's pool
-to the bit; gradients differ by the rounding of their sums.
+A 5x5 window is two windows of five, along rows and along columns. Each keeps which of its five
+pixels was the largest, in the order in which PyTorch's pool breaks ties, and the way back gives
+every gradient to that pixel. Values are those of PyTorch's pool to the bit; gradients differ by the
+rounding of their sums.
 """
 
 import os
@@ -22,7 +23,9 @@ from rflw.nn.blocks import POOLED
 
 
 def largest(padded: Tensor) -> tuple[Tensor, Tensor]:
-    """(A, n + 4, B) -> the largest of each five along the middle, (A, n, B), and which it was, 0 to 4, in the same type."""
+    """(A, n + 4, B) -> the largest of each five along the middle, (A, n, B), and which it was, 0 to
+    4, in the same type.
+    """
     n = padded.shape[1] - 4
     best = padded[:, :n]
     which = torch.zeros_like(best)
@@ -51,15 +54,22 @@ _compiled = {}  # by function, made at first use: torch.compile's import takes s
 
 
 def keep_code_private() -> None:
-    """Have torch.compile keep its code in a folder that is the user's alone, unless TORCHINDUCTOR_CACHE_DIR says where. Its own is in the
-    temporary folder under a name that any other user could take first, and fill with code of theirs."""
+    """Have torch.compile keep its code in a folder that is the user's alone, unless
+    TORCHINDUCTOR_CACHE_DIR says where.
+
+    Its own is in the temporary folder under a name that any other user could take first, and fill
+    with code of theirs.
+    """
     if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
         place = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "rflw/compiled"
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(private_folder(place))
 
 
 def private_folder(place: Path) -> Path:
-    """A folder that nobody else writes in; one for this process alone where `place` cannot be made. Raises InputError where others can."""
+    """A folder that nobody else writes in; one for this process alone where `place` cannot be made.
+
+    Raises InputError where others can.
+    """
     try:
         place.mkdir(0o700, parents=True, exist_ok=True)
         found = place.stat()
@@ -117,7 +127,10 @@ def can_compile() -> bool:
 
 
 def compile_pools(model: nn.Module) -> None:
-    """Have a decoder use `max_pool` of this module. Raises InputError where there is no C++ compiler."""
+    """Have a decoder use `max_pool` of this module.
+
+    Raises InputError where there is no C++ compiler.
+    """
     if not can_compile():
         raise InputError("the decoder's pools cannot be compiled here: is there a C++ compiler?")
     for module in model.modules():
@@ -129,8 +142,11 @@ def compile_pools(model: nn.Module) -> None:
 
 
 def by_maxima(x: Tensor) -> Tensor:
-    """(B, C, H, W) -> the same, as `rflw.nn.blocks.max_pool`: the larger of neighbours, along rows, then along columns. For a
-    compiler, which joins all of it, and the sums around it, into one loop."""
+    """(B, C, H, W) -> the same, as `rflw.nn.blocks.max_pool`: the larger of neighbours, along rows,
+    then along columns.
+
+    For a compiler, which joins all of it, and the sums around it, into one loop.
+    """
     w, h = x.shape[-1], x.shape[-2]
     padded = F.pad(x, (2, 2, 0, 0), value=-torch.inf)
     x = padded[..., :w]
@@ -155,7 +171,9 @@ FORMS = {"window": blocks.max_pool, "rows and columns": in_two, "maxima": by_max
 
 @torch.no_grad()
 def fastest(device: torch.device) -> str:
-    """Which of the first two is faster on a device when nothing is compiled: the best of five passes each."""
+    """Which of the first two is faster on a device when nothing is compiled: the best of five
+    passes each.
+    """
     x = torch.rand(1, 256, 64, 64, device=device).to(memory_format=torch.channels_last)
 
     def seconds(form) -> float:

