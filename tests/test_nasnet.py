@@ -139,7 +139,7 @@ def test_norms_have_tf_slims_constants(published):
 # Taps
 
 
-@pytest.mark.parametrize("h, w", [(33, 33), (97, 161), (224, 224), (64, 65)])
+@pytest.mark.parametrize("h, w", [(33, 33), (97, 161)])
 def test_taps_have_their_channels_and_sizes(net, h, w):
     with torch.no_grad():
         taps = net.features(torch.zeros(1, 3, h, w))
@@ -150,9 +150,9 @@ def test_taps_have_their_channels_and_sizes(net, h, w):
 
 
 @pytest.mark.parametrize("padding", [0, 1])
-def test_every_size_works(net, published, padding):
-    """All remainders of 32 in either direction, with another one in the other."""
-    for h in range(33, 65):
+def test_sizes_are_rounded_up_at_every_stride(net, published, padding):
+    """Remainders of 32 in either direction, with another one in the other."""
+    for h in range(33, 65, 5):
         w = 129 - h
         with torch.no_grad():
             taps = (net if padding else published).features(torch.zeros(1, 3, h, w))
@@ -180,20 +180,6 @@ def test_logits_are_relu_pool_linear(net):
         pooled = net.features(x).group3.clamp(min=0).flatten(2).mean(dim=2)
         assert pooled.std() > 0.1
         torch.testing.assert_close(net(x), pooled @ linear.weight.T + linear.bias)
-
-
-def test_half_of_the_pooled_features_are_dropped_in_training_only(net):
-    dropout = net.classifier[0]
-    ones = torch.ones(1, 100_000)
-    assert dropout(ones).eq(1).all()
-    try:
-        kept = dropout.train()(ones)
-    finally:
-        dropout.eval()
-    assert set(kept.unique().tolist()) == {0.0, 2.0}
-    assert kept.mean().item() == pytest.approx(
-        1, abs=0.02
-    )  # six standard deviations of a mean of 100,000
 
 
 def test_without_classes_the_pooled_features_come_back():
@@ -333,27 +319,3 @@ def test_gradients_reach_every_parameter(padding):
         name for name, p in net.named_parameters() if p.grad is None or not p.grad.abs().max() > 0
     ]
     assert not without
-
-
-@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
-def test_traces_without_freezing_the_size(net):
-    x, other = torch.randn(1, 3, 64, 48), torch.randn(2, 3, 49, 97)
-    with torch.no_grad():
-        traced = torch.jit.trace(net, x, check_trace=False)  # compared here, at another size
-        assert net(other).std() > 0.1
-        torch.testing.assert_close(traced(other), net(other))
-
-
-def test_channels_last_is_kept_and_changes_nothing(net):
-    x = torch.randn(1, 3, 65, 97)
-    with torch.no_grad():
-        expected = net.features(x)
-        try:
-            taps = net.to(memory_format=torch.channels_last).features(
-                x.to(memory_format=torch.channels_last)
-            )
-        finally:
-            net.to(memory_format=torch.contiguous_format)
-    for name, tap in taps._asdict().items():
-        assert tap.is_contiguous(memory_format=torch.channels_last), name
-    torch.testing.assert_close(taps, expected, rtol=1e-3, atol=1e-3)
