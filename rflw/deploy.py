@@ -1,11 +1,12 @@
 """Fast inference and export: the same network with less work.
 
-Folding batch norm and merging successive linear maps is exact algebra; the layout, the pools' form and compiling change only the
-order of sums; precisions below fp32 change the numbers, which is for the caller to weigh. What the paper calls runtime begins here.
+Folding batch norm and merging successive linear maps is exact algebra; the layout, the form of the
+pools and compiling change only the order of sums; precisions below fp32 change the numbers, which
+the caller has to weigh. What the paper calls runtime begins here.
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import redirect_stdout
 from copy import deepcopy
 from importlib import import_module
@@ -28,22 +29,27 @@ from rflw.prediction import normalise, upsample
 from rflw.records import write_whole
 from rflw.trace import record
 
-SIZES = 8  # that are compiled; torch.compile makes no more by itself
+SIZES = 8  # that are compiled; torch.compile itself makes code for no more
 PRECISIONS = {
     "fp32": torch.float32,
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
     "int8": torch.float32,
 }
+FORMATS = ("onnx", "torch-export")
+ODD = ((97, 131), (33, 50), (160, 96))  # sizes on which an export is compared with the network
+CPU = torch.device("cpu")
 
 # ---------------------------------------------------------------- exact algebra, in place
 
 
 @torch.no_grad()
 def fold_batch_norm(model: nn.Module) -> int:
-    """Put every batch norm that follows a convolution into its weights and bias, in evaluation mode -> how many.
+    """Put each batch norm that follows a convolution into the convolution's weights and bias.
 
-    Which follows which is seen in a pass over a small image, so that it works for any network, whatever its modules are called.
+    A recorded pass over a small image shows which follows which, so that it works for any network,
+    whatever its modules are called. Only what nothing else reads or uses is folded. The network is
+    changed in place, in evaluation mode. Returns how many batch norms were folded.
     """
     from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -56,34 +62,28 @@ def fold_batch_norm(model: nn.Module) -> int:
     for step in steps:
         if step.op != "batch_norm" or step.inputs[0] < 0 or steps[step.inputs[0]].op != "conv2d":
             continue
-        before = steps[step.inputs[0]]
-        conv, norm = modules[before.module], modules[step.module]
-        alone = max(readers[step.inputs[0]], uses[before.module], uses[step.module]) == 1
+        before = steps[step.inputs[0]].module
+        conv, norm = modules[before], modules[step.module]
         if (
-            alone
+            max(readers[step.inputs[0]], uses[before], uses[step.module]) == 1
             and isinstance(conv, nn.Conv2d)
             and isinstance(norm, nn.BatchNorm2d)
             and norm.running_var is not None
         ):
-            _replace(model, before.module, fuse_conv_bn_eval(conv, norm))
-            _replace(
-                model,
-                step.module,
-                nn.Sequential(*norm.children()) if len(list(norm.children())) else nn.Identity(),
-            )
+            model.set_submodule(before, fuse_conv_bn_eval(conv, norm))
+            # timm's batch norms hold their activation; of others nothing stays
+            model.set_submodule(step.module, nn.Sequential(*norm.children()))
             folded += 1
     return folded
 
 
-def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, own = name.rpartition(".")
-    setattr(model.get_submodule(parent), own, module)
-
-
 @torch.no_grad()
 def merge_linear(model: nn.Module) -> int:
-    """Multiply the decoder's two successive 1x1 convolutions, reduce and adapt, into one -> in how many stages. Nothing lies
-    between them in the light-weight form without RCU."""
+    """Multiply the decoder's successive 1x1 convolutions, reduce and adapt, into one.
+
+    Nothing lies between them in the light-weight form without RCU. A RefineNet is changed in place;
+    other networks stay as they are. Returns in how many stages of the decoder they were merged.
+    """
     merged = 0
     for stage in model.decoder.stages if isinstance(model, RefineNet) else ():
         maps = [*stage.reduce, stage.adapt]
@@ -103,9 +103,10 @@ def merge_linear(model: nn.Module) -> int:
 
 
 class Deployed(nn.Module):
-    """A network made fast: (B, 3, H, W) float32, normalised -> float32 logits, as the network that it was made of.
+    """A network made fast; `rflw.predict` and `rflw.evaluate` take it as any other.
 
-    steps: what was done, in order; left_out: what was not, and why. `rflw.predict` and `rflw.evaluation.evaluate` take it.
+    Takes (B, 3, H, W) float32, normalised; returns float32 logits. steps: what was done, in order;
+    left_out: what was not done, and why.
     """
 
     def __init__(
@@ -118,23 +119,21 @@ class Deployed(nn.Module):
         left_out: dict[str, str],
     ):
         super().__init__()
-        self.net, self.precision, self.layout, self.steps, self.left_out = (
-            net,
-            precision,
-            layout,
-            tuple(steps),
-            left_out,
-        )
+        self.net, self.precision, self.layout = net, precision, layout
+        self.steps, self.left_out = tuple(steps), left_out
         for name in ("name", "num_classes", "mean", "std", "card"):
             if hasattr(like, name):
                 setattr(self, name, getattr(like, name))
-        self.compiled, self.copies, self.seen = None, False, set()
+        self.compiled, self.copies, self.compiled_sizes = None, False, set()
         self.dtype = PRECISIONS[precision]
         self.device = next(like.parameters()).device
 
     def compile(self, graphs: bool) -> None:
-        """Have torch.compile make code at the first image of each size, of the first few sizes; later ones go uncompiled. (Code for
-        any size takes it many minutes to make.) graphs: replay it as a CUDA graph, whose output the next pass overwrites."""
+        """Have torch.compile make code at the first image of each of the first few sizes.
+
+        Images of later sizes are computed without. (Code for any size takes many minutes to make.)
+        graphs: replay the code as a CUDA graph, whose output the next pass overwrites.
+        """
         pooling.keep_code_private()
         # not as an attribute, which would list all modules twice
         self.__dict__["compiled"] = torch.compile(
@@ -145,16 +144,18 @@ class Deployed(nn.Module):
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
         x = x.to(self.dtype, memory_format=self.layout)
-        if self.compiled is None or x.shape not in self.seen and len(self.seen) == SIZES:
+        is_new = x.shape not in self.compiled_sizes
+        if self.compiled is None or is_new and len(self.compiled_sizes) == SIZES:
             return self.net(x).float()
-        if x.shape in self.seen:
-            logits = self.compiled(x)
-        else:  # weights become constants, laid out as each kernel reads them; among torch.compile's options, this comes too late
+        if is_new:
             from torch._inductor import config
 
-            self.seen.add(x.shape)
+            self.compiled_sizes.add(x.shape)
+            # weights become constants; as an option of torch.compile this comes too late
             with config.patch(freezing=True):
                 logits = self.compiled(x)
+        else:
+            logits = self.compiled(x)
         return logits.clone() if self.copies and logits.dtype == torch.float32 else logits.float()
 
 
@@ -170,37 +171,32 @@ def optimise(
     graphs: bool | None = None,
     calibration: Iterable[np.ndarray] | None = None,
 ) -> Deployed:
-    """A network -> the same for inference only, faster; the given one stays as it is.
+    """Make a network fast, for inference only. On CPUs, the process keeps freed memory from now on.
 
-    fold, merge: exact algebra, see above. channels_last: the layout in which convolutions and the pools are fast. pools: the 5x5
-    max-pools in the form that is fastest: as maxima that the compiler joins with what is around them; else, not compiled, what wins a
-    short race of PyTorch's own and one over rows, then columns. compiled: by torch.compile; None: where that works. graphs: CUDA
-    graphs; None: on CUDA, where compiled. On CPUs, freed memory is kept for the next pass, in the whole process.
-    precision: "fp32"; "bf16", "fp16": weights and values; "int8": convolutions, after training, with the ranges that `calibration`,
-    some (H, W, 3) uint8 images, shows (CPUs only).
-    Raises InputError for a precision that the device does not compute in, or int8 without calibration.
+    Args:
+        model: The network, on its device; it stays as it is.
+        precision: "fp32"; "bf16" or "fp16": weights and values; "int8": convolutions, on CPUs.
+        fold: Fold batch norm (exact).
+        merge: Merge successive linear maps (exact).
+        channels_last: Use the layout in which convolutions and pools are fast.
+        pools: Compute 5x5 max-pools as maxima that the compiler joins with what is around them; not
+            compiled, in the form that wins a short race.
+        compiled: Use torch.compile; None: where it works.
+        graphs: Use CUDA graphs; None: on CUDA, where compiled.
+        calibration: (H, W, 3) uint8 images that show the ranges of values for int8.
+
+    Raises:
+        InputError: The device does not compute in `precision`, or int8 has no calibration.
     """
     device = next(model.parameters()).device
-    if precision not in PRECISIONS:
-        raise InputError(f"unknown precision {precision!r}: one of {', '.join(PRECISIONS)}")
-    if precision == "bf16" and not computes_in_bf16(device):
-        raise InputError("bf16: this device does not compute in it; fp32 is there")
-    if precision == "fp16" and device.type != "cuda":
-        raise InputError("fp16: CUDA devices only; bf16 or fp32 on a CPU")
-    if precision == "int8" and (device.type != "cpu" or calibration is None):
-        raise InputError("int8: on CPUs, with images to calibrate it")
-    net, steps, left_out = deepcopy(model).eval().requires_grad_(False), [], {}
+    _check_precision(precision, device, calibration)
+    net, left_out = deepcopy(model).eval().requires_grad_(False), {}
     compiled = compiled is not False
     if compiled and not (device.type == "cuda" or pooling.can_compile()):
         compiled, left_out["compile"] = False, "needs a C++ compiler"
     elif device.type == "cuda" and graphs is False:
         left_out["graphs"] = "not asked for"
-    if fold and fold_batch_norm(net):
-        steps.append("fold")
-    if merge and merge_linear(net):
-        steps.append("merge")
-    if pools and (form := _pools(net, device, compiled)):
-        steps.append(f"pools: {form}")
+    steps = _simplify(net, fold, merge, pools, "maxima" if compiled else None)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     net = net.to(PRECISIONS[precision], memory_format=layout)
     if channels_last:
@@ -208,9 +204,8 @@ def optimise(
     if device.type == "cpu":
         keep_freed_memory()
     if precision == "int8":
-        net = _quantise(
-            net, [normalise(image, model, device).to(memory_format=layout) for image in calibration]
-        )
+        images = (normalise(image, model, device) for image in calibration)
+        net = _quantise(net, [image.to(memory_format=layout) for image in images])
     if precision != "fp32":
         steps.append(precision)
     deployed = Deployed(net, model, precision, layout, steps, left_out).eval()
@@ -221,19 +216,38 @@ def optimise(
     return deployed
 
 
-def _pools(net: nn.Module, device: torch.device, compiled: bool) -> str | None:
-    """Give the decoder's pools their fastest form -> its name, None where there are none."""
+def _check_precision(precision: str, device: torch.device, calibration) -> None:
+    if precision not in PRECISIONS:
+        raise InputError(f"unknown precision {precision!r}: choose from: {', '.join(PRECISIONS)}")
+    if precision == "bf16" and not computes_in_bf16(device):
+        raise InputError("bf16: this device does not compute in it; take fp32")
+    if precision == "fp16" and device.type != "cuda":
+        raise InputError("fp16: CUDA devices only; take bf16 or fp32 on a CPU")
+    if precision == "int8" and (device.type != "cpu" or calibration is None):
+        raise InputError("int8: on CPUs, with images to calibrate it")
+
+
+def _simplify(net: nn.Module, fold: bool, merge: bool, pools: bool, form: str | None) -> list[str]:
+    """Do with less what changes no answer; form: of the pools, None: the fastest."""
+    steps = []
+    if fold and fold_batch_norm(net):
+        steps.append("fold")
+    if merge and merge_linear(net):
+        steps.append("merge")
     chains = [module for module in net.modules() if isinstance(module, POOLED)]
-    if not chains:
-        return None
-    form = "maxima" if compiled else pooling.fastest(device)
-    for chain in chains:
-        chain.pool = pooling.FORMS[form]
-    return form
+    if pools and chains:
+        form = form or pooling.fastest(next(net.parameters()).device)
+        for chain in chains:
+            chain.pool = pooling.FORMS[form]
+        steps.append(f"pools: {form}")
+    return steps
 
 
 def _quantise(net: nn.Module, batches: list[Tensor]) -> nn.Module:
-    """int8 weights and values of the convolutions, from what the batches show; static, symmetric weights a channel."""
+    """int8 weights and values of the convolutions, from what the batches show.
+
+    Ranges are static, weights symmetric with a scale for each channel.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -247,39 +261,33 @@ def _quantise(net: nn.Module, batches: list[Tensor]) -> nn.Module:
         raise InputError("int8 needs torchao: pip install 'rflw[deploy]'") from e
     if not batches:
         raise InputError("int8: no images to calibrate it")
-    sizes = {
-        2: torch.export.Dim("height", min=MIN_SIZE),
-        3: torch.export.Dim("width", min=MIN_SIZE),
-    }
+    sizes = dict(enumerate((torch.export.Dim(n, min=MIN_SIZE) for n in ("height", "width")), 2))
     exported = torch.export.export(net, (batches[0],), dynamic_shapes=(sizes,)).module()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of what stays in fp32
-        quantiser = x86.X86InductorQuantizer().set_global(
-            x86.get_default_x86_inductor_quantization_config()
-        )
-        prepared = prepare_pt2e(exported, quantiser)
+        warnings.simplefilter("ignore")  # about what stays in fp32
+        ranges = x86.get_default_x86_inductor_quantization_config()
+        prepared = prepare_pt2e(exported, x86.X86InductorQuantizer().set_global(ranges))
         for batch in batches:
             prepared(batch)
         quantised = convert_pt2e(prepared)
     if not any("quantize_per_tensor" in str(node.target) for node in quantised.graph.nodes):
         # PyTorch 2.10 and 2.11: https://github.com/pytorch/ao/issues/3914
         raise InputError(
-            f"int8: torchao {version('torchao')} finds nothing to quantise with PyTorch {torch.__version__}: "
-            "take a newer PyTorch"
+            f"int8: torchao {version('torchao')} finds nothing to quantise "
+            f"with PyTorch {torch.__version__}: take a newer PyTorch"
         )
-    return allow_exported_model_train_eval(
-        move_exported_model_to_eval(quantised)
-    )  # later calls of eval() do nothing
+    # later calls of eval() do nothing
+    return allow_exported_model_train_eval(move_exported_model_to_eval(quantised))
 
 
 # ---------------------------------------------------------------- export
 
-FORMATS = ("onnx", "torch-export")
-ODD = ((97, 131), (33, 50), (160, 96))  # sizes on which an export is compared with the network
-
 
 class Whole(nn.Module):
-    """A network with what goes before and after it: (H, W, 3) uint8 image -> (H, W) uint8 class map, as `rflw.predict`."""
+    """A network with what `rflw.predict` does before and after it.
+
+    Takes an (H, W, 3) uint8 image; returns its (H, W) uint8 class map.
+    """
 
     def __init__(self, model: RefineNet):
         super().__init__()
@@ -300,40 +308,37 @@ def export(
     opset: int | None = None,
     calibration: list[np.ndarray] | None = None,
 ) -> dict:
-    """Write a network that takes images of any height and width -> {"file", "mb", "input", "output", "error", "agreement"}.
+    """Write a network for images of any height and width to a file that other programs run.
 
-    form: "onnx", or "torch-export" (of torch.export, read by torch.export.load). Input "image": (1, 3, H, W) float32,
-    normalised; output "logits". whole: (H, W, 3) uint8 in, "classes", (H, W) uint8, out. Batch norm is folded and linear maps
-    are merged before. calibration: (H, W, 3) uint8 images with whose ranges onnxruntime makes an int8 file ("onnx" only).
-    What is written was run, by onnxruntime or PyTorch, on images of odd sizes (int8: on three that calibrated it). error: largest
-    difference of logits, over the largest logit; None with `whole` or int8. agreement: share of pixels of the same class.
-    Raises InputError for what cannot be exported, or does not compute what the network does; then nothing is written.
+    Batch norm is folded and linear maps are merged. The file is run, by onnxruntime or PyTorch, on
+    images of odd sizes (int8: on three that calibrated it) and compared with the network.
+
+    Args:
+        model: The network; it stays as it is.
+        path: The file. "image" goes in, (1, 3, H, W) float32, normalised; "logits" come out.
+        form: "onnx", or "torch-export", which torch.export.load reads.
+        whole: (H, W, 3) uint8 goes in, "classes", (H, W) uint8, come out.
+        opset: ONNX's operator set; None: PyTorch's choice.
+        calibration: (H, W, 3) uint8 images with whose ranges onnxruntime makes an int8 file.
+
+    Returns:
+        {"file", "mb", "input", "output", "error", "agreement"}. error: largest difference of
+        logits over the largest logit, None with `whole` or int8. agreement: share of pixels of
+        the same class.
+
+    Raises:
+        InputError: The network cannot be exported, or the file computes something else. Then
+            nothing is written.
     """
     if form not in FORMATS:
-        raise InputError(f"unknown format {form!r}: one of {', '.join(FORMATS)}")
+        raise InputError(f"unknown format {form!r}: choose from: {', '.join(FORMATS)}")
     if calibration is not None and (form != "onnx" or not calibration):
         raise InputError("int8: for onnx, with images to calibrate it")
-    plain = (
-        deepcopy(model)
-        .cpu()
-        .float()
-        .eval()
-        .requires_grad_(False)
-        .to(memory_format=torch.contiguous_format)
-    )
-    net = deepcopy(plain)
-    fold_batch_norm(net)
-    merge_linear(net)
-    for chain in net.modules():
-        if isinstance(chain, POOLED):
-            chain.pool = pooling.in_two
-    net, plain = (Whole(net), Whole(plain)) if whole else (net, plain)
-    example = torch.zeros(*ODD[0], 3, dtype=torch.uint8) if whole else torch.zeros(1, 3, *ODD[0])
-    sizes = [torch.export.Dim(name, min=MIN_SIZE, max=2**14) for name in ("height", "width")]
-    program = torch.export.export(
-        net, (example,), dynamic_shapes=(dict(enumerate(sizes, 0 if whole else 2)),)
-    )
+    plain = deepcopy(model).cpu().float().eval().requires_grad_(False)
+    plain = plain.to(memory_format=torch.contiguous_format)
+    program = _program(plain, whole)
     names = {"input": "image", "output": "classes" if whole else "logits"}
+    facts = {}
 
     def finish(partial) -> None:
         if form == "torch-export":
@@ -342,37 +347,49 @@ def export(
             with open(partial, "rb") as file:
                 run = torch.export.load(file).module()
         else:
-            _write_onnx(program, partial, names, opset, model, whole, calibration)
-            session = _onnxruntime().InferenceSession(partial, providers=["CPUExecutionProvider"])
+            _write_onnx(program, partial, names, opset, model)
+            if calibration:
+                _quantise_onnx(partial, model, whole, calibration)
+            run = _runner(partial)
+        reference = Whole(plain) if whole else plain
+        facts.update(_compare(reference, run, model, whole, calibration))
 
-            def run(x):
-                return torch.from_numpy(session.run(None, {names["input"]: x.numpy()})[0])
-
-        facts.update(_compare(plain, run, model, whole, calibration))
-
-    facts = {}
     write_whole(Path(path), finish)
     return {"file": str(path), "mb": Path(path).stat().st_size / 1e6, **names, **facts}
 
 
-def _onnxruntime():
+def _program(plain: RefineNet, whole: bool):
+    """The network, folded and merged, as torch.export sees it, for images of any size."""
+    net = deepcopy(plain)
+    _simplify(net, fold=True, merge=True, pools=True, form="rows and columns")
+    net = Whole(net) if whole else net
+    example = torch.zeros(*ODD[0], 3, dtype=torch.uint8) if whole else torch.zeros(1, 3, *ODD[0])
+    sizes = [torch.export.Dim(name, min=MIN_SIZE, max=2**14) for name in ("height", "width")]
+    shapes = dict(enumerate(sizes, 0 if whole else 2))
+    return torch.export.export(net, (example,), dynamic_shapes=(shapes,))
+
+
+def _onnx_modules() -> list:
     try:
-        return [import_module(name) for name in ("onnx", "onnxscript", "onnxruntime")][-1]
+        return [import_module(name) for name in ("onnx", "onnxscript", "onnxruntime")]
     except ImportError as e:
         raise InputError(
             "ONNX needs onnx, onnxscript and onnxruntime: pip install 'rflw[deploy]'"
         ) from e
 
 
-def _write_onnx(
-    program, path: str, names: dict, opset: int | None, model: RefineNet, whole: bool, calibration
-) -> None:
-    """An exported program as an ONNX file, int8 if there are images to calibrate it."""
-    _onnxruntime()
-    import onnx
+def _runner(path: str) -> Callable[[Tensor], Tensor]:
+    """A function that runs an ONNX file of one input and one output on a CPU."""
+    onnxruntime = _onnx_modules()[-1]
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (image,) = session.get_inputs()
+    return lambda x: torch.from_numpy(session.run(None, {image.name: x.numpy()})[0])
 
+
+def _write_onnx(program, path: str, names: dict, opset: int | None, model: RefineNet) -> None:
+    onnx = _onnx_modules()[0]
     try:
-        with redirect_stdout(StringIO()):  # it tells of its progress there
+        with redirect_stdout(StringIO()):  # it prints its progress
             written = torch.onnx.export(
                 program,
                 dynamo=True,
@@ -381,9 +398,8 @@ def _write_onnx(
                 output_names=[names["output"]],
             ).model_proto
     except Exception as e:  # torch.onnx raises many types for what an operator set lacks
-        raise InputError(
-            f"operator set {opset}: ONNX cannot be written ({' '.join(str(e).split())[:200]})"
-        ) from e
+        why = " ".join(str(e).split())[:200]
+        raise InputError(f"operator set {opset}: ONNX cannot be written ({why})") from e
     version = written.opset_import[0].version
     if opset is not None and version != opset:
         raise InputError(
@@ -397,78 +413,66 @@ def _write_onnx(
     }
     onnx.helper.set_model_props(written, facts)
     onnx.save(written, path)
-    if calibration is None:
-        return
-    from onnxruntime.quantization import (
-        CalibrationDataReader,
-        QuantFormat,
-        QuantType,
-        quantize_static,
-    )
+
+
+def _quantise_onnx(path: str, model: RefineNet, whole: bool, images: list[np.ndarray]) -> None:
+    """Replace an ONNX file by one with int8 convolutions, with the ranges that the images show."""
+    from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 
     class Images(CalibrationDataReader):
         def __init__(self):
-            self.left = iter(calibration)
+            arrays = images if whole else [_as_input(image, model).numpy() for image in images]
+            self.feeds = iter([{"image": array} for array in arrays])
 
         def get_next(self):
-            image = next(self.left, None)
-            if image is None:
-                return None
-            return {
-                names["input"]: image
-                if whole
-                else normalise(image, model, torch.device("cpu")).contiguous().numpy()
-            }
+            return next(self.feeds, None)
 
-    with tempfile.TemporaryDirectory() as folder:
-        onnx.save(written, f"{folder}/fp32.onnx")
-        quantize_static(
-            f"{folder}/fp32.onnx",
-            path,
-            Images(),
-            quant_format=QuantFormat.QDQ,
-            per_channel=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            op_types_to_quantize=["Conv"],
-        )
+    quantize_static(
+        path,
+        path,
+        Images(),
+        per_channel=True,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+        op_types_to_quantize=["Conv"],
+    )
+
+
+def _as_input(image: np.ndarray, model: RefineNet) -> Tensor:
+    return normalise(image, model, CPU).contiguous()
 
 
 class InONNXRuntime(nn.Module):
-    """A network as onnxruntime runs its exported file, on a CPU: (B, 3, H, W) float32, normalised -> float32 logits."""
+    """A network as onnxruntime runs its exported file, on a CPU.
+
+    Takes (B, 3, H, W) float32, normalised; returns float32 logits.
+    """
 
     def __init__(self, model: RefineNet, calibration: list[np.ndarray] | None = None):
         super().__init__()
         with tempfile.TemporaryDirectory() as folder:
             export(model, f"{folder}/net.onnx", calibration=calibration)
-            self.session = _onnxruntime().InferenceSession(
-                f"{folder}/net.onnx", providers=["CPUExecutionProvider"]
-            )
-        self.name, self.num_classes, self.mean, self.std = (
-            model.name,
-            model.num_classes,
-            model.mean,
-            model.std,
-        )
+            self.run = _runner(f"{folder}/net.onnx")
+        self.name, self.num_classes = model.name, model.num_classes
+        self.mean, self.std = model.mean, model.std
 
     def forward(self, x: Tensor) -> Tensor:
-        images = x.contiguous().numpy()
-        return torch.from_numpy(
-            np.concatenate([self.session.run(None, {"image": image[None]})[0] for image in images])
-        )
+        return torch.cat([self.run(image[None]) for image in x.contiguous()])
 
 
-def _compare(net: nn.Module, run, model: RefineNet, whole: bool, calibration) -> dict:
-    """What was written beside the network, on patches of noise of odd sizes -> {"error", "agreement"}. Raises InputError where they
-    differ by more than rounding. int8: on images that calibrated it, and only reported."""
-    images = [torch.from_numpy(image) for image in (calibration or _noise())[: len(ODD)]]
+def _compare(net, run, model: RefineNet, whole: bool, calibration) -> dict:
+    """Compare an exported file with the network -> {"error", "agreement"}.
+
+    Raises InputError where they differ by more than rounding; int8 is only reported.
+    """
     errors, same, pixels = [], 0, 0
-    for image in images:
-        x = image if whole else normalise(image.numpy(), model, torch.device("cpu"))
+    for image in (calibration or _noise())[: len(ODD)]:
+        x = torch.from_numpy(image) if whole else _as_input(image, model)
         expected, got = net(x), run(x)
         if got.shape != expected.shape:
             raise InputError(
-                f"the exported file gives {tuple(got.shape)} for {tuple(x.shape)}, {tuple(expected.shape)} expected"
+                f"the exported file gives {tuple(got.shape)} for {tuple(x.shape)}, "
+                f"{tuple(expected.shape)} expected"
             )
         if not whole:
             errors.append(((got - expected).abs().max() / expected.abs().max()).item())
@@ -477,7 +481,8 @@ def _compare(net: nn.Module, run, model: RefineNet, whole: bool, calibration) ->
     error = max(errors) if errors and calibration is None else None
     if calibration is None and (same / pixels < 0.999 or (error or 0) > 1e-4):
         raise InputError(
-            f"the exported file does not compute what the network does: {100 * same / pixels:.2f} % of the pixels agree"
+            "the exported file does not compute what the network does: "
+            f"{100 * same / pixels:.2f} % of the pixels agree"
         )
     return {"error": error, "agreement": same / pixels}
 
@@ -485,7 +490,7 @@ def _compare(net: nn.Module, run, model: RefineNet, whole: bool, calibration) ->
 def _noise() -> list[np.ndarray]:
     """Images of ODD sizes: squares of random colours."""
     random = np.random.RandomState(0)
+    squares = [random.randint(0, 256, (20, 20, 3)).astype(np.uint8) for _ in ODD]
     return [
-        random.randint(0, 256, (20, 20, 3)).astype(np.uint8).repeat(8, 0).repeat(8, 1)[:h, :w]
-        for h, w in ODD
+        image.repeat(8, 0).repeat(8, 1)[:h, :w] for image, (h, w) in zip(squares, ODD, strict=True)
     ]

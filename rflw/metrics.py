@@ -1,7 +1,8 @@
 """Segmentation metrics, all from one confusion matrix.
 
-The matrix is (K, K) int64: entry [t, p] counts pixels of true class t that were predicted as p, summed over all
-images; void pixels (255) count nowhere. mIoU is the mean over classes of TP / (TP + FP + FN).
+The matrix is (K, K) int64: entry [t, p] counts pixels of true class t that were predicted as p,
+summed over all images; void pixels (255) count nowhere. mIoU is the mean over classes of
+TP / (TP + FP + FN).
 """
 
 import torch
@@ -11,14 +12,20 @@ import torch.nn.functional as F
 from rflw.data.labels import VOID
 from rflw.errors import InputError
 
-LARGE_REACH = 16  # pixels around a boundary, from which on distances are computed another way
-MAPS = 2**24  # pixels of all classes that are looked at together
-
 
 def confusion_matrix(prediction: Tensor, target: Tensor, num_classes: int) -> Tensor:
-    """(..., H, W) integer class maps, target with 255 as void -> (K, K) int64.
+    """Count pixels by true and predicted class.
 
-    Raises InputError if shapes differ or a label is neither below K nor void.
+    Args:
+        prediction: (..., H, W) integer class map.
+        target: The same shape, with 255 as void.
+        num_classes: K.
+
+    Returns:
+        (K, K) int64, row = truth, column = prediction.
+
+    Raises:
+        InputError: Shapes differ, or a label is neither below K nor void.
     """
     if prediction.shape != target.shape:
         raise InputError(
@@ -30,31 +37,35 @@ def confusion_matrix(prediction: Tensor, target: Tensor, num_classes: int) -> Te
         if labels.numel() and not 0 <= labels.min() <= labels.max() < num_classes:
             bad = labels[(labels < 0) | (labels >= num_classes)][0].item()
             raise InputError(f"{what} {bad} is not among {num_classes} classes")
-    return torch.bincount(target * num_classes + prediction, minlength=num_classes**2).reshape(
-        num_classes, -1
-    )
+    pairs = target * num_classes + prediction
+    return torch.bincount(pairs, minlength=num_classes**2).reshape(num_classes, -1)
 
 
 def iou(matrix: Tensor) -> Tensor:
     """(K, K) -> (K,) float64; nan for a class that is neither in the labels nor predicted."""
     matrix = matrix.double()
-    hit = matrix.diagonal()
-    return hit / (matrix.sum(0) + matrix.sum(1) - hit)  # 0/0 = nan
+    hit = matrix.diagonal(dim1=-2, dim2=-1)
+    return hit / (matrix.sum(-2) + matrix.sum(-1) - hit)  # 0/0 = nan
 
 
 def mean_iou(matrix: Tensor, absent: str = "skip") -> float:
-    """Mean over classes. A class absent from labels and predictions is left out ("skip", the authors' second script)
-    or counts as 1 ("one", their first)."""
+    """Mean IoU over classes.
+
+    Args:
+        matrix: (K, K).
+        absent: What a class counts that is in neither labels nor predictions: "skip" leaves it out
+            (the authors' second script), "one" counts 1 (their first).
+    """
     if absent not in ("skip", "one"):
-        raise InputError(f"absent classes: 'skip' or 'one', not {absent!r}")
-    per_class = iou(matrix)
+        raise InputError(f"absent classes {absent!r}: choose from: skip, one")
+    of_classes = iou(matrix)
     return (
-        per_class.nanmean() if absent == "skip" else per_class.nan_to_num(nan=1.0).mean()
-    ).item()
+        of_classes.nanmean().item() if absent == "skip" else of_classes.nan_to_num(1).mean().item()
+    )
 
 
 def pixel_accuracy(matrix: Tensor) -> float:
-    """Share of the pixels that are not void that is predicted right; nan where all is void."""
+    """Share of pixels, void left out, that are predicted right; nan where all is void."""
     return (matrix.diagonal().sum().double() / matrix.sum()).item()
 
 
@@ -67,10 +78,16 @@ def frequency_weighted_iou(matrix: Tensor) -> float:
 def bootstrap_interval(
     matrices: Tensor, level: float = 0.95, draws: int = 2000, seed: int = 0
 ) -> tuple[float, float]:
-    """Matrices of single images, (N, K, K) -> the interval of mIoU over images drawn anew with replacement.
+    """The percentile interval of mIoU over images drawn anew with replacement (Efron, 1979).
 
-    The percentile interval of Efron (1979). It tells how much another sample of images from the same scenes would
-    change the figure; it knows nothing of other training runs.
+    It says how much another sample of images from the same scenes would change mIoU; it says
+    nothing about other training runs.
+
+    Args:
+        matrices: (N, K, K), one of each image, or of each block of images that are drawn together.
+        level: Share of the draws within the interval.
+        draws: How often N of them are drawn.
+        seed: Of the draws.
     """
     images = len(matrices)
     picks = torch.randint(images, (draws, images), generator=torch.Generator().manual_seed(seed))
@@ -78,72 +95,56 @@ def bootstrap_interval(
         1, picks, torch.ones(draws, images, dtype=torch.float64)
     )
     drawn = (times @ matrices.double().flatten(1)).unflatten(1, matrices.shape[1:])  # (draws, K, K)
-    hit = drawn.diagonal(dim1=1, dim2=2)
-    values = (hit / (drawn.sum(1) + drawn.sum(2) - hit)).nanmean(1)
-    low, high = torch.quantile(
-        values, torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
-    ).tolist()
+    ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
+    low, high = torch.quantile(iou(drawn).nanmean(1), ends).tolist()
     return low, high
 
 
 def boundary_f(
     prediction: Tensor, target: Tensor, num_classes: int, tolerance: float = 0.0075
 ) -> Tensor:
-    """Class maps (H, W), target with 255 as void -> (K,) boundary F-score of each class, nan where the labels have
-    no boundary of the class.
+    """Boundary F-score of each class.
 
-    As Csurka et al., "What is a good evaluation measure for semantic segmentation?" (2013): precision is the share of the
-    predicted boundary that lies within `tolerance` (a share of the image's diagonal) of the true boundary of its class,
-    recall the same the other way round. Pixels next to void are no boundary, so labels with a void rim around every object
-    (PASCAL VOC's, the embedded set's) have none.
+    As Csurka et al., "What is a good evaluation measure for semantic segmentation?" (2013):
+    precision is the share of the predicted boundary that lies near the true boundary of its class,
+    recall the same the other way round. Pixels next to void are not boundary, so labels with a void
+    rim around every object (PASCAL VOC's, the embedded set's) have none.
+
+    Args:
+        prediction: (H, W) class map.
+        target: (H, W), with 255 as void.
+        num_classes: K.
+        tolerance: How far is near, as a share of the image's diagonal.
+
+    Returns:
+        (K,) float64, nan where the labels have no boundary of the class.
     """
-    h, w = target.shape
     valid = target != VOID
-    radius = tolerance * (h**2 + w**2) ** 0.5
+    radius = tolerance * (target.shape[0] ** 2 + target.shape[1] ** 2) ** 0.5
     reach = int(radius)
     offsets = torch.arange(-reach, reach + 1, device=target.device, dtype=torch.float32)
-    disc = (offsets[:, None] ** 2 + offsets**2 <= radius**2).float()
+    disc = (offsets[:, None] ** 2 + offsets**2 <= radius**2).float()[None, None]
 
-    def edges(
-        labels: Tensor,
-    ) -> (
-        Tensor
-    ):  # (H, W): the class of a pixel that has a valid neighbour of another class, else -1
-        labels = torch.where(valid, labels.long(), -1)
-        edge = torch.zeros_like(valid)
-        for a, b in (
-            (edge[1:], (labels[1:], labels[:-1])),
-            (edge[:-1], (labels[:-1], labels[1:])),
-            (edge[:, 1:], (labels[:, 1:], labels[:, :-1])),
-            (edge[:, :-1], (labels[:, :-1], labels[:, 1:])),
-        ):
-            a |= (b[0] != b[1]) & (b[0] >= 0) & (b[1] >= 0)
-        return torch.where(edge, labels, -1)
+    def near(edge: Tensor) -> Tensor:
+        return F.conv2d(edge.float()[None, None], disc, padding=reach)[0, 0] > 0
 
-    def near(edges: Tensor) -> Tensor:
-        if reach > LARGE_REACH:  # a disc has too many pixels to be laid on each
-            from scipy.ndimage import distance_transform_edt
+    def share(edge: Tensor, other: Tensor) -> Tensor:
+        return ((edge & near(other)).sum().double() / edge.sum()).nan_to_num()
 
-            found = [
-                torch.from_numpy(distance_transform_edt(~edge.cpu().numpy()) <= radius)
-                if edge.any()
-                else edge
-                for edge in edges
-            ]
-            return torch.stack(found).to(edges.device)
-        return F.conv2d(edges.float()[:, None], disc[None, None], padding=reach)[:, 0] > 0
+    scores = torch.full((num_classes,), torch.nan, dtype=torch.float64)
+    predicted_edges, true_edges = _edges(prediction, valid), _edges(target, valid)
+    for label in true_edges[true_edges >= 0].unique().tolist():
+        predicted, true = predicted_edges == label, true_edges == label
+        precision, recall = share(predicted, true), share(true, predicted)
+        scores[label] = 2 * precision * recall / (precision + recall).clamp(min=1e-12)
+    return scores
 
-    def share(edges: Tensor, others: Tensor) -> Tensor:
-        return (edges & near(others)).sum((1, 2)).double() / edges.sum((1, 2))
 
-    scores, (own_edges, true_edges) = [], map(edges, (prediction, target))
-    for classes in (
-        torch.arange(num_classes, device=target.device)
-        .view(-1, 1, 1)
-        .split(max(1, MAPS // (h * w)))
-    ):
-        own, true = own_edges == classes, true_edges == classes
-        precision, recall = share(own, true).nan_to_num(), share(true, own).nan_to_num()
-        score = 2 * precision * recall / (precision + recall).clamp(min=1e-12)
-        scores.append(torch.where(true.any(2).any(1), score, torch.nan))
-    return torch.cat(scores)
+def _edges(labels: Tensor, valid: Tensor) -> Tensor:
+    """(H, W): the class of a pixel that has a valid neighbour of another class, else -1."""
+    labels = torch.where(valid, labels.long(), -1)
+    across = (labels[1:] != labels[:-1]) & valid[1:] & valid[:-1]
+    along = (labels[:, 1:] != labels[:, :-1]) & valid[:, 1:] & valid[:, :-1]
+    edge = F.pad(across, (0, 0, 1, 0)) | F.pad(across, (0, 0, 0, 1))
+    edge |= F.pad(along, (1, 0)) | F.pad(along, (0, 1))
+    return torch.where(edge, labels, -1)
