@@ -1,4 +1,4 @@
-"""Pictures from arrays and numbers. No torch; matplotlib only where it is needed, since prediction does without."""
+"""Pictures from arrays and numbers. No torch; matplotlib only for grids."""
 
 from dataclasses import replace
 from textwrap import fill
@@ -16,7 +16,7 @@ def colourise(mask: np.ndarray, labels: Labels) -> np.ndarray:
 
 
 def index_image(mask: np.ndarray, labels: Labels) -> Image.Image:
-    """(H, W) class indices -> a palette image: its pixels are the indices, a viewer shows the colours."""
+    """(H, W) class indices -> a palette image: pixels are indices, a viewer shows the colours."""
     image = Image.fromarray(mask.astype(np.uint8)).convert("L")
     image = Image.frombytes("P", image.size, image.tobytes())
     image.putpalette(labels.palette())
@@ -24,8 +24,11 @@ def index_image(mask: np.ndarray, labels: Labels) -> Image.Image:
 
 
 def submission(mask: np.ndarray, labels: Labels) -> Image.Image:
-    """(H, W) class indices -> the image that the data set's server takes: grey with its own class numbers if it has any
-    (Cityscapes' labelIds), else with VOC's palette form."""
+    """(H, W) class indices -> the image that the data set's server takes.
+
+    Grey with the data set's own class numbers if it has any (Cityscapes' labelIds), else a palette
+    image as VOC's.
+    """
     if labels.ids:
         return Image.fromarray(np.array(labels.ids, dtype=np.uint8)[mask])
     return index_image(mask, labels)
@@ -34,8 +37,17 @@ def submission(mask: np.ndarray, labels: Labels) -> Image.Image:
 def overlay(
     image: np.ndarray, mask: np.ndarray, labels: Labels, opacity: float = 0.55
 ) -> Image.Image:
-    """(H, W, 3) uint8 and (H, W) class indices -> the image tinted by class, with a legend of the classes in it, most
-    frequent first, in the lower left corner. Same size as the image."""
+    """Tint an image by class, with a legend in the lower left corner, most frequent classes first.
+
+    Args:
+        image: (H, W, 3) uint8.
+        mask: (H, W) class indices.
+        labels: Names and colours of the classes.
+        opacity: Of the tint, 0..1.
+
+    Returns:
+        An image of the same size.
+    """
     tinted = image * (1 - opacity) + colourise(mask, labels) * opacity
     tinted[mask == VOID] = image[mask == VOID]
     picture = Image.fromarray(tinted.round().astype(np.uint8))
@@ -47,8 +59,7 @@ def overlay(
 
 
 def _legend(picture: Image.Image, entries) -> Image.Image:
-    """Swatches and names on a dark panel; the type shrinks until the panel fits. Where it never does, the picture stays
-    as it is."""
+    """Swatches and names on a dark panel; the type shrinks until it fits. Else there is none."""
     width, height = picture.size
     for size in range(max(9, round(min(width, height) / 24)), 5, -1):
         font, line = ImageFont.load_default(size), round(size * 1.35)
@@ -79,8 +90,9 @@ def _legend(picture: Image.Image, entries) -> Image.Image:
     return base.convert("RGB")
 
 
-# Found by taking, one by one, what is farthest from white and from those before, to readers with all cones and without those for red,
-# green or blue (Machado et al., 2009); the least distance in CIELAB is 28 among the first eleven and white, 21 among all
+# Chosen one by one: the colour farthest from white and from those before, to readers with all cones
+# and without those for red, green or blue (Machado et al., 2009). The least distance in CIELAB is
+# 28 among the first eleven and white, 21 among all.
 SAFE = (
     (34, 0, 68),
     (255, 34, 0),
@@ -101,11 +113,15 @@ SAFE = (
 
 
 def safe(labels: Labels) -> Labels:
-    """The same classes in colours that colour-blind readers can tell apart. Raises InputError for more classes than there are such
-    colours."""
+    """The same classes in colours that colour-blind readers can tell apart.
+
+    Raises:
+        InputError: There are more classes than such colours.
+    """
     if len(labels.classes) > len(SAFE):
         raise InputError(
-            f"{len(labels.classes)} classes: there are {len(SAFE)} colours that colour-blind readers can tell apart"
+            f"{len(labels.classes)} classes: there are {len(SAFE)} colours "
+            "that colour-blind readers can tell apart"
         )
     return replace(labels, colours=SAFE[: len(labels.classes)])
 
@@ -119,8 +135,10 @@ DIFFERENCE = {
 
 
 def difference(first: np.ndarray, second: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Two predictions and the truth, (H, W) class indices -> (H, W, 3) uint8: which of them is right, in the colours of DIFFERENCE;
-    void is white."""
+    """Which of two predictions is right, in the colours of DIFFERENCE; void is white.
+
+    Takes (H, W) class indices; returns (H, W, 3) uint8.
+    """
     colours = np.array([*DIFFERENCE.values(), (255, 255, 255)], np.uint8)
     return colours[np.where(truth == VOID, 4, 2 * (first != truth) + (second != truth))]
 
@@ -133,9 +151,15 @@ def prediction_grid(
     width=8.0,
     more=None,
 ):
-    """A figure with a row for each (image, truth mask, predicted mask, ...) and one legend below.
+    """A figure with a row for each image and one legend below; void is white in a truth.
 
-    Void is white in a truth; a prediction is shown whole. notes: a line on the left of each row. more: {words: colour} for the legend.
+    Args:
+        rows: (image, truth, prediction, ...), (H, W, 3) uint8 or (H, W) class indices.
+        labels: Names and colours of the classes.
+        columns: A title for each picture of a row.
+        notes: A line on the left of each row.
+        width: Of the figure, in inches.
+        more: {words: colour} for the legend.
     """
     from matplotlib.patches import Patch
     import matplotlib.pyplot as plt

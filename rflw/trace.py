@@ -1,7 +1,8 @@
-"""What a network really does, as plain rows: every operation of one forward pass, with its inputs and shape.
+"""What a network does, as plain rows: every operation of one forward pass, with inputs and shape.
 
-Forward hooks tell which module is at work; a function mode sees each operation that it calls, those without a module
-of their own (sums, pooling, ReLU, resizing) included. Who feeds whom follows from the tensors themselves.
+Forward hooks say which module is at work; a function mode sees each operation that it calls, also
+those without a module of their own (sums, pooling, ReLU, resizing). The tensors themselves show
+which operation feeds which.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,9 +19,7 @@ class Step:
 
     op: str  # "conv2d", "batch_norm", "relu", "max_pool2d", "interpolate", "add", ...
     module: str  # dotted name of the innermost module at work; "" is the network itself
-    inputs: tuple[
-        int, ...
-    ]  # numbers of the steps whose results it takes; below 0 what comes from outside
+    inputs: tuple[int, ...]  # the steps whose results it takes; below 0: from outside
     shape: tuple[int, ...]  # of its result
     kernel: int | None = None  # of a convolution or pooling
     channels: tuple[int, int] | None = None  # of a convolution: in, out
@@ -60,9 +59,8 @@ class Recorder(TorchFunctionMode):
         given = tensors((args, kwargs))
         versions = {id(x): x._version for x in given}
         result = func(*args, **kwargs)
-        out = [
-            x for x in tensors(result) if versions.get(id(x)) != x._version
-        ]  # dropout in evaluation: untouched
+        # dropout in evaluation hands back its input untouched
+        out = [x for x in tensors(result) if versions.get(id(x)) != x._version]
         known = [self.made[id(x)] for x in given if id(x) in self.made]
         if out and known:
             op = func.__name__.strip("_")  # in place or not
@@ -87,8 +85,12 @@ class Recorder(TorchFunctionMode):
 def record(model: nn.Module, *inputs) -> list[Step]:
     """Every operation of `model(*inputs)` in evaluation mode, in the order in which they ran.
 
-    Input -1 of a step is the first tensor among `inputs`, -2 the second, and so on. An operation that hands back its
-    input untouched is none. On the meta device (`torch.device("meta")`) nothing is computed but shapes.
+    Operations that hand back their input untouched are left out. On the meta device nothing is
+    computed but shapes. The model's modes stay as they are.
+
+    Args:
+        model: Any network.
+        *inputs: Tensors, also in lists and dicts. Input -1 of a step is the first, -2 the second.
     """
     recorder = Recorder(tensors(inputs))
     training = {module: module.training for module in model.modules()}
@@ -114,7 +116,7 @@ def record(model: nn.Module, *inputs) -> list[Step]:
 
 
 def cut(steps: Sequence[Step], keep: Callable[[Step], bool]) -> list[Step]:
-    """The steps that `keep` chooses, numbered anew; what they take from others becomes inputs -1, -2, ..."""
+    """The steps that `keep` chooses, numbered anew; inputs from others become -1, -2, ..."""
     numbers, outside = {}, {}
     chosen = []
     for i, step in enumerate(steps):
@@ -131,7 +133,8 @@ def cut(steps: Sequence[Step], keep: Callable[[Step], bool]) -> list[Step]:
 def collapse(steps: Sequence[Step], key: Callable[[Step], str]) -> list[Step]:
     """One step for all steps of a key, in the order in which they end.
 
-    Its op is the key, its shape that of its last operation, its inputs those from outside of it, its params the sum.
+    Its op is the key, its shape that of its last operation, its params the sum; its inputs are
+    those from outside of it.
     """
     keys = [key(step) for step in steps]
     ends = list(dict.fromkeys(reversed(keys)))[::-1]
