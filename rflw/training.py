@@ -718,6 +718,7 @@ def look(job: Job) -> dict[str, float]:
 
 def validate(job: Job) -> float | None:
     """mIoU of the validation images; the best network so far is kept in best.safetensors."""
+    check_weights(job)
     matrices = measure(job, job.kept, job.data.validation)
     miou = summary(matrices, job.data.labels.classes)["miou"]
     if (miou or 0) > job.state.best:
@@ -736,14 +737,20 @@ def measure(job: Job, network: RefineNet, dataset) -> Tensor:
     return fabric.all_reduce(matrices, reduce_op="sum").cpu()
 
 
-def save_last(job: Job) -> None:
-    """Write last.pt. Raises Failed for weights that are not finite, which replace no good ones."""
+def check_weights(job: Job) -> None:
+    """Raises Failed for weights that are not finite: they must not replace good ones in files."""
     state = job.state
     if not all(value.isfinite().all() for value in job.model.state_dict().values()):
         raise Failed(
             f"{job.run.recipe.name}: weights are not finite after step {state.step - 1} of stage "
             f"{state.stage + 1}; lower the learning rates"
         )
+
+
+def save_last(job: Job) -> None:
+    """Write last.pt."""
+    check_weights(job)
+    state = job.state
     wall_s = state.wall_s + time.perf_counter() - job.run.clock
     content = {"identity": job.identity, "weights": job.origin}
     content |= asdict(replace(state, wall_s=wall_s))

@@ -352,7 +352,7 @@ class TestFailures:
         with pytest.raises(training.Failed, match="not finite after step 1 of stage 1"):
             fit(tiny(1), tmp_path, save_every=0)
         saved = torch.load(tmp_path / "last.pt", weights_only=True)
-        assert saved["step"] == 1
+        assert saved["step"] == 1 and not (tmp_path / "best.safetensors").exists()
         assert all(value.isfinite().all() for value in saved["model"].values())
 
     @pytest.mark.parametrize(
