@@ -20,7 +20,8 @@ from rflw import prediction
 from rflw.data.readers import spread
 from rflw.errors import InputError
 from rflw.nn.refinenet import MIN_SIZE, RefineNet
-from rflw_study.layers import evaluating, feature_map, feature_maps, stacked
+from rflw.prediction import evaluating
+from rflw_study.layers import feature_map, feature_maps, stacked
 from rflw_study.reach import theoretical
 from rflw_study.statistics import mean_interval
 

@@ -20,7 +20,8 @@ from rflw.data.readers import spread
 from rflw.errors import InputError
 from rflw.nn.blocks import CRP
 from rflw.nn.refinenet import RefineNet
-from rflw_study.layers import evaluating, feature_maps, find
+from rflw.prediction import evaluating
+from rflw_study.layers import feature_maps, find
 from rflw_study.statistics import mean_interval
 
 # Classes that the multi-label scores leave out, as Table 4: "accuracy (without background)"

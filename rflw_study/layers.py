@@ -23,17 +23,6 @@ def title(model: RefineNet) -> str:
 
 
 @contextmanager
-def evaluating(model: nn.Module):
-    """Evaluation mode inside; afterwards each module is in its former mode."""
-    modes = {module: module.training for module in model.modules()}
-    try:
-        yield model.eval()
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-
-
-@contextmanager
 def hooked(hooks):
     """Removes hooks at the end."""
     hooks = list(hooks)

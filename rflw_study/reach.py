@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
 from rflw.errors import InputError
-from rflw_study.layers import evaluating, feature_map
+from rflw.prediction import evaluating
+from rflw_study.layers import feature_map
 
 POINTWISE = set(
     """relu hardtanh add sub mul div sigmoid silu mish hardswish hardsigmoid gelu elu tanh

@@ -18,7 +18,8 @@ from rflw.data.readers import spread
 from rflw.errors import InputError
 from rflw.nn.blocks import CRP, RCU, BottleneckRCU
 from rflw.nn.refinenet import RefineNet, build
-from rflw_study.layers import evaluating, find, hooked
+from rflw.prediction import evaluating
+from rflw_study.layers import find, hooked
 from rflw_study.statistics import mean_interval
 
 

@@ -97,7 +97,7 @@ def test_records_hold_the_hash_of_their_recipe():
 
 
 # ------------------------------------------------------------ networks
-# The layouts of the authors' five checkpoints: tests/data/*.keys.json and test_checkpoints.py.
+# The layouts of the authors' five checkpoints: tests/data/*.keys.json and test_checkpoint.py.
 # Counts and logits: test_golden.py.
 
 
