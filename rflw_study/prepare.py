@@ -27,6 +27,7 @@ from rflw.data.images import read_image, read_mask
 from rflw.data.labels import COUNTS, LABELS, VOC_CLASSES, VOID
 from rflw.data.readers import CROPPED, FRAME, read_json, read_manifest, sum_line
 from rflw.errors import InputError, reading
+from rflw.records import write_whole
 
 LAYOUT = ("images", "masks", "splits", "SHA256SUMS", "manifest.json")  # of a prepared data set
 
@@ -81,6 +82,8 @@ def prepare(
         raise InputError(f"{workers} workers: 0 or more")
     raw, out = Path(raw), Path(out)
     folder, unfinished = out / name, out / f".{name}.partial"
+    if (unfinished / "manifest.json").exists():  # a run was killed while it moved its results
+        _into_place(unfinished, folder)
     if (folder / "manifest.json").exists():
         return read_manifest(folder)
     foreign = next((folder / part for part in LAYOUT if (folder / part).exists()), None)
@@ -95,14 +98,22 @@ def prepare(
         files = RawFiles(raw.resolve(), unfinished / "raw", progress)
         plan = _plan(name, files)
         manifest = _write(name, plan, files, unfinished, workers, progress)
-        folder.mkdir(exist_ok=True)  # raw files may lie in it
-        for part in LAYOUT:
-            (unfinished / part).rename(folder / part)
+        _into_place(unfinished, folder)
     except OSError as e:
         raise InputError(f"{folder}: cannot be written ({e.strerror or e})") from e
     finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        if not (unfinished / "manifest.json").exists():
+            shutil.rmtree(unfinished, ignore_errors=True)
     return manifest
+
+
+def _into_place(unfinished: Path, folder: Path) -> None:
+    """Move what is finished, the manifest last, so that a run that is killed here can resume."""
+    folder.mkdir(exist_ok=True)  # raw files may lie in it
+    for part in LAYOUT:
+        if (unfinished / part).exists():
+            (unfinished / part).rename(folder / part)
+    shutil.rmtree(unfinished)
 
 
 def _plan(name: str, files: "RawFiles") -> Plan:
@@ -143,7 +154,8 @@ def _write(
         },
     }
     (folder / "SHA256SUMS").write_text(sums)
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+    text = json.dumps(manifest, indent=1) + "\n"
+    write_whole(folder / "manifest.json", lambda partial: Path(partial).write_text(text))
     return manifest
 
 

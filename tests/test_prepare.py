@@ -671,6 +671,17 @@ def test_a_run_that_is_interrupted_can_be_repeated(raw, out, monkeypatch):
     assert contents(out / "broken") == contents(out / "whole")
 
 
+def test_a_run_that_is_killed_while_it_moves_its_results_resumes(raw, out):
+    voc(raw)
+    prepare("voc", raw, out / "whole")
+    prepare("voc", raw, out / "broken")
+    for part in ("masks", "SHA256SUMS", "manifest.json"):
+        (out / "broken/.voc.partial").mkdir(exist_ok=True)
+        (out / "broken/voc" / part).rename(out / "broken/.voc.partial" / part)
+    prepare("voc", raw, out / "broken")
+    assert contents(out / "broken") == contents(out / "whole")
+
+
 def test_a_finished_folder_is_left_alone(raw, out):
     voc(raw)
     manifest = prepare("voc", raw, out)
