@@ -186,15 +186,12 @@ def prediction_grid(
                 axis.set_title(fill(title, 22), fontsize=10 if len(title) < 23 else 8)
         if notes:
             axes[i, 0].set_ylabel(notes[i], fontsize=9)
-    patches = [
-        Patch(facecolor=np.array(c) / 255, edgecolor="0.4", label=name)
-        for name, c in zip(labels.classes, labels.colours)
-    ]
+    entries = dict(zip(labels.classes, labels.colours))
     if any((row[1] == VOID).any() for row in rows):
-        patches.append(Patch(facecolor="white", edgecolor="0.4", label="void"))
-    patches += [
-        Patch(facecolor=np.array(c) / 255, edgecolor="0.4", label=name)
-        for name, c in (more or {}).items()
+        entries["void"] = (255, 255, 255)
+    patches = [
+        Patch(facecolor=np.array(colour) / 255, edgecolor="0.4", label=name)
+        for name, colour in (entries | (more or {})).items()
     ]
     figure.legend(
         handles=patches,

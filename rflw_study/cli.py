@@ -594,3 +594,35 @@ def print_images_per_second(rows: list[dict], as_json: bool) -> None:
         return {"mode": row["mode"], "images/s": f"{rate:.2f}", "times": f"{times:.2f}"}
 
     show(rows, columns, as_json)
+
+
+@app.command(name="first-steps")
+def first_steps_(
+    name: Annotated[str, Argument(help="A recipe, see `rflw recipes`.")],
+    warmup: Annotated[list[int], Option(help="Steps of the warm-up; repeatable.")] = (0, 100),
+    steps: Annotated[int, Option(help="How many to train.")] = 200,
+    seed: Annotated[int, Option(help="Seed of weights, order and crops.")] = 0,
+    results: Record = None,
+    root: Root = None,
+    device: Device = "auto",
+    as_json: Json = False,
+):
+    """Train only the first steps of a recipe, with several warm-ups, and count live units.
+
+    Example: rflw first-steps camvid-long-lw-efficientnet_lite2 --warmup 0 --warmup 100
+    """
+    from rflw.recipes import recipe
+    from rflw_study.first_steps import first_steps
+
+    plan = recipe(name)
+    options = {"warmup": list(warmup), "steps": steps, "seed": seed}
+    config = asdict(plan) | options
+    title = f"first-steps-{name}-s{seed}"
+    words = ("first-steps", name)
+    with recorded(title, words, options, "first-steps", config, results) as record:
+        runs = {n: first_steps(plan, n, steps, seed, root, device) for n in warmup}
+        rows = [{"warmup": n, **row} for n, run in runs.items() for row in run]
+        record["metrics"] = {"rows": rows}
+    if as_json:
+        return print_json(rows)
+    show(rows, lambda row: {k: row[k] for k in ("warmup", "step", "loss")} | row["live"])

@@ -16,7 +16,7 @@ def first_steps(
     """Train the first steps of a recipe with another warm-up.
 
     Args:
-        recipe: what is trained; no running mean of weights, so that the units are those of the step.
+        recipe: what is trained, without a running mean of weights.
         warmup: steps of the warm-up, 0 for none.
         steps: how many to train.
         seed, root, device: as `rflw.train` takes them.
