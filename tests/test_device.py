@@ -35,8 +35,19 @@ def test_autocast_computes_in_the_precision(precision, dtype):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
 
 
-def test_freed_memory_is_kept_and_given_back_without_an_error(monkeypatch):
+def test_freed_memory_is_kept_where_the_c_library_can(monkeypatch):
+    calls = []
+
+    class Library:
+        mallopt = staticmethod(lambda *setting: calls.append(setting))
+
+    monkeypatch.setattr(device.ctypes, "CDLL", lambda _: Library)
+    m_mmap_max = -4  # of glibc's malloc.h
     device.keep_freed_memory()
+    assert (m_mmap_max, 0) in calls
     device.keep_freed_memory(False)
+    assert (m_mmap_max, 65536) in calls
+    before = len(calls)
     monkeypatch.setattr(device.ctypes, "CDLL", lambda _: object())  # a C library without it
     device.keep_freed_memory()
+    assert len(calls) == before
