@@ -75,7 +75,7 @@ def batches(model: RefineNet, dataset, indices, batch: int = 8):
     for chosen in torch.as_tensor(indices).split(batch):
         images, masks = zip(*(dataset[i] for i in chosen.tolist()))
         if len({mask.shape for mask in masks}) > 1:
-            raise InputError(f"{dataset.name}: heads need images of one size")
+            raise InputError(f"{dataset.name}: images of several sizes; heads need one")
         yield prediction.normalise(np.stack(images), model, device), np.stack(masks)
 
 
