@@ -19,6 +19,8 @@ os.environ |= {
     "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
 }
 os.environ.pop("MPLBACKEND", None)
+if "PYTEST_XDIST_WORKER" in os.environ:  # side by side, each notebook computes on one core
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -105,7 +105,7 @@ class Recipe:
 
     @property
     def data(self) -> str:
-        """The last stage's data set: the network has its classes and is validated on it."""
+        """Name of the last stage's data set, whose classes the network has."""
         return self.stages[-1].data
 
     def on(self, data: str) -> "Recipe":

@@ -5,6 +5,8 @@ import os
 import pytest_socket
 
 os.environ.pop("RFLW_WEIGHTS", None)
+if "PYTEST_XDIST_WORKER" in os.environ:  # side by side, each process computes on one core
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_runtest_setup():
