@@ -11,8 +11,7 @@ class InputError(ValueError):
 
 
 def no_pipe(path: str | Path) -> None:
-    """Raises InputError for a pipe, socket or device, which might give nothing for ever, or no end. What is not there is for whoever
-    opens it."""
+    """Raises InputError for a pipe, socket or device: it might give nothing for ever, or no end."""
     try:
         mode = os.stat(path).st_mode
     except (OSError, ValueError):
@@ -23,11 +22,13 @@ def no_pipe(path: str | Path) -> None:
 
 @contextmanager
 def reading(path: str | Path):
-    """Within it an outside file is read: whatever a parser raises becomes one line that names the file.
+    """Within it an outside file is read: whatever a parser raises becomes one line.
 
     Raises:
-        InputError: "PATH: cannot be read (why)", or "PATH: no such file". One that is raised within passes as it is.
+        InputError: "PATH: cannot be read (why)", or "PATH: no such file"; PATH is a pipe. One that
+            is raised within passes as it is.
     """
+    no_pipe(path)
     try:
         yield
     except InputError:

@@ -420,9 +420,9 @@ def fit(
             restore(job, saved)
         try:
             loop(job)
+            return finish(job)
         except Failed as e:
             raise recorded_failure(job, e) from e
-        return finish(job)
 
 
 def settings(run: Run):

@@ -58,7 +58,7 @@ def _av():
 def opened(path: Path):
     """A video file and its stream of pictures. Raises InputError for anything else."""
     av = _av()
-    with reading(path), av.open(str(path)) as file:
+    with reading(path), av.open(str(path.absolute())) as file:
         if not file.streams.video:
             raise InputError(f"{path}: holds no pictures")
         yield file, file.streams.video[0]

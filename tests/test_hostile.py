@@ -5,6 +5,7 @@ Damaged files of every kind are tried by `make reliability`.
 
 import io
 import json
+import os
 from pathlib import Path
 import resource
 import struct
@@ -101,6 +102,11 @@ def test_no_picture_starts_a_program(tmp_path, monkeypatch):
     with pytest.raises(OSError), Image.open(path) as picture:
         picture.load()
     assert trap.exists()  # the trap was a real one
+
+
+def test_a_pipe_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "x.png")
+    refused("x.png: not a file but a pipe", read_image, tmp_path / "x.png")
 
 
 # ------------------------------------------------------------ archives

@@ -336,6 +336,15 @@ class TestFailures:
         assert saved["step"] == 2
         assert not (tmp_path / "model.safetensors").exists()
 
+    def test_a_failure_after_the_last_step_is_on_record(self, tmp_path, monkeypatch):
+        def fails(*_):
+            raise training.Failed("out of memory in validation")
+
+        monkeypatch.setattr(training, "score", fails)
+        with pytest.raises(training.Failed, match="out of memory"):
+            fit(tiny(1), tmp_path)
+        assert rflw.records.read(tmp_path / "record.json")["status"] == "failed"
+
     def test_weights_that_are_not_finite_replace_no_good_ones(self, tmp_path, monkeypatch):
         """The loss of the step that spoils them is still finite."""
         real, calls = training.train_step, []

@@ -1,5 +1,6 @@
 """Videos, folders and reading ahead."""
 
+from pathlib import Path
 import sys
 import threading
 import time
@@ -32,6 +33,13 @@ def test_masks_come_back_from_a_video_as_they_were(tmp_path, masks):
         (image == mask[..., None]).all() for (_, image), mask in zip(found, masks, strict=True)
     )
     assert video.frame_rate(tmp_path / "x.mkv") == pytest.approx(12.5, abs=0.01)
+
+
+def test_a_colon_in_a_name_is_no_protocol(tmp_path, masks, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    clip(tmp_path / "v.mkv", masks)
+    (tmp_path / "v.mkv").rename(tmp_path / "v:1.mkv")
+    assert len(list(video.read_video(Path("v:1.mkv"), []))) == 6
 
 
 def test_pictures_come_back_nearly(tmp_path):

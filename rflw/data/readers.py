@@ -371,7 +371,8 @@ def blocks(dataset) -> list[int] | None:
         if dataset.name == "camvid":
             same = name[:6] == before[:6] and i - first < BLOCK
         else:
-            same = int(name) == int(before) + 1
+            numbered = name.isdecimal() and before.isdecimal()
+            same = numbered and int(name) == int(before) + 1
         first = first if same else i
         numbers.append(numbers[-1] + (not same))
     return numbers
