@@ -621,6 +621,7 @@ def train_and_file(plan, out, seed, root, device, options: dict, results, shippe
     from rflw import training
 
     folder = results or (records.FOLDER if shipped else None)
+    first = os.environ.get("RANK", "0") == "0"
 
     def file(record: dict) -> None:
         if folder and not records.keep(record, folder):
@@ -631,11 +632,12 @@ def train_and_file(plan, out, seed, root, device, options: dict, results, shippe
     try:
         _, record = training.fit(plan, out, seed, root, device, progress=True, **options)
     except training.Failed:
-        file(records.read(out / "record.json"))
+        if first:
+            file(records.read(out / "record.json"))
         raise
     except KeyboardInterrupt:
         fail(f"interrupted; --resume continues {out}", 130)
-    if os.environ.get("RANK", "0") != "0":
+    if not first:
         return None
     file(record)
     return record
