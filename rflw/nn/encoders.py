@@ -37,12 +37,8 @@ class ResNet(nn.Module):
 
         net = models.get_model(f"resnet{depth}")
         self.conv1, self.bn1, self.maxpool = net.conv1, net.bn1, net.maxpool
-        self.layer1, self.layer2, self.layer3, self.layer4 = (
-            net.layer1,
-            net.layer2,
-            net.layer3,
-            net.layer4,
-        )
+        self.layer1, self.layer2 = net.layer1, net.layer2
+        self.layer3, self.layer4 = net.layer3, net.layer4
 
     def forward(self, x: Tensor) -> list[tuple[Tensor, ...]]:
         x = self.maxpool(F.relu(self.bn1(self.conv1(x))))
@@ -153,22 +149,11 @@ class MobileNet(nn.Module):
         self.stem = ConvBN(3, 32, 3, 2, same=same)
         self.stages, levels, cin = nn.ModuleList(), [], 32
         for expand, kernel, stride, cout, repeats in stages:
-            self.stages.append(
-                nn.Sequential(
-                    *(
-                        InvertedResidual(
-                            cin if i == 0 else cout,
-                            cout,
-                            kernel,
-                            stride if i == 0 else 1,
-                            expand,
-                            same,
-                        )
-                        for i in range(repeats)
-                    )
-                )
-            )
-            cin = cout
+            blocks = []
+            for step in (stride, *[1] * (repeats - 1)):
+                blocks.append(InvertedResidual(cin, cout, kernel, step, expand, same))
+                cin = cout
+            self.stages.append(nn.Sequential(*blocks))
             if stride == 2:
                 levels.append(())
             if levels:
@@ -210,9 +195,8 @@ class Timm(nn.Module):
         super().__init__()
         import timm
 
-        if not timm.is_model(
-            name
-        ):  # timm would look elsewhere for some other names: in folders and on a server
+        # timm would look elsewhere for some other names: in folders and on a server
+        if not timm.is_model(name):
             raise InputError(f"timm:{name}: timm has no network of this name")
 
         loading, origin = pretrained.timm_options(name) if weights else ({}, None)
@@ -236,13 +220,10 @@ class Timm(nn.Module):
                 net = create(**taken, **loading)
             except Exception as e:  # without a network each library that timm downloads with has an error of its own
                 why = " ".join(str(e).split())
-                raise (
-                    InputError(f"timm:{name}: {why}")
-                    if origin
-                    else pretrained.not_found(
-                        f"timm:{name}", f"timm has none here, and the download failed ({why})"
-                    )
-                ) from e
+                if origin:
+                    raise InputError(f"timm:{name}: {why}") from e
+                why = f"timm has none here, and the download failed ({why})"
+                raise pretrained.not_found(f"timm:{name}", why) from e
             net.pretrained_cfg.pop("state_dict", None)  # they would be held twice
             self.origin = origin or pretrained.timm_origin(net.pretrained_cfg)
         self.name, self.net = name, net
@@ -254,11 +235,8 @@ class Timm(nn.Module):
         h, w = x.shape[-2:]
         try:
             taps = self.net(x)
-        except (
-            AssertionError,
-            RuntimeError,
-        ):  # some take whole multiples of their strides or windows only
-            try:
+        except (AssertionError, RuntimeError):
+            try:  # some take whole multiples of their strides or windows only
                 taps = self.net(F.pad(x, (0, -w % 64, 0, -h % 64)))
             except (AssertionError, RuntimeError) as e:
                 why = " ".join(str(e).split())
@@ -284,9 +262,7 @@ def group(taps: list[Tensor], channels) -> list[tuple[Tensor, ...]]:
 
 
 def mobilenet_v2() -> MobileNet:
-    return MobileNet(
-        MOBILENET_V2, same=False, mean=IMAGENET_MEAN, std=IMAGENET_STD, wiring="mobile"
-    )
+    return MobileNet(MOBILENET_V2, False, IMAGENET_MEAN, IMAGENET_STD, "mobile")
 
 
 def lite(width: float, depth: float) -> MobileNet:
@@ -337,9 +313,6 @@ def make_encoder(name: str, weights: str | None = None) -> nn.Module:
         )
     net = ENCODERS[name]()
     if weights:
-        net.origin = (
-            load_mobile(net, name)
-            if isinstance(net, MobileNet)
-            else pretrained.load(getattr(net, "net", net), name)
-        )
+        load = load_mobile if isinstance(net, MobileNet) else pretrained.load
+        net.origin = load(getattr(net, "net", net), name)
     return net

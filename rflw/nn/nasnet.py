@@ -15,8 +15,6 @@ import torch
 from torch import Tensor, nn
 import torch.nn.functional as F
 
-from rflw.errors import InputError
-
 # A cell is five blocks, each the sum of two (operation, state) pairs. State 0 is the output of the
 # last cell and state 1 that of the cell before it, both brought to the cell's width; state 2 + i is
 # block i. `stride` is that of the operations on states 0 and 1. The states `out` are concatenated.
@@ -55,9 +53,8 @@ STAGES = {  # name -> plan, width, number of cells; 44 filters, a quarter and a 
     "reduction2": (REDUCTION, 176, 1),  # (B, 704, H/32, W/32)
     "group3": (NORMAL, 176, 4),  # (B, 1056, H/32, W/32)
 }
-Taps = namedtuple(
-    "Taps", STAGES
-)  # the output of every stage, before the ReLU that the next cell begins with
+# The output of every stage, before the ReLU that the next cell begins with
+Taps = namedtuple("Taps", STAGES)
 
 
 def norm(channels: int) -> nn.BatchNorm2d:
@@ -102,9 +99,8 @@ class FactorizedReduction(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(x)
-        shifted = F.pad(
-            x, (-1, 1, -1, 1)
-        )  # (B, cin, H, W): one row and one column out, zeros in at the far end
+        # (B, cin, H, W): one row and one column out, zeros in at the far end
+        shifted = F.pad(x, (-1, 1, -1, 1))
         return self.bn(torch.cat((self.even(x), self.odd(shifted)), dim=1))
 
 
@@ -130,9 +126,8 @@ class Cell(nn.Module):
         super().__init__()
         self.plan = plan
         self.cur = squeeze(cur, width)
-        self.prev = (
-            (FactorizedReduction if halve else squeeze)(prev, width) if match else nn.Identity()
-        )
+        fit = FactorizedReduction if halve else squeeze
+        self.prev = fit(prev, width) if match else nn.Identity()
         channels = [width, width if match else prev] + len(plan.blocks) * [width]
         self.blocks = nn.ModuleList(
             nn.ModuleList(
@@ -160,39 +155,25 @@ class NASNetMobile(nn.Module):
         num_classes: K; None leaves the classifier out, and the pooled (B, 1056) comes back.
         stem_padding: of the first convolution; 0 is the published network. With 1 every tap of
             stride s has ceil(H/s) x ceil(W/s) pixels.
-
-    Raises:
-        InputError: for a class count below 1 or a stem padding other than 0 and 1.
     """
 
     def __init__(self, num_classes: int | None = 1000, stem_padding: int = 0):
         super().__init__()
-        if num_classes is not None and num_classes < 1:
-            raise InputError(
-                f"NASNetMobile: num_classes must be above 0 or None, not {num_classes!r}"
-            )
-        if stem_padding not in (0, 1):
-            raise InputError(f"NASNetMobile: stem_padding must be 0 or 1, not {stem_padding!r}")
         self.stem = nn.Sequential(
             nn.Conv2d(3, STEM, 3, stride=2, padding=stem_padding, bias=False), norm(STEM)
         )
         self.stages = nn.ModuleList()
-        prev, cur, halve = (
-            STEM,
-            STEM,
-            False,
-        )  # channels of the last two outputs; whether they differ in size
+        prev, cur = STEM, STEM  # channels of the last two outputs
+        halve = False  # whether these differ in size
         for plan, width, cells in STAGES.values():
             stage = nn.ModuleList()
             for _ in range(cells):
                 stage.append(Cell(plan, width, cur, prev, halve, match=len(self.stages) > 0))
                 prev, cur, halve = cur, len(plan.out) * width, plan.stride == 2
             self.stages.append(stage)
-        self.classifier = (
-            nn.Sequential(nn.Dropout(0.5), nn.Linear(cur, num_classes))
-            if num_classes
-            else nn.Identity()
-        )
+        self.classifier = nn.Identity()
+        if num_classes:
+            self.classifier = nn.Sequential(nn.Dropout(0.5), nn.Linear(cur, num_classes))
 
     def features(self, x: Tensor) -> Taps:
         """(B, 3, H, W) -> the seven outputs named in `STAGES`, fine to coarse, before their ReLU."""

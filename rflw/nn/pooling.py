@@ -93,9 +93,7 @@ class _MaxPool(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
         b, c, h, w = x.shape
-        x = x.permute(
-            0, 2, 3, 1
-        )  # channels last, so that channels, or rows of them, lie beside each other
+        x = x.permute(0, 2, 3, 1)  # channels, or rows of them, lie beside each other
         x, column = _run(largest, _pad(x.reshape(b * h, w, c), -torch.inf))
         x, row = _run(largest, _pad(x.reshape(b, h, w * c), -torch.inf))
         ctx.save_for_backward(column, row)
@@ -161,9 +159,8 @@ def by_maxima(x: Tensor) -> Tensor:
 
 def in_two(x: Tensor) -> Tensor:
     """The same by PyTorch's pool over rows, then over columns: ten values a pixel instead of 25."""
-    return F.max_pool2d(
-        F.max_pool2d(x, (1, 5), stride=1, padding=(0, 2)), (5, 1), stride=1, padding=(2, 0)
-    )
+    rows = F.max_pool2d(x, (1, 5), stride=1, padding=(0, 2))
+    return F.max_pool2d(rows, (5, 1), stride=1, padding=(2, 0))
 
 
 FORMS = {"window": blocks.max_pool, "rows and columns": in_two, "maxima": by_maxima}

@@ -22,9 +22,7 @@ class Form:
     """What the decoder is made of."""
 
     kernel: int  # of all its convolutions but the classifier and those inside an RCU
-    rcu: (
-        Callable[[int], nn.Module] | None
-    )  # channels -> unit; two before the fusion, three after CRP
+    rcu: Callable[[int], nn.Module] | None  # channels -> unit; two before fusion, three after CRP
     crp: Callable[[int, int], nn.Module] | None = CRP  # channels, kernel -> pooling chain
     levels: int = 4  # how many levels are used, from the coarsest
 
@@ -172,16 +170,15 @@ def init_decoder(decoder: Decoder, how: str) -> None:
 
 
 # Every network whose parameters or operations the paper gives.
-PAPER = tuple(
-    sorted(
-        (
-            *(f"refinenet-resnet{depth}" for depth in (50, 101, 152)),
-            *(f"refinenet-lw-resnet{depth}" for depth in (50, 101, 152)),
-            "refinenet-lw-rcu-resnet101",
-            "refinenet-lw-mobilenet_v2",
-            "refinenet-lw-nasnet_mobile",
-        )
-    )
+PAPER = (
+    "refinenet-lw-mobilenet_v2",
+    "refinenet-lw-nasnet_mobile",
+    "refinenet-lw-rcu-resnet101",
+    *(
+        f"{form}-resnet{depth}"
+        for form in ("refinenet-lw", "refinenet")
+        for depth in (101, 152, 50)
+    ),
 )
 
 
@@ -216,11 +213,7 @@ def build(name: str, num_classes: int = 21, weights: str | None = None) -> Refin
             f"unknown model {name!r}: a form ({', '.join(sorted(forms))}), a dash and an encoder "
             f"({', '.join(sorted(ENCODERS))}, timm:<name>)"
         )
-    if (
-        isinstance(num_classes, bool)
-        or not isinstance(num_classes, int)
-        or not 1 <= num_classes <= MAX_CLASSES
-    ):
+    if type(num_classes) is not int or not 1 <= num_classes <= MAX_CLASSES:
         raise InputError(
             f"{name}: the number of classes must be a whole number from 1 to {MAX_CLASSES}, not {num_classes!r}"
         )
