@@ -94,26 +94,38 @@ def load(path: str | Path) -> RefineNet:
     if "rflw" not in header:
         raise InputError(f"{file}: not a checkpoint of rflw: its header names no model")
     with reading(file):
-        Card.model_validate_json(header["rflw"])
-        card = json.loads(header["rflw"])
+        card = Card.model_validate_json(header["rflw"]).model_dump(exclude_unset=True)
     try:
-        name, classes = card["model"], len(card["classes"])
-        fault = official.first_fault(state, expected(name, classes))
+        model = without_memory(card["model"], len(card["classes"]))
+        fault = official.first_fault(state, model.state_dict())
         fault = fault or official.first_not_numbers(state)
         if fault:
             raise InputError(fault)
-        model = build(name, classes)
     except InputError as e:
         raise InputError(f"{file}: {e}") from e
-    model.load_state_dict(state)
+    model = with_weights(model, state)
     model.card = card
-    return model.eval().to(memory_format=torch.channels_last)
+    return model.to(memory_format=torch.channels_last)
 
 
-def expected(name: str, num_classes: int) -> dict[str, Tensor]:
-    """The state dict of a network without memory: a small file may name a network of gigabytes."""
+def without_memory(name: str, num_classes: int) -> RefineNet:
+    """A network whose tensors have shapes only: a small file may name a network of gigabytes."""
     with torch.device("meta"):
-        return build(name, num_classes).state_dict()
+        return build(name, num_classes)
+
+
+def with_weights(model: RefineNet, state: dict[str, Tensor]) -> RefineNet:
+    """The network of `without_memory`, in evaluation mode, with tensors that fit.
+
+    Counters of batches may be missing.
+    """
+    if "-timm:" in model.name:  # some hold tensors that are in no state dict
+        model = build(model.name, model.num_classes)
+    ours = model.state_dict()
+    counters = {k: torch.zeros_like(old, device="cpu") for k, old in ours.items() if k not in state}
+    weights = {k: tensor.to(ours[k].dtype).contiguous() for k, tensor in (state | counters).items()}
+    model.load_state_dict(weights, assign=True)
+    return model.eval()
 
 
 # ---------------------------------------------------------------- the authors'
@@ -136,28 +148,29 @@ def load_official(path: str | Path, num_classes: int) -> RefineNet:
     Raises:
         InputError: that names the file and the first key at fault.
     """
-    name, state = read_official(path, num_classes)
-    model = build(name, num_classes)
-    model.load_state_dict(state, strict=False)  # only counters of batches can be missing
-    return model.eval()
+    return with_weights(*read_official(path, num_classes))
 
 
-def read_official(path: str | Path, num_classes: int | None = None) -> tuple[str, dict]:
-    """Model name and tensors, under our keys, of a checkpoint of the authors; None: of any classes."""
+def read_official(path: str | Path, num_classes: int | None = None) -> tuple[RefineNet, dict]:
+    """The network of a checkpoint of the authors, without memory, and its tensors under our keys.
+
+    `num_classes` None: as many as the file has.
+    """
     loaded = official.load_tensors(path, "cpu")
     try:
         name, classes, state, modules = official.recognise(official.unwrap(loaded))
     except InputError as e:
         raise InputError(f"{path}: {e}") from e
     num_classes = num_classes or classes
-    fault = official.first_fault(state, expected(name, num_classes), modules)
+    model = without_memory(name, num_classes)
+    fault = official.first_fault(state, model.state_dict(), modules)
     fault = fault or official.first_not_numbers(
         {official.to_theirs(key, modules): value for key, value in state.items()}
     )
     if fault:
         asked = "" if classes == num_classes else f" of {classes} classes, {num_classes} asked for"
         raise InputError(f"{path}: {fault} (as a {name}{asked})")
-    return name, state
+    return model, state
 
 
 def weights_of(path: str | Path) -> tuple[str, dict, tuple[str, ...] | None]:
@@ -171,6 +184,7 @@ def weights_of(path: str | Path) -> tuple[str, dict, tuple[str, ...] | None]:
         InputError: for a file that is neither.
     """
     if Path(path).suffix in (".pth", ".tar", ".pt", ".ckpt"):
-        return *read_official(path), None
+        model, state = read_official(path)
+        return model.name, state, None
     model = load(path)
     return model.name, model.state_dict(), tuple(model.card["classes"])
