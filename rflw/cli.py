@@ -597,9 +597,9 @@ def planned(recipe: str, data, init, epochs, root, dry_run: bool):
 
 
 def rehearse(plan, as_json: bool) -> None:
-    from rflw import training
+    from rflw import steps
 
-    facts = training.rehearse(plan)
+    facts = steps.rehearse(plan)
     if as_json:
         return print_json(facts)
     print(
@@ -652,9 +652,9 @@ def publish(
 
     Example: rflw publish runs/camvid-lw-efficientnet_lite0-s0 camvid
     """
-    from rflw import training
+    from rflw import publishing
 
-    for path in training.publish(run, name):
+    for path in publishing.publish(run, name):
         print(path)
 
 

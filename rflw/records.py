@@ -116,12 +116,6 @@ def writing(path: Path):
         raise InputError(f"{path}: cannot be written ({why(e)})") from e
 
 
-def make_folder(path: Path) -> None:
-    """Make a folder and its parents where they are missing. Raises InputError."""
-    with writing(path):
-        path.mkdir(parents=True, exist_ok=True)
-
-
 def must_take_files(folder: Path) -> None:
     """Raises InputError for a folder that cannot be made or written in: before the work starts."""
     with writing(folder):
@@ -268,58 +262,3 @@ def at(value, path: str):
         except (LookupError, TypeError, ValueError) as e:
             raise KeyError(part) from e
     return value
-
-
-def card(record: dict, file: Path, name: str, licence: str) -> str:
-    """The card, as Markdown, of a trained network that is shipped as `name`.
-
-    It is made of the training's record and the network's file. Raises InputError for other records.
-    """
-    with reading(f"record {record['name']}, of a training"):
-        return _card(record, file, name, licence)
-
-
-def _card(record: dict, file: Path, name: str, licence: str) -> str:
-    metrics, hardware = record["metrics"], record["hardware"]
-    size, digits = file.stat().st_size / 1e6, hashlib.sha256(file.read_bytes()).hexdigest()
-    machine = f"{hardware['cpu']} ({hardware['cores']} core{'s' * (hardware['cores'] != 1)})"
-    machine += f", {hardware['gpu']}" if "gpu" in hardware else ""
-    facts = {
-        "network": f"{record['config']['model']}, {len(metrics['iou'])} classes",
-        "file": f"{name}.safetensors, {size:.1f} MB, float16, SHA-256 {digits}",
-        "data": "; ".join(f"{part} (SHA-256 {sha})" for part, sha in record["data"].items()),
-        **({"encoder began with": _origin(record["weights"])} if record.get("weights") else {}),
-        "recipe": f"{record['config']['name']} (settings {record['config_hash']})",
-        "seed": record["seed"],
-        "command": f"`{record['command']}`",
-        "commit": f"{record['commit']}{' with changes' if record['dirty'] else ''}",
-        "trained": f"{record['started']}, {record['wall_s'] / 60:.0f} min "
-        f"in {record['precision']}, {machine}",
-        "versions": ", ".join(f"{package} {of}" for package, of in record["versions"].items()),
-        "record": f"[{record['name']}.json](../results/{record['name']}.json)",
-        "licence": licence,
-    }
-    rows = "\n".join(f"| {key} | {value} |" for key, value in facts.items())
-    scores = "\n".join(
-        f"| {label} | {'absent' if value is None else f'{100 * value:.1f}'} |"
-        for label, value in metrics["iou"].items()
-    )
-    return f"""# {name}
-
-| | |
-|---|---|
-{rows}
-
-On {metrics["images"]} validation images, whole and at one scale, of the weights in this file: \
-mIoU {100 * metrics["miou"]:.1f} %, pixel accuracy {100 * metrics["pixel_accuracy"]:.1f} %.
-
-| class | IoU, % |
-|---|---|
-{scores}
-"""
-
-
-def _origin(weights: dict) -> str:
-    """The origin of an encoder's weights as a cell of a table."""
-    words = {"file": "", "sha256": "SHA-256 ", "origin": ""}
-    return ", ".join(f"{words[k]}{weights[k]}" for k in words if weights[k]).replace("|", r"\|")

@@ -4,34 +4,26 @@
 trains is a `Job`; what of it changes, and is kept in last.pt, is its `State`.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-import csv
 from dataclasses import asdict, dataclass, field, fields, replace
 import hashlib
-import logging
 import math
-import os
 from pathlib import Path
-import re
 import resource
-import shutil
-import signal
 import sys
-import threading
 import time
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-import torch.nn.functional as F
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from rflw import live, records
-from rflw.checkpoint import SHIPPED, checkpoint_file, load, save, weights_of
+from rflw.checkpoint import checkpoint_file, load, save, weights_of
 from rflw.config import Recipe, Stage
-from rflw.data.labels import LABELS, VOID, Labels
+from rflw.data.labels import Labels
 from rflw.data.on_device import OnDevice
 from rflw.data.readers import (
     Cached,
@@ -49,12 +41,26 @@ from rflw.evaluation import evaluate, summary
 from rflw.nn import pooling
 from rflw.nn.official import load_tensors
 from rflw.nn.refinenet import RefineNet, build, init_decoder
-from rflw.prediction import evaluating, upsample, views
+from rflw.prediction import evaluating, views
+from rflw.progress import asked_to_stop, progress_bar, show, tensorboard, write_log
 from rflw.recipes import OWN, RECIPES
 from rflw.records import write_whole
+from rflw.steps import (
+    averaging,
+    batches,
+    check_classes,
+    class_weights,
+    compiled_for,
+    derive,
+    make_fabric,
+    make_loader,
+    make_optimiser,
+    set_rates,
+    train_step,
+    training_mode,
+)
 
 WORTH_COMPILING = 200  # steps of a run from which on it saves more time than it costs
-COLUMNS = ("stage", "epoch", "loss", "miou", "live", "images_per_s")  # of log.csv
 # Pixels of the shorter side of what a network was trained on.
 CARD_SIDE = {"camvid": 360, "embedded": 96, "nyu": 468}
 
@@ -65,224 +71,6 @@ class Failed(InputError):
 
 class InUse(InputError):
     """Another process trains in the run's folder."""
-
-
-# ---------------------------------------------------------------- one step
-
-
-def derive(*parts) -> int:
-    """A seed from what it is for: equal parts give equal seeds, other parts other seeds."""
-    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=7).digest())
-
-
-def training_mode(model: nn.Module, frozen_bn: bool = True) -> None:
-    """Train, by default with "batch norm statistics frozen" (section 4)."""
-    model.train()
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.train(not frozen_bn)
-
-
-def begin_with(model: RefineNet, path: str | Path, classes: tuple[str, ...]) -> bool:
-    """Copy the weights of a checkpoint, ours or the authors' -> whether the classifier's, too.
-
-    The classifier keeps its own weights if the checkpoint has other classes than `classes`; of the
-    authors' files, which hold no names, if the number differs.
-
-    Raises:
-        InputError: for another network's checkpoint.
-    """
-    name, weights, theirs = weights_of(path)
-    if name != model.name:
-        raise InputError(f"{path}: a {name}, this is a {model.name}")
-    if theirs is None:
-        same = len(weights["decoder.classifier.weight"]) == len(classes)
-    else:
-        same = theirs == tuple(classes)
-    if not same:
-        weights = {k: v for k, v in weights.items() if not k.startswith("decoder.classifier.")}
-    model.load_state_dict(weights, strict=False)
-    return same
-
-
-def make_optimiser(model: RefineNet, recipe: Recipe) -> torch.optim.Optimizer:
-    """With a group each for encoder and decoder; `set_rates` sets their rates at each step."""
-    groups = [{"params": list(part.parameters())} for part in (model.encoder, model.decoder)]
-    decay = recipe.weight_decay
-    if recipe.optimiser == "adamw":
-        return torch.optim.AdamW(groups, lr=0.0, weight_decay=decay)
-    return torch.optim.SGD(groups, lr=0.0, momentum=recipe.momentum, weight_decay=decay)
-
-
-def set_rates(optimiser, stage: Stage, step: int, steps_per_epoch: int) -> None:
-    """Set the rates of encoder and decoder for a step of a stage."""
-    factor = stage.lr_factor(step, steps_per_epoch)
-    for group, rate in zip(optimiser.param_groups, (stage.encoder_lr, stage.decoder_lr)):
-        group["lr"] = rate * factor
-
-
-def class_weights(dataset, num_classes: int, exponent: float) -> Tensor | None:
-    """(K,) weights of the loss: (1 / frequency) ** exponent, with a mean of 1 over pixels.
-
-    A class without pixels has weight 0; an exponent of 0 gives None. Raises InputError where all
-    pixels are void.
-    """
-    if not exponent:
-        return None
-    counts = sum(np.bincount(dataset[i][1].ravel(), minlength=256) for i in range(len(dataset)))
-    pixels = counts[:num_classes]
-    if not pixels.sum():
-        raise InputError("all pixels of the training images are void: there is nothing to learn")
-    share = torch.from_numpy(pixels / pixels.sum())
-    weights = torch.where(share > 0, share.clamp(min=1e-12) ** -exponent, 0)
-    return (weights / (weights * share).sum()).float()
-
-
-def loss_of(
-    logits: Tensor, masks: Tensor, pixels: Tensor | int, weights: Tensor | None = None
-) -> Tensor:
-    """Cross-entropy on logits resized to the labels, summed over labelled pixels, over `pixels`.
-
-    Args:
-        logits: (B, K, H/4, W/4).
-        masks: (B, H, W) class numbers; void is left out.
-        pixels: how many are labelled in the whole batch, of which this may be a part. Parts add up
-            to the mean over the batch, however it was cut; a batch of void gives 0.
-        weights: (K,) of the classes.
-    """
-    logits = upsample(logits, masks.shape[-2:])
-    loss = F.cross_entropy(logits, masks.long(), weights, ignore_index=VOID, reduction="sum")
-    return loss / pixels
-
-
-def train_step(
-    fabric,
-    model: nn.Module,
-    optimiser,
-    images: Tensor,
-    masks: Tensor,
-    clip: float,
-    accumulate: int = 1,
-    weights: Tensor | None = None,
-) -> float:
-    """Forward, backward, clip, step -> the loss of the whole batch over all processes.
-
-    Where the loss is not finite, weights stay as they are.
-
-    Args:
-        images: (B, 3, H, W); masks: (B, H, W).
-        clip: largest norm of the gradient; 0 for any.
-        accumulate: parts that the batch is cut into, to save memory; the gradient is the same.
-        weights: (K,) of the classes.
-    """
-    pixels = fabric.all_reduce((masks != VOID).sum(), reduce_op="sum").clamp(min=1)
-    optimiser.zero_grad()
-    value = torch.zeros((), device=images.device)
-    parts = list(zip(images.chunk(accumulate), masks.chunk(accumulate)))
-    for i, (x, y) in enumerate(parts):
-        with fabric.no_backward_sync(model, enabled=i + 1 < len(parts)):
-            loss = loss_of(model(x), y, pixels, weights)
-            # DDP takes the mean over processes; shares must add up
-            fabric.backward(loss * fabric.world_size)
-        value += loss.detach()
-    value = fabric.all_reduce(value, reduce_op="sum").item()
-    if clip:
-        fabric.clip_gradients(model, optimiser, max_norm=clip, error_if_nonfinite=False)
-    if math.isfinite(value):
-        optimiser.step()
-    return value
-
-
-def batches(
-    dataset,
-    recipe: Recipe,
-    stage: int,
-    seed: int,
-    first_step: int,
-    steps_per_epoch: int,
-    rank: int = 0,
-    world: int = 1,
-) -> Iterator[list[tuple[int, int]]]:
-    """Keys of every batch of a stage from `first_step`: (augmentation seed, index) of its items.
-
-    Every epoch is a permutation of its own, drawn from the seed and the epoch alone; images that
-    are too few for another batch are dropped. Of `world` processes each takes its share of every
-    batch.
-    """
-    for epoch in range(first_step // steps_per_epoch, recipe.stages[stage].epochs):
-        generator = torch.Generator().manual_seed(derive("order", seed, stage, epoch))
-        order = torch.randperm(len(dataset), generator=generator)
-        for step in range(max(first_step, epoch * steps_per_epoch), (epoch + 1) * steps_per_epoch):
-            batch = order[step % steps_per_epoch * recipe.batch :][: recipe.batch].tolist()
-            yield [(derive("augment", seed, stage, epoch, i), i) for i in batch[rank::world]]
-
-
-def make_loader(
-    dataset,
-    recipe: Recipe,
-    model: RefineNet,
-    keys: Iterable[list],
-    workers: int = 0,
-    pin: bool = False,
-):
-    """Augmented (images, masks) for each list of keys; of an OnDevice they are on its device."""
-    from torch.utils.data import DataLoader
-
-    geometry = (recipe.crop, recipe.scale, recipe.min_side, recipe.flip)
-    if isinstance(dataset, OnDevice):
-        return (dataset.batch(batch, *geometry, model.mean, model.std) for batch in keys)
-
-    from rflw.data.transforms import Augmented, training_transform
-
-    augmented = Augmented(
-        dataset, training_transform(*geometry, recipe.jitter, model.mean, model.std)
-    )
-    return DataLoader(augmented, batch_sampler=keys, num_workers=workers, pin_memory=pin)
-
-
-def make_fabric(device: torch.device, precision: str):
-    """Lightning Fabric: places the model and scales the loss where the precision needs it.
-
-    It joins the processes that `torchrun` started (DDP: NCCL on CUDA, gloo on CPUs).
-    """
-    from lightning.fabric import Fabric  # costs seconds: only training pays them
-
-    for logger in ("lightning", "lightning.pytorch.utilities.rank_zero"):
-        logging.getLogger(logger).setLevel(logging.WARNING)  # they announce the precision
-    world, local = (int(os.environ.get(name, 1)) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
-    fabric = Fabric(
-        accelerator=device.type,
-        devices=local,
-        num_nodes=world // local,
-        strategy="ddp" if world > 1 else "auto",
-        precision={"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}[precision],
-    )
-    if world > 1:
-        fabric.launch()
-    return fabric
-
-
-def compiled_for(model: RefineNet, device: torch.device) -> nn.Module:
-    """The network as torch.compile speeds it up: on CPUs only its pools, else it gets slower."""
-    if device.type != "cpu":
-        pooling.keep_code_private()
-        return torch.compile(model)
-    pooling.compile_pools(model)
-    return model
-
-
-def averaging(model: nn.Module, decay: float) -> AveragedModel:
-    """The running mean of a network's weights and statistics, with a decay that grows at first."""
-
-    @torch.no_grad()
-    def update(means: list[Tensor], values: list[Tensor], updates: Tensor) -> None:
-        step = int(updates) - 1  # it counts from 1, so that the first weights have a share
-        share = 1 - min(decay, (1 + step) / (10 + step))
-        for mean, value in zip(means, values):
-            if mean.is_floating_point():
-                mean.lerp_(value, share)
-
-    return AveragedModel(model, multi_avg_fn=update, use_buffers=True)
 
 
 # ---------------------------------------------------------------- what a run holds
@@ -478,12 +266,6 @@ def open_data(run: Run) -> Data:
     return Data(labels, training, validation, test, hashes)
 
 
-def check_classes(recipe: Recipe, stage: Stage, labels: Labels) -> None:
-    """Raises InputError for a stage whose data set has other classes than the last stage's."""
-    if labels_of(stage.data).classes != labels.classes:
-        raise InputError(f"{recipe.name}: {stage.data} and {recipe.data} have different classes")
-
-
 @contextmanager
 def claimed(out: Path, rank: int):
     """Within it, no other process trains in the folder `out`. Raises InUse if one does."""
@@ -492,14 +274,12 @@ def claimed(out: Path, rank: int):
     if rank:  # the first process claims it for all
         yield
         return
-    records.make_folder(out)
-    lock = FileLock(out / ".lock")
-    try:
-        lock.acquire(blocking=False)
-    except Timeout as e:
-        raise InUse(f"{out}: another process is training in this folder") from e
-    except OSError as e:
-        raise InputError(f"{out}: cannot be written ({e.strerror})") from e
+    with records.writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+        try:
+            lock = FileLock(out / ".lock").acquire(blocking=False)
+        except Timeout as e:
+            raise InUse(f"{out}: another process is training in this folder") from e
     with lock:
         yield
 
@@ -536,7 +316,9 @@ def make_job(run: Run, data: Data, fabric, precision: str, saved: dict | None) -
         fits = device.type == "cuda" and can_be_held(recipe, data.training)
         resident = bool(saved["identity"].get("resident")) if saved else fits
     if resident:
-        hold(data, recipe, device)
+        with enough_memory(f"{recipe.name}: too little memory for its data set; try --no-resident"):
+            held = {id(part): OnDevice(part, device) for part in data.training}
+        data.training[:] = [held[id(part)] for part in data.training]
     torch.manual_seed(derive("init", run.seed))
     model = first_network(run, data.labels, fabric.global_rank, bool(saved))
     model = model.to(device, memory_format=torch.channels_last)
@@ -560,13 +342,6 @@ def steps_of(run: Run, data: Data) -> list[int]:
     return [n * (len(part) // run.recipe.batch) for n, part in zip(epochs, data.training)]
 
 
-def hold(data: Data, recipe: Recipe, device: torch.device) -> None:
-    """Put the training sets on the device."""
-    with enough_memory(f"{recipe.name}: too little memory for its data set; try --no-resident"):
-        held = {id(part): OnDevice(part, device) for part in data.training}
-    data.training[:] = [held[id(part)] for part in data.training]
-
-
 def first_network(run: Run, labels: Labels, rank: int, resumed: bool) -> RefineNet:
     """The network with its first weights; those of a resumed run are replaced later."""
     recipe = run.recipe
@@ -579,6 +354,28 @@ def first_network(run: Run, labels: Labels, rank: int, resumed: bool) -> RefineN
             line = f"{recipe.name}: begins with {recipe.init}, its classifier "
             print(line + ("too" if same else "made anew"), file=sys.stderr)
     return model
+
+
+def begin_with(model: RefineNet, path: str | Path, classes: tuple[str, ...]) -> bool:
+    """Copy the weights of a checkpoint, ours or the authors' -> whether the classifier's, too.
+
+    The classifier keeps its own weights if the checkpoint has other classes than `classes`; of the
+    authors' files, which hold no names, if the number differs.
+
+    Raises:
+        InputError: for another network's checkpoint.
+    """
+    name, weights, theirs = weights_of(path)
+    if name != model.name:
+        raise InputError(f"{path}: a {name}, this is a {model.name}")
+    if theirs is None:
+        same = len(weights["decoder.classifier.weight"]) == len(classes)
+    else:
+        same = theirs == tuple(classes)
+    if not same:
+        weights = {k: v for k, v in weights.items() if not k.startswith("decoder.classifier.")}
+    model.load_state_dict(weights, strict=False)
+    return same
 
 
 def restore(job: Job, saved: dict) -> None:
@@ -602,7 +399,7 @@ def loop(job: Job) -> None:
     run, state = job.run, job.state
     job.logger = tensorboard(run.out) if job.first else None
     training_mode(job.model, run.recipe.frozen_bn)
-    with progress_bar(job) as bar, asked_to_stop() as asked:
+    with progress_bar(job, steps_of(run, job.data)) as bar, asked_to_stop() as asked:
         written = began = time.perf_counter()
         steps = 0  # of this epoch, since `began`
         for images, masks in remaining(job):
@@ -766,65 +563,6 @@ def save_last(job: Job) -> None:
         write_whole(job.run.out / "last.pt", write)
 
 
-def write_log(path: Path, curve: list[dict]) -> None:
-    """The curve as a table; `live` is the smallest share of a stage."""
-    rows = [row | {"live": min(live.of_stages(row["live"]).values())} for row in curve]
-
-    def write(partial: str) -> None:
-        with open(partial, "w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            writer.writerows(rows)
-
-    write_whole(path, write)
-
-
-def tensorboard(out: Path):
-    """A logger for TensorBoard, or None where it is not installed."""
-    from lightning.fabric.loggers import TensorBoardLogger
-
-    try:
-        return TensorBoardLogger(out, name="tensorboard", version="")
-    except ModuleNotFoundError:
-        return None
-
-
-def progress_bar(job: Job) -> tqdm:
-    """A bar over all steps of the run."""
-    run, steps = job.run, steps_of(job.run, job.data)
-    done = sum(steps[: job.state.stage]) + job.state.step
-    name, hidden = f"{run.recipe.name} s{run.seed}", not (run.progress and job.first) or None
-    return tqdm(total=sum(steps), initial=done, desc=name, unit="step", disable=hidden)
-
-
-def show(bar: tqdm, state: State, images_per_s: float) -> None:
-    """Move the bar by a step; every tenth renews loss, score and speed."""
-    bar.update()
-    if state.step % 10 == 1 and not bar.disable:
-        scores = [row["miou"] for row in state.curve if row.get("miou") is not None]
-        numbers = {"loss": f"{state.losses[-1]:.3f}", "mIoU": f"{[math.nan, *scores][-1]:.3f}"}
-        bar.set_postfix(numbers | {"images/s": f"{images_per_s:.1f}"})
-
-
-@contextmanager
-def asked_to_stop():
-    """A list that is filled by SIGTERM or Ctrl-C; a second one interrupts at once."""
-    asked, before = [], {}
-
-    def ask(number, _):
-        if asked:
-            raise KeyboardInterrupt
-        asked.append(number)
-
-    if threading.current_thread() is threading.main_thread():
-        before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def stop_reason(job: Job, asked: list) -> BaseException | None:
     """What to stop with, the same in all processes; None to continue."""
     reason = 2.0 if asked else 1.0 if time.monotonic() > job.run.until else 0.0
@@ -940,62 +678,3 @@ def _command(recipe: Recipe, seed: int) -> str:
 
 
 # ---------------------------------------------------------------- around a run
-
-
-def rehearse(recipe: Recipe) -> dict:
-    """One step of a recipe without data and arithmetic, on PyTorch's meta device.
-
-    Returns:
-        {"params", "stages": [{"data", "epochs", "encoder_lr", "decoder_lr"}]}, rates at the first
-        and last epoch.
-
-    Raises:
-        InputError: for what cannot be trained.
-    """
-    labels = labels_of(recipe.data)
-    with torch.device("meta"):
-        model = build(recipe.model, len(labels.classes))
-        init_decoder(model.decoder, recipe.decoder_init)
-        training_mode(model, recipe.frozen_bn)
-        optimiser = make_optimiser(model, recipe)
-        set_rates(optimiser, recipe.stages[0], 0, 1)
-        images = torch.empty(recipe.batch, 3, *recipe.crop)
-        masks = torch.zeros(recipe.batch, *recipe.crop, dtype=torch.uint8)
-        loss_of(model(images), masks, 1).backward()
-    optimiser.step()  # outside: AdamW counts its steps on the processor
-    stages = []
-    for stage in recipe.stages:
-        check_classes(recipe, stage, labels)
-        ends = [stage.lr_factor(epoch, 1) for epoch in (0, stage.epochs - 1)]
-        rates = {
-            part: [getattr(stage, part) * factor for factor in ends]
-            for part in ("encoder_lr", "decoder_lr")
-        }
-        stages.append({"data": stage.data, "epochs": stage.epochs, **rates})
-    return {"params": sum(p.numel() for p in model.parameters()), "stages": stages}
-
-
-def publish(
-    run: str | Path, name: str, shipped: Path = SHIPPED, results: Path = records.FOLDER
-) -> list[Path]:
-    """Ship a finished run: its network as `name` among the checkpoints, its card and its record.
-
-    Returns:
-        The three files.
-
-    Raises:
-        InputError: if the run has no record, or its network is of another run; nothing is shipped.
-    """
-    run, shipped = Path(run), Path(shipped)
-    if not re.fullmatch(r"[\w-]+", name):
-        raise InputError(f"{name!r}: a name of letters, digits, - and _")
-    record, file = records.read(run / "record.json"), run / "model.safetensors"
-    made = load(file).card
-    if (made.get("recipe"), made.get("seed")) != (record["config"].get("name"), record["seed"]):
-        raise InputError(f"{run}: model.safetensors is not of the run in record.json")
-    licence = LABELS[made["data"]].licence if made["data"] in LABELS else Labels((), ()).licence
-    text = records.card(record, file, name, licence)
-    network, card = shipped / f"{name}.safetensors", shipped / f"{name}.md"
-    write_whole(network, lambda partial: shutil.copyfile(file, partial))
-    write_whole(card, lambda partial: Path(partial).write_text(text))
-    return [network, card, records.write(record, results)]

@@ -33,8 +33,7 @@ from rflw.errors import InputError, enough_memory
 from rflw.nn.encoders import IMAGENET_MEAN, IMAGENET_STD
 from rflw.nn.refinenet import RefineNet, build
 from rflw.prediction import normalise, upsample
-from rflw.trace import record
-from rflw.training import (
+from rflw.steps import (
     batches,
     compiled_for,
     make_fabric,
@@ -43,6 +42,7 @@ from rflw.training import (
     train_step,
     training_mode,
 )
+from rflw.trace import record
 
 # ------------------------------------------------------------ time
 

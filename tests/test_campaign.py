@@ -8,7 +8,7 @@ from test_training import Few, assert_equal, tiny
 import yaml
 
 import rflw
-from rflw import InputError, recipes, records, training
+from rflw import InputError, recipes, records, steps, training
 from rflw.complexity import count
 from rflw.recipes import RECIPES
 from rflw_study import campaign
@@ -97,13 +97,13 @@ def test_stops_when_the_time_is_spent_and_resumes_what_was_begun(plan, tmp_path,
 
 
 def test_failures_are_on_record_and_the_others_are_run(plan, tmp_path, monkeypatch):
-    real, calls = training.loss_of, []
+    real, calls = steps.loss_of, []
 
     def diverges_at_first(*args):
         calls.append(1)
         return real(*args) * (float("nan") if len(calls) == 1 else 1)
 
-    monkeypatch.setattr(training, "loss_of", diverges_at_first)
+    monkeypatch.setattr(steps, "loss_of", diverges_at_first)
     assert run(tmp_path) == [("lw-s0", "failed"), ("lw-nocrp-s0", "done"), ("lw-s1", "done")]
     assert states(tmp_path)["lw-s0"] == "failed" and run(tmp_path) == []
     assert run(tmp_path, retry=True) == [("lw-s0", "done")]

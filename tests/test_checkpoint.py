@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 import torch
 import torch.nn.functional as F
 
-from rflw import InputError, build, checkpoint, load, load_official, records
+from rflw import InputError, build, checkpoint, load, load_official, publishing, records
 from rflw.data.labels import LABELS
 from rflw.nn import official
 from rflw.nn.official import recognise, to_theirs, unwrap
@@ -432,4 +432,4 @@ def test_shipped_networks_are_those_of_their_records():
         record = records.read(f"{model.card['recipe']}-s{model.card['seed']}")
         assert hashlib.sha256(path.read_bytes()).hexdigest() in card and path.stat().st_size < 16e6
         licence = LABELS[model.card["data"]].licence
-        assert card == records.card(record, path, path.stem, licence)
+        assert card == publishing.card(record, path, path.stem, licence)

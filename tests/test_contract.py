@@ -151,7 +151,10 @@ def assert_fits(found: dict, frozen: dict, open_ended: bool):
 
 
 @pytest.mark.parametrize("what", contract.ANSWERS)
-def test_answers_stay(folder, what):
+def test_answers_stay(folder, what, monkeypatch):
+    if what == "bench-network":  # the machine's best rates take half a minute
+        found = dict.fromkeys(("fp32_gmacs", "bf16_gmacs", "copy_gb_s"), 1.0)
+        monkeypatch.setattr("rflw_study.speed.peaks", lambda *_: found)
     kind = contract.ANSWERS[what][0]
     found, frozen = contract.answers(folder, [what])[what], FROZEN["answers"][what]
     if kind in ("numbers", "rough"):

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 import rflw
-from rflw import InputError, build, checkpoint, evaluation, training
+from rflw import InputError, build, checkpoint, evaluation, steps, training
 from rflw.config import Recipe, Stage
 from rflw.data.labels import LABELS
 from rflw.data.readers import Cached
@@ -78,8 +78,8 @@ def whole(tmp_path_factory):
 
 
 @pytest.fixture
-def steps(monkeypatch):
-    """What is called before each step of training: steps.before(number of the step)."""
+def counter(monkeypatch):
+    """What is called before each step of training: counter.before(number of the step)."""
 
     class Steps:
         count, real = 0, training.train_step
@@ -231,33 +231,33 @@ class TestRun:
 
 
 class TestResume:
-    def test_a_killed_run_equals_an_unbroken_one(self, whole, tmp_path, steps):
+    def test_a_killed_run_equals_an_unbroken_one(self, whole, tmp_path, counter):
         """Killed in the second epoch, one step after last.pt was written."""
-        steps.before = at(4, lambda: exec("raise RuntimeError('killed')"))
+        counter.before = at(4, lambda: exec("raise RuntimeError('killed')"))
         with pytest.raises(RuntimeError, match="killed"):
             fit(tiny(), tmp_path, save_every=0)
-        steps.before = at(0, None)
+        counter.before = at(0, None)
         model, record = fit(tiny(), tmp_path, resume=True)
         assert_equal(model, whole[1])
-        assert losses(record) == losses(whole[2]) and steps.count == 4 + 3
+        assert losses(record) == losses(whole[2]) and counter.count == 4 + 3
 
-    def test_the_memory_of_adamw_and_dropout_resume_too(self, tmp_path, steps):
+    def test_the_memory_of_adamw_and_dropout_resume_too(self, tmp_path, counter):
         recipe = tiny(1, model="refinenet-lw-timm:resnet18", optimiser="adamw")  # it has dropout
         unbroken, _ = fit(recipe, tmp_path / "whole")
-        steps.count, steps.before = 0, at(1, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        counter.count, counter.before = 0, at(1, lambda: os.kill(os.getpid(), signal.SIGTERM))
         with pytest.raises(KeyboardInterrupt):
             fit(recipe, tmp_path / "broken")
         resumed, _ = fit(recipe, tmp_path / "broken", resume=True)
         assert_equal(unbroken, resumed)
-        assert steps.count == 2  # the step in which the signal came was finished and saved
+        assert counter.count == 2  # the step in which the signal came was finished and saved
 
-    def test_at_the_end_of_an_epoch(self, whole, tmp_path, steps):
-        steps.before = at(4, lambda: os.kill(os.getpid(), signal.SIGINT))
+    def test_at_the_end_of_an_epoch(self, whole, tmp_path, counter):
+        counter.before = at(4, lambda: os.kill(os.getpid(), signal.SIGINT))
         with pytest.raises(KeyboardInterrupt):
             fit(tiny(), tmp_path)
         model, record = fit(tiny(), tmp_path, resume=True)
         assert_equal(model, whole[1])
-        assert losses(record) == losses(whole[2]) and steps.count == 6
+        assert losses(record) == losses(whole[2]) and counter.count == 6
 
     def test_a_second_signal_interrupts_at_once(self):
         with training.asked_to_stop() as asked:
@@ -319,13 +319,13 @@ class TestResume:
 
 class TestFailures:
     def test_a_loss_that_is_not_finite_is_on_record(self, tmp_path, monkeypatch):
-        real, calls = training.loss_of, []
+        real, calls = steps.loss_of, []
 
         def diverges(*args):
             calls.append(1)
             return real(*args) * (math.nan if len(calls) > 3 else 1)
 
-        monkeypatch.setattr(training, "loss_of", diverges)
+        monkeypatch.setattr(steps, "loss_of", diverges)
         message = "loss is nan at epoch 2, step 3 of stage 1.*last good checkpoint is .*last.pt"
         with pytest.raises(training.Failed, match=message):
             fit(tiny(2), tmp_path)
@@ -472,7 +472,7 @@ class TestRehearsal:
     @pytest.mark.parametrize("name", KINDS.values())
     def test_a_recipe_makes_a_step_on_no_data(self, name):
         recipe = RECIPES[name]
-        plan = training.rehearse(recipe)
+        plan = steps.rehearse(recipe)
         first, last = recipe.stages[0], recipe.stages[-1]
         assert [stage["epochs"] for stage in plan["stages"]] == [s.epochs for s in recipe.stages]
         assert plan["stages"][0]["encoder_lr"][0] == first.encoder_lr * first.lr_factor(0, 1)
@@ -482,27 +482,25 @@ class TestRehearsal:
     def test_classes_of_all_stages_are_the_same(self):
         stages = (Stage("voc", 1, 1e-3, 1e-3), Stage("embedded", 1, 1e-3, 1e-3))
         with pytest.raises(InputError, match="voc and embedded have different classes"):
-            training.rehearse(replace(tiny(), stages=stages))
+            steps.rehearse(replace(tiny(), stages=stages))
 
 
 class TestBatches:
-    WHOLE = list(training.batches(range(10), tiny(3, batch=5), 0, 0, 0, 2))
+    WHOLE = list(steps.batches(range(10), tiny(3, batch=5), 0, 0, 0, 2))
 
     def test_every_epoch_is_a_permutation_of_its_own(self):
         epochs = [[i for batch in self.WHOLE[2 * e : 2 * e + 2] for _, i in batch] for e in (0, 1)]
         assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
         assert epochs[0] != epochs[1]
         assert len({seed for batch in self.WHOLE for seed, _ in batch}) == 30
-        other = list(training.batches(range(10), tiny(3, batch=5), 0, 1, 0, 2))  # seed 1
+        other = list(steps.batches(range(10), tiny(3, batch=5), 0, 1, 0, 2))  # seed 1
         assert other != self.WHOLE
 
     def test_may_start_anywhere(self):
-        assert list(training.batches(range(10), tiny(3, batch=5), 0, 0, 3, 2)) == self.WHOLE[3:]
+        assert list(steps.batches(range(10), tiny(3, batch=5), 0, 0, 3, 2)) == self.WHOLE[3:]
 
     def test_processes_share_every_batch(self):
-        a, b = (
-            training.batches(range(10), tiny(3, batch=5), 0, 0, 0, 2, rank, 2) for rank in (0, 1)
-        )
+        a, b = (steps.batches(range(10), tiny(3, batch=5), 0, 0, 0, 2, rank, 2) for rank in (0, 1))
         assert [sorted(x + y) for x, y in zip(a, b)] == [sorted(batch) for batch in self.WHOLE]
 
 
@@ -511,15 +509,15 @@ class TestStep:
     @pytest.mark.parametrize("accumulate", [1, 2])
     def test_gradients_are_clipped_and_parts_add_up(self, clip, accumulate):
         torch.manual_seed(0)
-        fabric = training.make_fabric(CPU, "fp32")
+        fabric = steps.make_fabric(CPU, "fp32")
         bare = torch.nn.Conv2d(3, 2, 1)
         model, optimiser = fabric.setup(bare, torch.optim.SGD(bare.parameters(), lr=1.0))
         images, masks = 50 * torch.randn(2, 3, 8, 8), torch.randint(0, 2, (2, 8, 8))
-        loss = training.loss_of(bare(images), masks, 128)
+        loss = steps.loss_of(bare(images), masks, 128)
         gradients = torch.autograd.grad(loss, list(bare.parameters()))
         gradient = torch.cat([g.flatten() for g in gradients])
         before = torch.nn.utils.parameters_to_vector(bare.parameters()).detach().clone()
-        value = training.train_step(fabric, model, optimiser, images, masks, clip, accumulate)
+        value = steps.train_step(fabric, model, optimiser, images, masks, clip, accumulate)
         change = before - torch.nn.utils.parameters_to_vector(bare.parameters())
         scale = clip / gradient.norm() if clip else 1
         assert gradient.norm() > 1 and value == pytest.approx(loss.item(), rel=1e-5)
@@ -527,7 +525,7 @@ class TestStep:
 
     def test_the_running_mean_of_weights_and_statistics(self):
         model = torch.nn.BatchNorm2d(1)
-        averaged = training.averaging(model, 0.15)
+        averaged = steps.averaging(model, 0.15)
         averaged.n_averaged.fill_(1)
         weight, mean = 1.0, 0.0
         for step, value in enumerate((4.0, 8.0)):
@@ -544,28 +542,28 @@ class TestStep:
 class TestLoss:
     def test_void_does_not_count(self):
         logits, masks = torch.randn(1, 3, 4, 4), torch.full((1, 4, 4), 255)
-        assert training.loss_of(logits, masks, 1) == 0
+        assert steps.loss_of(logits, masks, 1) == 0
         masks[0, 1, 2] = 2
         expected = -torch.log_softmax(logits[0, :, 1, 2], 0)[2]
-        torch.testing.assert_close(training.loss_of(logits, masks, 4), expected / 4)
+        torch.testing.assert_close(steps.loss_of(logits, masks, 4), expected / 4)
 
     def test_logits_are_resized_to_the_labels(self):
         logits, masks = torch.randn(1, 3, 2, 2), torch.zeros(1, 8, 8, dtype=torch.uint8)
         expected = F.cross_entropy(F.interpolate(logits, (8, 8), mode="bilinear"), masks.long())
-        torch.testing.assert_close(training.loss_of(logits, masks, 64), expected)
+        torch.testing.assert_close(steps.loss_of(logits, masks, 64), expected)
 
     def test_weights_of_classes(self):
         logits, masks = torch.randn(1, 2, 2, 2), torch.tensor([[[0, 1], [1, 255]]])
         logs = -torch.log_softmax(logits[0], 0)
         expected = (2 * logs[0, 0, 0] + 5 * logs[1, 0, 1] + 5 * logs[1, 1, 0]) / 3
         weights = torch.tensor([2.0, 5.0])
-        torch.testing.assert_close(training.loss_of(logits, masks, 3, weights), expected)
+        torch.testing.assert_close(steps.loss_of(logits, masks, 3, weights), expected)
 
 
 def test_class_weights_by_hand():
     masks = ([[0, 0], [1, 255]], [[0, 0]])
     data = [(None, np.array(mask, dtype=np.uint8)) for mask in masks]
-    weights = training.class_weights
+    weights = steps.class_weights
     assert weights(data, 3, 0.0) is None
     # shares 4/5, 1/5, 0: inverse roots 1.118, 2.236, divided by their mean over pixels, 1.3416
     torch.testing.assert_close(weights(data, 3, 0.5), torch.tensor([5 / 6, 5 / 3, 0.0]))
