@@ -36,16 +36,13 @@ def _group(
 def _compared(data: str, chosen_only: bool) -> str:
     """The forms that are compared, from the lightest, as recipes name them."""
     forms = [form for form in reversed(COMPARED) if not chosen_only or (data, form) in CHOSEN]
-    return " ".join(
-        form.removeprefix("refinenet").removeprefix("-") or "original" for form in forms
-    )
+    return " ".join(form.partition("-")[2] or "original" for form in forms)
 
 
 def _tuned(data: str, seeds: int) -> list[Experiment]:
     """The comparison, by settings that the grid has chosen."""
     why = (
-        "the light-weight decoder keeps the original's accuracy; RCUs are redundant in it; "
-        "CRP is not"
+        "the light-weight decoder keeps the original's accuracy; its RCUs are redundant, CRP is not"
     )
     return _group(f"{data}-tuned", _compared(data, True), seeds, why, COMPARED_ON[data])
 
@@ -257,10 +254,9 @@ def _train(run: Run, out: Path, results: Path, root: Path | None, device: str, *
     """Train a run and write its record -> how it ended; raises as `rflw.training.fit` does."""
     from rflw import training
 
+    plan = recipe(run.experiment.recipe)
     try:
-        _, record = training.fit(
-            recipe(run.experiment.recipe), out, run.seed, root, device, **settings
-        )
+        _, record = training.fit(plan, out, run.seed, root, device, **settings)
     except training.InUse:
         return "in use by another process"
     except training.Failed as e:

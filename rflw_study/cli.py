@@ -473,13 +473,10 @@ def bench_network(
     label = label or f"{size[0]}x{size[1]}-b{batch}-{device}"
     options = {"modes": tuple(modes), "size": size, "batch": batch, "passes": passes}
     options |= {"classes": classes}
-    config, title, words = (
-        {"names": names, **options},
-        f"bench-runtime-{label}",
-        ("bench", "network"),
-    )
+    config, title = {"names": names, **options}, f"bench-runtime-{label}"
     options |= {"device": device, "whole_way": whole_way, "calibrate": calibrate, "label": label}
-    with recorded(title, (*words, *names), options, "bench", config, results) as record:
+    words = ("bench", "network", *names)
+    with recorded(title, words, options, "bench", config, results) as record:
         images = calibration_images(calibrate, root) if calibrate else None
         measured = record["metrics"] = speed.network_speed(
             names, modes, size, batch, device, passes, classes, whole_way, images, progress=True
@@ -616,10 +613,8 @@ def first_steps_(
 
     plan = recipe(name)
     options = {"warmup": list(warmup), "steps": steps, "seed": seed}
-    config = asdict(plan) | options
-    title = f"first-steps-{name}-s{seed}"
-    words = ("first-steps", name)
-    with recorded(title, words, options, "first-steps", config, results) as record:
+    config, title = asdict(plan) | options, f"first-steps-{name}-s{seed}"
+    with recorded(title, ("first-steps", name), options, "first-steps", config, results) as record:
         runs = {n: first_steps(plan, n, steps, seed, root, device) for n in warmup}
         rows = [{"warmup": n, **row} for n, run in runs.items() for row in run]
         record["metrics"] = {"rows": rows}

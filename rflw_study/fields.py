@@ -48,9 +48,7 @@ class Fields:
     maps: Tensor  # (U, h, w) of each unit, its largest value 1; all nan where there is none
     cell: int  # pixels of the image that a step in the maps is
     sizes: Tensor  # (U,) of each unit, in pixels; nan for one without a field
-    by_image: (
-        Tensor  # (N,) of each image, over units; nan for an image that no unit was measured on
-    )
+    by_image: Tensor  # (N,) of each image, over units; nan for one that no unit was measured on
 
 
 def size_of(maps: Tensor, cut: float, cell: int = 1) -> Tensor:
@@ -334,9 +332,9 @@ def tensors(
     device, images = next(model.parameters()).device, []
     for i in indices:
         image = prediction.normalise(dataset[i][0], model, device)
-        images.append(
-            F.interpolate(image, size, mode="bilinear", antialias=True) if size else image
-        )
+        if size:
+            image = F.interpolate(image, size, mode="bilinear", antialias=True)
+        images.append(image)
     images = stacked(images)
     if len(images) < tile**2:
         raise InputError(f"{tile}x{tile} images side by side: there are {len(images)}")
@@ -509,13 +507,9 @@ def rows_of_figure(
     for place, own in fields.items():
         layer, side = (result["layers"][place][key] for key in ("layer", "side"))
         if layer == "decoder.classifier":
+            names = dataset.labels.classes
             picks = [
-                (
-                    own.units[i],
-                    dataset.labels.classes[own.units[i]],
-                    own.maps[i],
-                    own.sizes[i].item(),
-                )
+                (own.units[i], names[own.units[i]], own.maps[i], own.sizes[i].item())
                 for i in _rarest(model, dataset, own, images)
             ]
         else:
@@ -532,6 +526,5 @@ def _rarest(model: RefineNet, dataset, fields: Fields, images: int) -> list[int]
     """Positions among the units of the three classes with fewest pixels, but some."""
     masks = [dataset[i][1].ravel() for i in spread(images, len(dataset))]
     pixels = np.bincount(np.concatenate(masks), minlength=256)[: model.num_classes]
-    return [fields.units.index(k) for k in np.argsort(pixels) if pixels[k] and k in fields.units][
-        :3
-    ]
+    rarest = [k for k in np.argsort(pixels) if pixels[k] and k in fields.units]
+    return [fields.units.index(k) for k in rarest[:3]]
