@@ -25,11 +25,8 @@ from rflw.data.synthetic import Embedded
 from rflw.recipes import OWN, RECIPES, recipe
 
 FILE = Path(__file__).parent / "data" / "golden.json"
-SIZE, CLASSES, LOGITS = (
-    (65, 97),
-    5,
-    8,
-)  # rows and columns of the image; odd ones, so that rounding shows
+# rows and columns of the image; odd ones, so that rounding shows
+SIZE, CLASSES, LOGITS = ((65, 97), 5, 8)
 PERIOD = 65_521  # a prime, so that no two filters are the same
 SCENES, EPOCHS, SEEDS = 96, 3, 6  # of the training
 

@@ -27,9 +27,8 @@ def test_the_file_holds_every_network():
     assert list(GOLDEN["networks"]) == list_models(ablations=True)
     answers = np.array([row["logits"] for row in GOLDEN["networks"].values()])
     assert (np.abs(answers[:, :-1]).max(1) <= answers[:, -1] * (1 + 1e-6)).all()
-    assert (
-        answers[:, :-1].std(1) > 0.05 * answers[:, -1]
-    ).all()  # one number everywhere would show nothing
+    # one number everywhere would show nothing
+    assert (answers[:, :-1].std(1) > 0.05 * answers[:, -1]).all()
 
 
 @pytest.mark.parametrize("name", list_models(ablations=True))
@@ -74,9 +73,8 @@ def test_the_training_curve_of_another_seed_stays_within_the_spread_of_the_store
         ]
         for rows in zip(*stored)
     ]
-    assert bands[-1][0][1] < min(
-        run[0][0] for run in stored
-    )  # narrow enough to tell a network that learns nothing after an epoch
+    # narrow enough to tell a network that learns nothing after an epoch
+    assert bands[-1][0][1] < min(run[0][0] for run in stored)
     found = curve(seed=SEEDS)  # the first that is not stored
     assert len(found) == EPOCHS
     for epoch, (row, band) in enumerate(zip(found, bands), 1):

@@ -49,9 +49,8 @@ def test_values_and_gradients_are_those_of_pytorch(eager, shape, layout):
 )
 @pytest.mark.parametrize("form", pooling.FORMS)
 def test_every_form_of_the_pools_is_the_pool(form, shape):
-    x = (
-        torch.randn(shape, generator=torch.Generator().manual_seed(0)) - 5
-    )  # below zero, where padding with zeros would show
+    # below zero, where padding with zeros would show
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)) - 5
     x[0, 0, shape[2] // 3, shape[3] // 3] = -torch.inf
     assert torch.equal(pooling.FORMS[form](x), torch.nn.functional.max_pool2d(x, 5, 1, 2))
 
@@ -62,9 +61,8 @@ def test_forms_are_chosen_by_a_race_and_networks_begin_with_the_window():
 
 
 def test_ties_are_broken_alike(eager):
-    x = torch.randint(
-        0, 3, (2, 4, 9, 11), generator=torch.Generator().manual_seed(1)
-    ).double()  # mostly ties
+    # mostly ties
+    x = torch.randint(0, 3, (2, 4, 9, 11), generator=torch.Generator().manual_seed(1)).double()
     (_, our_gradient), (_, their_gradient) = both(x)
     torch.testing.assert_close(our_gradient, their_gradient, rtol=0, atol=1e-12)
 

@@ -246,14 +246,8 @@ ANSWERS = {
     "campaign-list": ("rows", "campaign list --json"),
     "campaign-status": ("rows", "campaign status --json"),
 }
-OPEN = (
-    "config",
-    "metrics",
-    "versions",
-    "hardware",
-    "data",
-    "files",
-)  # what these hold is not frozen
+# what these hold is not frozen
+OPEN = ("config", "metrics", "versions", "hardware", "data", "files")
 
 
 def answer(words: str, folder: Path):
