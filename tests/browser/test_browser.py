@@ -2,11 +2,14 @@
 
 from functools import cache
 from html.parser import HTMLParser
+import io
 import json
 import re
 from urllib.parse import unquote, urldefrag, urljoin, urlsplit
 
 from conftest import HTML, PAGES, ROOT, WIDTHS
+import numpy as np
+from PIL import Image
 import pytest
 
 each_page = pytest.mark.parametrize("page", PAGES)
@@ -175,6 +178,95 @@ def test_explorer_counts_as_the_package_does(reader):
     tab.locator(".ledger-filter input[name=width]").fill("481")
     assert "width" in tab.inner_text(".ledger-filter output")
     assert tab.locator("#explorer td:nth-child(3)").all_inner_texts() == shown
+
+
+# ---------------------------------------------------------------- a reader's own photo
+
+SHOWN = "#photo .result:not([hidden])"
+COLOURS = """() => { const c = document.querySelector('#photo .over');
+  return [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data] }"""
+
+
+def said(tab, words: str) -> None:
+    """The page says `words`, and no script fails."""
+    tab.locator("#photo .said", has_text=words).wait_for(timeout=120_000)
+    assert not [fault for fault in tab.faults if fault.startswith(("script", "other host"))]
+
+
+def networks() -> list[dict]:
+    return json.loads((HTML / "web/networks.json").read_text())["networks"]
+
+
+@pytest.mark.parametrize("network", networks(), ids=lambda network: network["name"])
+def test_a_photo_is_labelled_in_the_browser_as_by_the_package(reader, network):
+    import rflw
+
+    tab = reader("book/photo.html", 390)
+    tab.locator("#photo select").select_option(network["name"])
+    tab.locator("#photo button.sample").first.click()
+    tab.wait_for_selector(SHOWN, timeout=300_000)
+    assert re.search(r"The network took \d+ ms", tab.inner_text("#photo .said"))
+    assert not tab.faults
+    image = Image.open(HTML / f"web/{network['name']}-{network['samples'][0]}.png")
+    expected = rflw.predict(rflw.load(network["name"]), image)
+    shown = np.array(tab.evaluate(COLOURS), np.uint8).reshape(*expected.shape, 4)[..., :3]
+    same = (shown == np.array(network["colours"], np.uint8)[expected]).all(-1)
+    assert same.mean() >= 0.99
+    most = network["classes"][np.bincount(expected.ravel()).argmax()]
+    assert tab.inner_text("#photo .classes li >> nth=0").strip().startswith(most)
+
+
+def test_a_broken_photo_gives_a_message(reader):
+    tab, choose = reader("book/photo.html"), "#photo input[type=file]"
+    tab.wait_for_selector(choose)
+    for name, content in (
+        ("torn.png", b"\x89PNG torn"),
+        ("notes.txt", b"no image"),
+        ("no.jpg", b""),
+    ):
+        tab.set_input_files(choose, {"name": name, "mimeType": "image/png", "buffer": content})
+        said(tab, f"{name} is not an image")
+    small = io.BytesIO()
+    Image.new("RGB", (20, 50)).save(small, "PNG")
+    tab.set_input_files(
+        choose, {"name": "s.png", "mimeType": "image/png", "buffer": small.getvalue()}
+    )
+    said(tab, "20x50 pixels are too few")
+    assert not tab.faults
+
+
+def test_a_network_that_does_not_arrive_gives_a_message(reader):
+    tab = reader("book/photo.html")
+    tab.route("**/*.onnx", lambda route: route.fulfill(body=b"half of it"))
+    tab.locator("#photo button.sample").first.click()
+    said(tab, "did not arrive whole: 10 of")
+    tab.route("**/*.onnx", lambda route: route.abort())
+    tab.locator("#photo button.sample").first.click()
+    said(tab, "camvid.onnx did not arrive (")
+
+
+def test_no_camera_no_simd_and_no_server_give_messages(reader):
+    tab = reader("book/photo.html")
+    denied = "() => Promise.reject(new DOMException('', 'NotAllowedError'))"
+    tab.evaluate(f"() => {{ navigator.mediaDevices.getUserMedia = {denied} }}")
+    tab.locator("#photo button", has_text="Camera").click()
+    said(tab, "The camera was denied")
+    assert not tab.faults
+    tab.goto((HTML / "book/photo.html").as_uri())
+    said(tab, "make serve")
+    tab = reader("book/intro.html")
+    tab.add_init_script("WebAssembly.validate = () => false")
+    tab.goto(tab.url.replace("intro", "photo"))
+    said(tab, "lacks WebAssembly SIMD")
+
+
+def test_a_huge_photo_is_scaled_with_a_note(reader):
+    tab, large = reader("book/photo.html"), io.BytesIO()
+    Image.new("RGB", (5000, 3000), "grey").save(large, "PNG")
+    file = {"name": "huge.png", "mimeType": "image/png", "buffer": large.getvalue()}
+    tab.set_input_files("#photo input[type=file]", file)
+    tab.wait_for_selector(SHOWN, timeout=300_000)
+    said(tab, "huge.png: 5000x3000 pixels, scaled to")
 
 
 def test_reads_without_scripts(reader):
