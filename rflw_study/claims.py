@@ -1,24 +1,28 @@
 """The verdict: the paper's claims beside what is on record. No torch.
 
-`data/paper/claims.yaml` lists the claims, each with its tolerance and the test that answers it. A
-verdict is a pure function of the claims and the records; none is typed. `rflw_study.evidence`
-collects answers: a count, the runs of a recipe, the times on a card::
+`data/paper/claims.yaml` lists the claims, each with its level, its tolerance and the test that
+answers it. A verdict is a pure function of the claims and the records; none is typed.
+`rflw_study.evidence` collects answers: a count, the runs of a comparison, the times on a card. The
+strongest level of evidence that has a vote decides, and the verdict's words carry it::
 
-  reproduced, not reproduced  all answers, or none, are as claimed, give or take the tolerance
-  partly                      some are and some are not, or an interval over seeds reaches beyond
-                              the tolerance
-  supported, contradicted, undecided on substitute data
-                              the same where only data sets answer that the paper did not use; a
-                              single seed decides nothing
-  not tested                  there is no answer, and `says` tells why; so are the numbers that the
-                              paper quotes from others
-
-A score on a data set of the paper is answered by that data set alone. Only differences between
-networks have substitutes.
+  reproduced, partly, not reproduced
+      by counts, or in the paper's own cell: its network on its data, or on its card
+  consistent by construction
+      our network, or our tolerance, was made from this number
+  supported, contradicted, not decided (on the paper's data; on substitute data or hardware)
+      what the paper compares was compared elsewhere; one contrary run blocks "supported"
+  agrees, disagrees with the paper's own numbers
+      nothing of ours answers it, but other numbers of the paper do
+  not decided
+      what could answer it has no vote yet, and `says` tells why
+  not tested
+      there is no answer, and `says` tells what is missing
 """
 
 from collections.abc import Iterable, Iterator
+import csv
 from dataclasses import dataclass, replace
+from functools import cache
 import math
 from pathlib import Path
 import re
@@ -30,20 +34,26 @@ import yaml
 from rflw import records
 from rflw.errors import InputError, reading
 from rflw_study import evidence, paper
-from rflw_study.evidence import Answer
+from rflw_study.evidence import CELL, COMBINATION, COMPUTED, DATA, HARDWARE, Answer
 from rflw_study.statistics import Interval
 
 FILE = paper.FOLDER / "claims.yaml"
 REPRODUCED, PARTLY, NOT_REPRODUCED = "reproduced", "partly", "not reproduced"
-SUPPORTED, CONTRADICTED, UNDECIDED = (
-    f"{word} on substitute data" for word in ("supported", "contradicted", "undecided")
-)
+BY_CONSTRUCTION = "consistent by construction"
+AGREES, DISAGREES = (f"{word} with the paper's own numbers" for word in ("agrees", "disagrees"))
+SUPPORTED, CONTRADICTED, NOT_DECIDED = "supported", "contradicted", "not decided"
 NOT_TESTED = "not tested"
-VERDICTS = (REPRODUCED, PARTLY, NOT_REPRODUCED, SUPPORTED, CONTRADICTED, UNDECIDED, NOT_TESTED)
+ON = {COMBINATION: "the paper's data", DATA: DATA, HARDWARE: HARDWARE}
+VERDICTS = (
+    *(REPRODUCED, PARTLY, NOT_REPRODUCED, BY_CONSTRUCTION, AGREES, DISAGREES),
+    *(f"{word} on {on}" for on in ON.values() for word in (SUPPORTED, CONTRADICTED, NOT_DECIDED)),
+    *(NOT_DECIDED, NOT_TESTED),
+)
 UNITS = {"percent": "%", "x": "times"}  # what is printed for a unit, where that differs
 # Digits after the point of our numbers; other units have whole ones.
 DIGITS = {"percent": 1, "points": 1, "ms": 1, "FPS": 1, "x": 2, "M": 2, "B": 2}
 Relation = Literal["=", ">", ">=", "<"]
+Aim = Literal["i", "ii", "iii", "iv", "why", "data"]
 Number = tuple[int, str, str] | str  # table, row and column of a cell, or the id of a statement
 
 
@@ -63,16 +73,22 @@ class Claim:
     reason: str = ""  # why so much
     test: evidence.Test | None = None  # None for a number that the paper quotes
     note: str = ""  # what a reader must know of the test
+    level: str = ""  # of the evidence that the test asks for
+    aim: str = ""  # of the paper that it belongs to: i to iv; why: its explanations; data
+    fixed: str = ""  # commit and time of the tolerance, where runs are judged by it
+    repeats: str = ""  # the claim that says the same before
+    construction: bool = False  # whether ours was made to meet it
+    printed: evidence.PrintedTest | None = None  # what the paper's other numbers say of it
+
+    @property
+    def decides(self) -> bool:
+        """Whether it is a claim of its own: no repeat, and no setting such as a size of a split."""
+        return bool(self.test) and not self.repeats and self.aim != "data"
 
     @property
     def kind(self) -> str:
         """The test's kind: "count", "score", ...; "quoted" for a number of others."""
         return self.test.kind if self.test else "quoted"
-
-    @property
-    def level(self) -> str:
-        """What kind of evidence a verdict takes."""
-        return self.test.level if self.test else self.source
 
     @property
     def stated(self) -> str:
@@ -107,7 +123,7 @@ class Verdict:
 
     claim: Claim
     verdict: str  # one of VERDICTS
-    level: str  # what kind of evidence it took
+    level: str  # of the evidence that it rests on, or else that it asks for
     ours: Interval | None  # the first answer that decides
     says: str  # all answers, or what is missing
     records: tuple[str, ...]  # names of those that answered
@@ -130,6 +146,8 @@ class Verdict:
             "relation": c.relation,
             "source": c.source,
             "interval": [ours.low, ours.high] if ours and not math.isnan(ours.low) else None,
+            "aim": c.aim,
+            "repeats": c.repeats,
         }
 
 
@@ -161,6 +179,7 @@ class Tolerance(evidence.Strict):
     digits: float | None = None  # of the last place that is printed
     deviations: float | None = None  # of those that are printed
     share: float | None = None  # of the printed value
+    fixed: str = ""  # commit and time since when it stands; needed where it judges runs
 
     def of(self, claim: Claim, deviation: float | None) -> float:
         """How much ours may miss a claim's value, which is printed with such a deviation."""
@@ -186,6 +205,11 @@ class Entry(evidence.Strict):
     source: paper.Source = "own"
     relation: Relation | None = None
     tolerance: str = ""
+    level: Literal["computed", "cell", "combination", "data", "hardware", ""] = ""
+    aim: Aim | Literal[""] = ""
+    repeats: str = ""
+    construction: bool | tuple[str, ...] = False  # or of which cells
+    printed: evidence.PrintedTest | None = None
     test: dict[str, Any] | None = None
     note: str = ""
 
@@ -213,11 +237,16 @@ def load(path: Path | None = None) -> tuple[Claim, ...]:
     except ValidationError as e:
         raise InputError(f"{path}: {_first_fault(e)}") from e
     claims: dict[str, Claim] = {}
+    first: dict[tuple, str] = {}  # what a claim says -> the first that says it
     for position, entry in enumerate(file.claims, start=1):
         try:
             for claim in _expand(Entry.model_validate(entry), file):
                 if claim.id in claims:
                     raise InputError(f"a second claim {claim.id!r}")
+                said = (str(claim.test), claim.value, claim.relation)
+                if claim.test and not claim.repeats and claim.kind not in ("picture", "paper"):
+                    claim = replace(claim, repeats=first.get(said, ""))
+                first.setdefault(said, claim.id)
                 claims[claim.id] = claim
         except (ValidationError, InputError) as e:
             fault = _first_fault(e) if isinstance(e, ValidationError) else e
@@ -250,18 +279,27 @@ def _expand(entry: Entry, file: File) -> Iterator[Claim]:
         if claim.source != "own":
             yield claim
             continue
-        if not entry.test:
-            raise InputError(f"{claim.id}: no test")
+        for part in ("test", "level", "aim"):
+            if not getattr(entry, part):
+                raise InputError(f"{claim.id}: no {part}")
         if entry.tolerance not in file.tolerances:
             known = ", ".join(file.tolerances)
             raise InputError(f"tolerance {entry.tolerance!r}; choose from: {known}")
         rule = file.tolerances[entry.tolerance]
+        if entry.printed:
+            evidence.printed(entry.printed)  # a number that is unknown is named
         yield replace(
             claim,
             tolerance=rule.of(claim, cell.uncertainty if cell else None),
             reason=" ".join(rule.reason.split()),
             test=evidence.parse(_place(cell, file.networks) | entry.test),
             note=entry.note,
+            level=getattr(evidence, entry.level.upper()),
+            fixed=rule.fixed,
+            construction=claim.id in entry.construction
+            if isinstance(entry.construction, tuple)
+            else entry.construction,
+            **{key: getattr(entry, key) for key in ("aim", "repeats", "printed")},
         )
 
 
@@ -321,46 +359,72 @@ def judge(claim: Claim, recorded: list[dict]) -> Verdict:
     """What records say of one claim.
 
     Raises:
-        InputError: A record lacks what the claim's test reads of its kind.
+        InputError: A record lacks what the claim's test reads of its kind, or is older than the
+            tolerance that would judge it.
     """
     if not claim.test:
         why = "a number of others, not a claim of this paper"
-        return Verdict(claim, NOT_TESTED, claim.level, None, why, ())
+        return Verdict(claim, NOT_TESTED, claim.source, None, why, ())
     try:
         answers, missing = evidence.collect(claim, recorded)
     except (LookupError, TypeError, ValueError, AttributeError, ZeroDivisionError) as e:
+        if isinstance(e, InputError):
+            raise InputError(f"claim {claim.id}: {e}") from e
         raise InputError(
             f"claim {claim.id}: a record cannot answer it ({type(e).__name__}: {e})"
         ) from e
-    verdict, ours = _decide(claim, [answer for answer in answers if answer.counts])
-    level = claim.level
-    if verdict in (REPRODUCED, PARTLY, NOT_REPRODUCED):
-        level = level.replace("substitute data", "the paper's data")
+    voting = [answer for answer in answers if not answer.against]
+    _refuse_newer(claim, voting, recorded)
+    verdict, level, ours = _decide(claim, answers, voting)
     words = [
         f"{answer.what + ': ' if answer.what else ''}{shown(answer.value, claim)}"
-        f"{'' if answer.counts else ' (does not count)'}"
+        f"{f' (does not count: {answer.against})' if answer.against else ''}"
         for answer in answers
     ]
-    says = "; ".join(words if ours else [missing, *words])
+    if not voting and (not answers or claim.kind in ("time", "compare")):
+        words = [missing, *words]
+    if claim.printed and verdict in (NOT_TESTED, NOT_DECIDED):
+        ours = Interval(evidence.printed(claim.printed), math.nan, math.nan, 1)
+        verdict, level = AGREES if claim.holds(ours) else DISAGREES, COMPUTED
+        words = [f"by the paper's other numbers: {shown(ours, claim)}", *words]
+    if claim.construction and verdict in (REPRODUCED, AGREES):
+        verdict = BY_CONSTRUCTION
     names = tuple(dict.fromkeys(name for answer in answers for name in answer.records))
-    return Verdict(claim, verdict, level, ours, says, names, tuple(answers))
+    return Verdict(claim, verdict, level, ours, "; ".join(words), names, tuple(answers))
 
 
-def _decide(claim: Claim, answers: list[Answer]) -> tuple[str, Interval | None]:
-    """The verdict by the answers that count, and the first that decides.
+def _refuse_newer(claim: Claim, voting: list[Answer], recorded: list[dict]) -> None:
+    """A tolerance judges no run that is older than itself; counts are no runs."""
+    since = claim.fixed.partition(" ")[2]
+    started = {record["name"]: record.get("started", "") for record in recorded}
+    for name in (name for answer in voting for name in answer.records):
+        if claim.kind != "count" and since and started[name] and started[name] < since:
+            raise InputError(
+                f"claim {claim.id}: its tolerance ({claim.fixed}) is newer than {name} "
+                f"({started[name]}), which it may not judge"
+            )
 
-    Seeds are few: on substitute data, a value without an interval decides nothing.
-    """
-    if not answers:
-        return NOT_TESTED, None
-    if real := [answer.value for answer in answers if not answer.substitute]:
-        holds = [claim.holds(value) for value in real]
+
+def _decide(
+    claim: Claim, answers: list[Answer], voting: list[Answer]
+) -> tuple[str, str, Interval | None]:
+    """Verdict, level, and the answer that is shown: the strongest level that votes decides."""
+    if not voting:
+        waits = answers and not all(a.level == HARDWARE for a in answers)
+        word = NOT_DECIDED if waits or claim.kind == "compare" else NOT_TESTED
+        return word, claim.level, answers[0].value if waits else None
+    level = min((answer.level for answer in voting), key=evidence.LEVELS.index)
+    best = [answer for answer in voting if answer.level == level]
+    holds = [answer.holds for answer in best]
+    if level in (COMPUTED, CELL):
         partly = NOT_REPRODUCED if all(h is False for h in holds) else PARTLY
-        return REPRODUCED if all(holds) else partly, real[0]
-    voting = [answer.value for answer in answers if answer.value.n > 1]
-    verdicts = {(True,): SUPPORTED, (False,): CONTRADICTED}
-    holds = tuple({claim.holds(value) for value in voting})
-    return verdicts.get(holds, UNDECIDED), (voting or [answers[0].value])[0]
+        return REPRODUCED if all(holds) else partly, level, best[0].value
+    blocked = any(answer.contrary for answer in answers)
+    if all(holds) and not blocked:
+        word = SUPPORTED
+    else:
+        word = CONTRADICTED if all(h is False for h in holds) else NOT_DECIDED
+    return f"{word} on {ON[level]}", level, best[0].value
 
 
 def verdicts(folder: Path | None = None, path: Path | None = None) -> list[Verdict]:
@@ -380,10 +444,37 @@ def verdicts(folder: Path | None = None, path: Path | None = None) -> list[Verdi
 
 
 def tally(judged: Iterable[Verdict]) -> dict[str, int]:
-    """{verdict: how many of the paper's own claims}, and "quoted": those of others."""
+    """How many of the paper's claims have a verdict, and how many there are of each sort.
+
+    Returns:
+        {verdict: distinct claims}; "distinct": their sum; "decided": those of them with a verdict
+        that says something; "repeats" and "settings": the paper's other numbers; "own": all that
+        is the paper's; "quoted": what it quotes of others.
+    """
     judged = list(judged)
-    own = [v.verdict for v in judged if v.claim.test]
-    return {v: own.count(v) for v in VERDICTS} | {"quoted": len(judged) - len(own)}
+    distinct = [v.verdict for v in judged if v.claim.decides]
+    own = [v.claim for v in judged if v.claim.test]
+    counts = {v: distinct.count(v) for v in VERDICTS} | {"distinct": len(distinct)}
+    counts["decided"] = sum(not v.startswith((NOT_DECIDED, NOT_TESTED)) for v in distinct)
+    counts["settings"] = sum(c.aim == "data" for c in own)
+    counts["repeats"] = len(own) - len(distinct) - counts["settings"]
+    return counts | {"own": len(own), "quoted": len(judged) - len(own)}
+
+
+@cache
+def others() -> dict[str, list[dict[str, str]]]:
+    """What others measured of a claim, from data/paper/others.csv: theirs, and never a verdict.
+
+    Returns:
+        {id of the claim: rows {"claim", "who", "what", "value", "source"}}.
+    """
+    path = paper.FOLDER / "others.csv"
+    with reading(path):
+        rows = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
+    by_claim: dict[str, list[dict[str, str]]] = {}
+    for row in rows:
+        by_claim.setdefault(row["claim"], []).append(row)
+    return by_claim
 
 
 def beside(kinds: Iterable[str], folder: Path | None = None) -> list[dict[str, str]]:

@@ -58,7 +58,28 @@ def claims_(results: RecordFolder = None, as_json: Json = False):
         return row | {"verdict": verdict.verdict, "ours": verdict.says}
 
     show(judged, columns)
-    print(", ".join(f"{number} {verdict}" for verdict, number in claims.tally(judged).items()))
+    counts = claims.tally(judged).items()
+    print(", ".join(f"{number} {verdict}" for verdict, number in counts if number))
+
+
+@app.command()
+def lists(
+    folder: Annotated[Path, typer.Argument(help="Folder of VOC's id lists.")],
+    results: RecordFolder = None,
+):
+    """Count the images in PASCAL VOC's official id lists, and those that SBD adds.
+
+    Example: rflw lists ~/voc_lists --results data/results
+    """
+    from rflw_study import paper
+
+    counted = paper.count_lists(folder)
+    options = {"results": results}
+    with recorded(
+        "check-voc-lists", ("lists", folder.name), options, "check", {"data": "voc"}, results
+    ) as r:
+        r["metrics"] = counted
+    print_json(counted)
 
 
 # ---------------------------------------------------------------- campaign

@@ -207,6 +207,35 @@ def _read(path: Path, kind: type, key: tuple[str, ...]) -> tuple:
     return tuple(numbers)
 
 
+def count_lists(folder: Path) -> dict:
+    """Official lists of VOC 2012 as the metrics of a check: how many images, and which are in two.
+
+    Args:
+        folder: With `train.txt`, `val.txt`, `test.txt` and `train_aug.txt`, the training images of
+            VOC and SBD together as they are usually taken; an id a line.
+
+    Raises:
+        InputError: A list is missing or holds an id twice.
+    """
+    lists = {}
+    for name in ("train", "val", "test", "train_aug"):
+        path = folder / f"{name}.txt"
+        with reading(path):
+            ids = path.read_text(encoding="utf-8").split()
+        if len({*ids}) < len(ids):
+            raise InputError(f"{path}: {len(ids) - len({*ids})} ids stand there twice")
+        lists[name] = {*ids}
+    augmented = lists.pop("train_aug")
+    shared = {name: len(ids & augmented) for name, ids in lists.items()}
+    splits = {name: {"images": len(ids)} for name, ids in lists.items()}
+    return {
+        "data": "voc",
+        "splits": splits,
+        "images": len(set().union(*lists.values())),
+        "augmented": {"images": len(augmented), "shared": shared},
+    }
+
+
 def _unknown(kind: str, name: object, known: Iterable[object], where: str) -> InputError:
     """The error for an unknown name, with the names near it, or all where none is near."""
     names = list(dict.fromkeys(map(str, known)))

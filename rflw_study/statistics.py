@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 import math
 
 import numpy as np
-from scipy.special import stdtrit  # a fifth of the import of scipy.stats
+from scipy.special import stdtr, stdtrit  # a fifth of the import of scipy.stats
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,31 @@ def equivalence(
     if -margin < interval.low and interval.high < margin:
         return "equivalent"
     return "better" if interval.low > 0 else "undecided"
+
+
+def p_value(differences: Sequence[float], outcome: str, margin: float = 0.0) -> float:
+    """How likely such differences are where an outcome is false: the largest of its one-sided tests.
+
+    Args:
+        differences: One a seed, two at least.
+        outcome: Of `equivalence`; or "more" or "less" than the margin.
+        margin: As of `equivalence`.
+    """
+    n, mean = len(differences), np.mean(differences)
+    error = np.std(differences, ddof=1) / math.sqrt(n) or 1e-12
+
+    def less(limit: float) -> float:
+        return float(stdtr(n - 1, (mean - limit) / error))
+
+    return {
+        "equivalent": max(1 - less(-margin), less(margin)),
+        "worse by less than the margin": max(1 - less(-margin), less(0)),
+        "worse": less(-margin),
+        "better": 1 - less(0),
+        "more": 1 - less(margin),
+        "less": less(margin),
+        "undecided": 1.0,
+    }[outcome]
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -15,21 +15,49 @@ import yaml
 from rflw.config import Recipe, Stage
 from rflw.recipes import RECIPES
 from rflw.records import REPOSITORY
-from rflw_study import claims, evidence
+from rflw_study import claims, evidence, paper
 from rflw_study.statistics import paired_difference
 
 BREAK, CODE = Markup("<br>"), Markup("<code>{}</code>")
-MARKS = dict(zip(claims.VERDICTS, "✓≈✗+−?·", strict=True))
+# The first words of verdicts: what a mark tells. The colour tells the level.
+MARKS = {
+    "reproduced": "✓",
+    "consistent by construction": "○",
+    "partly": "≈",
+    "not reproduced": "✗",
+    "supported": "+",
+    "contradicted": "−",
+    "agrees": "=",
+    "disagrees": "≠",
+    "not decided": "?",
+    "not tested": "·",
+}
 NOT_MEASURED = "not measured yet"
 
 
 def topics(book) -> dict[str, dict]:
-    """What `topics.yaml` says of each topic, with the verdicts on the paper's own claims about it."""
-    text = (Path(book.env.srcdir) / "book/topics.yaml").read_text(encoding="utf-8")
+    """What `topics.yaml` says of each aim, with the verdicts on the paper's own claims under it.
+
+    Claims that repeat another are left out.
+    """
     return {
-        name: topic | {"verdicts": [v for v in book.verdicts if v.claim.kind in topic["kinds"]]}
-        for name, topic in yaml.safe_load(text).items()
+        aim: topic | {"verdicts": [v for v in book.verdicts if v.claim.aim == aim and once(v)]}
+        for aim, topic in _topics(book)["aims"].items()
     }
+
+
+def once(v) -> bool:
+    """Whether a claim is the paper's own, and said for the first time."""
+    return bool(v.claim.test) and not v.claim.repeats
+
+
+def _topics(book) -> dict:
+    return yaml.safe_load((Path(book.env.srcdir) / "book/topics.yaml").read_text(encoding="utf-8"))
+
+
+def mark(verdict: str) -> tuple[str, str]:
+    """The first words of a verdict and its mark."""
+    return next((words, sign) for words, sign in MARKS.items() if verdict.startswith(words))
 
 
 def folded(summary: str, lines) -> Markup:
@@ -38,82 +66,176 @@ def folded(summary: str, lines) -> Markup:
 
 
 def ledger(book):
-    chapters = {kind: page for t in topics(book).values() for kind, page in t["kinds"].items()}
-    columns = ["claim", "paper", "ours", "how it can be tested", "verdict", "evidence"]
+    topic = _topics(book)
+    order = [*topic["aims"], ""]
+    columns = ["claim", "paper", "ours", "level of evidence", "verdict", "evidence"]
     quoted = Markup('<a class="where" href="#claim-{}">{}</a> <q>{}</q>{}')
     rows = []
-    for v in book.verdicts:
+    for v in sorted(book.verdicts, key=lambda v: order.index(v.claim.aim)):
         claim, ours = v.claim, claims.shown(v.ours, v.claim) if v.ours else "none"
-        own = "own" if claim.test else "quoted"
-        unit = claims.UNITS.get(claim.unit, claim.unit)
-        tolerance = f"Tolerance {claim.tolerance:.3g} {unit}: {claim.reason}" if claim.test else ""
-        why = folded("tolerance and test", (tolerance, claim.note))
+        sort = "quoted" if not claim.test else "repeated" if claim.repeats else "own"
+        about = topic["aims"][claim.aim]["title"] if claim.test else "quoted"
+        repeats = claim.repeats and Markup('Repeats <a href="#claim-{0}">{0}</a>.').format(
+            claim.repeats
+        )
+        why = folded("tolerance and test", (_tolerance(claim), claim.note))
         links = [book.record(name) for name in v.records]
         links = folded(f"{len(links)} records", links) if len(links) > 3 else BREAK.join(links)
-        chapter = book.titled(chapters[claim.kind]) if claim.test else ""
+        chapter = book.titled(topic["kinds"][claim.kind]) if claim.test else ""
         chapter = chapter and Markup("Chapter: {}").format(chapter)
-        evidence = BREAK.join(filter(None, (v.says if v.says != ours else "", links, chapter)))
-        quote = quoted.format(
-            claim.id, claim.where, claim.quote, why if tolerance or claim.note else ""
-        )
+        says = v.says if v.says != ours else ""
+        evidence = BREAK.join(filter(None, (says, links, *_theirs(claim), repeats, chapter)))
+        quote = quoted.format(claim.id, claim.where, claim.quote, why if claim.test else "")
         verdict = Markup('<span class="verdict">{}</span>').format(v.verdict)
-        data = {"data-verdict": v.verdict, "data-source": own, "data-where": claim.where}
+        data = {"data-verdict": v.verdict, "data-level": v.level, "data-aim": about}
         attributes = {"id": f"claim-{claim.id}"} | data
+        attributes |= {"data-source": sort, "data-where": claim.where}
         rows.append((attributes, quote, claim.stated, ours, v.level, verdict, evidence))
     return "Every claim, what the paper says, what was measured.", columns, rows
 
 
+def _tolerance(claim) -> str:
+    """The margin or tolerance of a claim, why it is what it is, and since when it stands."""
+    if not claim.test:
+        return ""
+    if claim.kind == "compare":
+        on = evidence.protocol().data
+        margins = " ".join(
+            f"{data}: {each.margin:g} points. {' '.join(each.reason.split())}"
+            for data, each in on.items()
+        )
+        return f"Margins {margins} {' of '.join(filter(None, ('Fixed', *evidence.fixed())))}."
+    unit = claims.UNITS.get(claim.unit, claim.unit)
+    since = f" Since {claim.fixed}." if claim.fixed else ""
+    return f"Tolerance {claim.tolerance:.3g} {unit}: {claim.reason}.{since}"
+
+
+def _theirs(claim) -> list[Markup]:
+    """What others measured of a claim, marked as theirs."""
+    line = Markup('<span class="theirs">Theirs, not ours: {who}, {what}{value}. {source}</span>')
+    return [
+        line.format(**row | {"value": row["value"] and f": {row['value']}"})
+        for row in claims.others().get(claim.id, ())
+    ]
+
+
 def claim_counts(book):
-    found = {name: topic["verdicts"] for name, topic in topics(book).items()}
+    found = {topic["title"]: topic["verdicts"] for topic in topics(book).values()}
     found["all"] = [v for verdicts in found.values() for v in verdicts]
     rows = []
     for verdict in (*claims.VERDICTS, "all"):
         counts = [sum(verdict in (v.verdict, "all") for v in vs) or "" for vs in found.values()]
         query = f"?verdict={verdict.replace(' ', '+')}&source=own#ledger"
         link = verdict if verdict == "all" else book.link(verdict, CLAIMS, query)
-        rows.append(({}, link, *counts))
-    caption = "The paper's own claims by verdict and by what they are about."
+        if counts[-1]:
+            rows.append(({}, link, *counts))
+    caption = "The paper's own claims by verdict and by what they are about, each counted once."
     return caption, ["verdict", *found], rows
 
 
 def squares(book) -> Markup:
-    """A square for each of the paper's claims, coloured and marked by its verdict."""
+    """A square for each of the paper's claims: coloured by level, marked by what came out."""
     uri = book.env.app.builder.get_relative_uri(book.env.docname, CLAIMS)
     square = Markup(
-        '<a class="square" data-verdict="{0}" href="{1}#claim-{2}" aria-label="{3}, {2}: {0}" '
-        'title="{3}: {4} ({0})">{5}</a>'
+        '<a class="square" data-verdict="{0}" data-level="{6}" href="{1}#claim-{2}" '
+        'aria-label="{3}, {2}: {0}" title="{3}: {4} ({0})">{5}</a>'
     )
     row = Markup(
         '<div class="about"><span class="word">{}</span><span class="squares">{}</span></div>'
     )
-    key = Markup('<span><i class="square" data-verdict="{0}" aria-hidden="true">{1}</i> {0}</span>')
-    rows, seen = [], set()
-    for name, topic in topics(book).items():
+    key = Markup('<span><i class="square" {2} aria-hidden="true">{1}</i> {0}</span>')
+    rows, seen, levels = [], set(), set()
+    for topic in topics(book).values():
         verdicts = sorted(topic["verdicts"], key=lambda v: claims.VERDICTS.index(v.verdict))
-        seen |= {v.verdict for v in verdicts}
-        drawn = [
-            square.format(
-                v.verdict, uri, v.claim.id, v.claim.where, v.claim.quote, MARKS[v.verdict]
+        drawn = []
+        for v in verdicts:
+            words, sign = mark(v.verdict)
+            level = "" if words in ("not decided", "not tested") else v.level
+            seen.add(words)
+            levels.add(level)
+            claim = v.claim
+            drawn.append(
+                square.format(v.verdict, uri, claim.id, claim.where, claim.quote, sign, level)
             )
-            for v in verdicts
-        ]
-        rows.append(row.format(name, Markup().join(drawn)))
-    keys = [key.format(verdict, mark) for verdict, mark in MARKS.items() if verdict in seen]
+        rows.append(row.format(topic["title"], Markup().join(drawn)))
+    keys = [key.format(words, sign, "") for words, sign in MARKS.items() if words in seen]
+    for level in (level for level in evidence.LEVELS if level in levels):
+        keys.append(key.format(level, "", Markup('data-level="{}"').format(level)))
     html = Markup('<div class="verdicts">{}</div><div class="key">{}</div>')
     return html.format(Markup().join(rows), Markup().join(keys))
 
 
-def answers(book):
+def aims(book):
+    """The paper's four aims: what it says, what was found, the key number, and on what evidence."""
+    judged = {v.claim.id: v for v in book.verdicts}
     rows = []
-    for topic in topics(book).values():
-        verdicts = [v.verdict for v in topic["verdicts"]]
-        counts = [f"{verdicts.count(v)} {v}" for v in claims.VERDICTS if v in verdicts]
-        answer = f"of {len(verdicts)} claims: {', '.join(counts)}"
-        pages = filter(None, map(book.titled, topic["pages"]))
-        where = BREAK.join(pages) or book.titled(CLAIMS)
-        rows.append(({}, topic["question"], answer, where))
-    caption = "What was asked, and the verdicts on the claims about it."
-    return caption, ["question", "answer", "where"], rows
+    for aim, topic in list(topics(book).items())[:4]:
+        v, under = judged[f"aim-{aim}"], [v.verdict for v in topic["verdicts"]]
+        count = [(words, sum(mark(u)[0] == words for u in under)) for words in MARKS]
+        counts = f"Of {len(under)} claims: {', '.join(f'{n} {words}' for words, n in count if n)}."
+        number = claims.shown(v.ours, v.claim) if v.ours else "none yet"
+        number = BREAK.join(filter(None, (number, v.claim.note)))
+        on = v.level if mark(v.verdict)[0] not in ("not decided", "not tested") else v.says
+        verdict = Markup('<b class="verdict">{}</b>').format(
+            book.link(v.verdict, CLAIMS, f"#claim-aim-{aim}")
+        )
+        quote = Markup("<q>{}</q>").format(v.claim.quote)
+        where = [*_theirs(v.claim), *filter(None, map(book.titled, topic["pages"]))]
+        found = BREAK.join([verdict, counts])
+        rows.append(({}, topic["title"], quote, found, number, BREAK.join([on, *where])))
+    caption = "The paper's four aims (section 4), and what is known of each."
+    return (
+        caption,
+        ["aim", "the paper says", "what we found", "key number", "on which evidence"],
+        rows,
+    )
+
+
+def itself(book):
+    """What the paper's own numbers imply: nothing of ours is in it."""
+    area = evidence.AREA
+    rows = []
+    for id, model in (
+        ("fps-fastest-original", "RefineNet-50"),
+        ("fps-fastest-lw", "RefineNet-LW-50"),
+        ("fps-slowest-original", "RefineNet-152"),
+        ("fps-slowest-lw", "RefineNet-LW-152"),
+    ):
+        ms, fps = paper.cell(2, model, "Runtime"), paper.statement(id)
+        implied = f"{1000 / (ms.value * area):.1f} FPS, if time grows with the area"
+        rows.append(
+            ({}, f"{model}: {ms} ms at 625x468", f"{fps.value:.0f} FPS at 512x512", implied)
+        )
+    heavy, light = "RefineNet-101", "RefineNet-LW-101"
+    ms = [paper.value(2, model, "Runtime") for model in (heavy, light)]
+    ops = [paper.value(3, model, "FLOPS") for model in (heavy, light)]
+    saved = f"{ops[0] / ops[1]:.2f} times fewer operations"
+    faster = f"{ms[0] / ms[1]:.2f} times faster"
+    rows.append(
+        ({}, f"ResNet-101: {ops[0]:.0f} and {ops[1]:.0f} B, {ms[0]} and {ms[1]} ms", saved, faster)
+    )
+    for model, b, t in zip((heavy, light), ops, ms):
+        rate = f"{2 * b / area / t:.1f} TFLOP/s, a multiply-add being two operations"
+        rows.append(({}, f"{model}: {b:.0f} B at 512x512, {t} ms at 625x468", "no rate", rate))
+    test = "NYUDv2's 654 images are named as for testing, Person-Part's 1817 as for validation"
+    rows.append(
+        (
+            {},
+            'Table 2: "on the test sets of NYUDv2 and PASCAL Person-Part"',
+            test,
+            "no test set of Person-Part",
+        )
+    )
+    rows.append(
+        (
+            {},
+            'Table 5: "on the test set of PASCAL Context"',
+            "5105 validation images",
+            "no test set of Context",
+        )
+    )
+    caption = "The paper against itself: what it prints, and what its own numbers imply."
+    return caption, ["from", "the paper also says", "which implies"], rows
 
 
 def records(book):

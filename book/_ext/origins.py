@@ -157,16 +157,16 @@ def of_claim(source: str, name: str, path: str) -> tuple[object, Origin]:
 
 
 def count(source: str, path: str) -> tuple[int, Origin]:
-    """How many claims have a verdict, are quoted or are the paper's own, with the records behind."""
+    """A number of `claims.tally`, with the records behind."""
     verdicts = judged(source)
-    counts = claims.tally(verdicts)
-    counts["own"] = sum(counts.values()) - counts["quoted"]
-    value = records.at(counts, path)
-    own = f"verdict={path.replace(' ', '+')}&source=own"
-    query = {"quoted": "source=quoted", "own": "source=own"}.get(path, own)
+    value = records.at(claims.tally(verdicts), path)
+    of_verdict = f"verdict={path.replace(' ', '+')}&source=own"
+    sorts = {"quoted": "quoted", "repeats": "repeated", "distinct": "own", "decided": "own"}
+    query = f"source={sorts[path]}" if path in sorts else "" if path == "own" else of_verdict
     listing = ("counted in", f"the ledger of {len(verdicts)} claims", f"{CLAIMS}?{query}#ledger")
     origin = [listing, ("command", "rflw claims", "")]
-    counted = [v for v in verdicts if v.claim.test and v.ours and path in (v.verdict, "own")]
+    decided = [v for v in verdicts if v.claim.decides and v.ours]
+    counted = [v for v in decided if path in (v.verdict, "own", "distinct", "decided")]
     names = dict.fromkeys(name for v in counted for name in v.records)
     if not names:
         return value, [*origin, ("commit", "none: no record answers them", "")]

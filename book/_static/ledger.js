@@ -49,7 +49,8 @@ function filterable(table) {
   const words = field("words", document.createElement("input"));
   words.type = "search";
   words.name = "words";
-  const selects = [select("verdict", "verdict", "any"), select("where", "where", "anywhere"), select("whose", "source", "own and quoted")];
+  const selects = [select("verdict", "verdict", "any"), select("level", "level", "any"), select("about", "aim", "everything"), select("where", "where", "anywhere"),
+    select("whose", "source", "own, repeated, quoted")];
   const status = document.createElement("output");
   form.append(status);
   const texts = new Map(rows.map(row => [row, row.textContent.toLowerCase()]));
