@@ -239,13 +239,12 @@ def open_checkpoint(name: str, data: str | None, split: str, root: Path | None, 
     from rflw.checkpoint import load
     from rflw.data.readers import open_dataset
     from rflw.device import pick_device
+    from rflw.evaluation import same_classes
 
     model = load(name).to(pick_device(device))
     data = data or model.card["data"]
     dataset = open_dataset(data, split, root)
-    classes = len(dataset.labels.classes)
-    if classes != model.num_classes:
-        raise InputError(f"{name} has {model.num_classes} classes, {data} has {classes}")
+    same_classes(model, dataset)
     return model, dataset
 
 
@@ -776,6 +775,43 @@ def print_check(result: dict) -> None:
     print("clean" if result["clean"] else "not clean")
 
 
+@data.command(name="convert", cls=ListCommand)
+def data_convert(
+    masks: Annotated[Path, Argument(help="Folder of masks, of which nothing is changed.")],
+    output: Annotated[Path, Option("-o", "--output", help="New folder for index masks.")],
+    colours: Annotated[
+        str | None,
+        Option(help='Read colours: a list, line n has R G B of label n - 1; or "found": all.'),
+    ] = None,
+    pairs: Annotated[
+        list[str], Option("--map", help="NUMBER=LABEL or R,G,B=LABEL; 255 is void.")
+    ] = (),
+    first: Annotated[int, Option(help="Number of label 0 in the files; lower ones: void.")] = 0,
+    nearest: Annotated[
+        bool, Option("--nearest", help="The nearest of what is given, for lossy masks.")
+    ] = False,
+    as_json: Json = False,
+):
+    """Make index masks, as training reads them, from colours, from other numbers (16 bits, from 1),
+    from grey as RGB or with alpha, from lossy files. Prints what became which label.
+
+    Example: rflw data convert photos/masks -o photos/indices --map 255=1
+    """
+    from rflw.data.convert import convert
+
+    table = {}
+    for pair in pairs:
+        found = re.fullmatch(r"(\d+)(?:,(\d+),(\d+))?=(\d+)", pair)
+        if not found or int(found[4]) > 255:
+            raise InputError(f"--map {pair}: NUMBER=LABEL or R,G,B=LABEL, a label up to 255")
+        value = tuple(map(int, found.groups()[:3])) if found[2] else int(found[1])
+        table[value] = int(found[4])
+    rows = convert(masks, output, colours, table, first, nearest)
+    if as_json:
+        return print_json(rows)
+    show(rows.items(), lambda row: {"in the files": row[0], **row[1]})
+
+
 @data.command(name="show")
 def data_show(
     name: Data,
@@ -890,6 +926,7 @@ def measure(model, dataset, ways: tuple, plain=None, save=None):
         The confusion matrix of each image, and the metrics of all.
     """
     from rflw import evaluation, metrics, plots, prediction
+    from rflw.data.readers import blocks
 
     precision, scales, flip, tile = ways
     boundaries, same = [], []
@@ -909,7 +946,8 @@ def measure(model, dataset, ways: tuple, plain=None, save=None):
         model, dataset, precision, scales, flip, each, progress=True, tile=tile
     )
     numbers = [value for value in boundaries if value == value]  # NaN: nothing has a boundary
-    result = {"images": len(dataset), **evaluation.summary(matrices, dataset.labels.classes)}
+    scores = evaluation.summary(matrices, dataset.labels.classes, blocks(dataset))
+    result = {"images": len(dataset), **scores}
     result["boundary_f"] = sum(numbers) / len(numbers) if numbers else None
     result |= {"scales": list(scales), "flip": flip}
     if plain:

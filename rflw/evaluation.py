@@ -44,8 +44,10 @@ def evaluate(
         (N, K, K) int64 on the CPU: rows are labels, columns predictions.
 
     Raises:
-        InputError: that names an image the network does not take.
+        InputError: that names an image the network does not take, or for a data set of other
+            classes than those of the network's card.
     """
+    same_classes(model, dataset)
     device = next(model.parameters()).device
     model.to(memory_format=torch.channels_last)
     matrices = torch.zeros(len(dataset), model.num_classes, model.num_classes, dtype=torch.int64)
@@ -64,6 +66,21 @@ def evaluate(
             if each:
                 each(i, prediction, labels)
     return matrices
+
+
+def same_classes(model, dataset) -> None:
+    """Raises InputError unless network and data set have the same classes in the same order."""
+    ours = tuple(getattr(model, "card", {}).get("classes", ()))
+    theirs = dataset.labels.classes if hasattr(dataset, "labels") else ours
+    if not ours or ours == theirs:
+        return
+    if len(ours) != len(theirs):
+        raise InputError(f"the network has {len(ours)} classes, {dataset.name} has {len(theirs)}")
+    label = next(i for i, (one, other) in enumerate(zip(ours, theirs)) if one != other)
+    order = "the same classes in another order" if {*ours} == {*theirs} else "other classes"
+    raise InputError(
+        f"{dataset.name}: {order}: label {label} is {theirs[label]}, of the network {ours[label]}"
+    )
 
 
 def summary(matrices: Tensor, classes, blocks: list[int] | None = None) -> dict:

@@ -23,12 +23,14 @@ from tqdm import tqdm
 from rflw import live, records
 from rflw.checkpoint import checkpoint_file, load, save, weights_of
 from rflw.config import Recipe, Stage
-from rflw.data.labels import Labels
+from rflw.data.check import check_labels, check_sizes
+from rflw.data.labels import LABELS, Labels
 from rflw.data.on_device import OnDevice
 from rflw.data.readers import (
     Cached,
     blocks,
     in_memory,
+    is_folder,
     labels_of,
     manifest_hash,
     of_one_size,
@@ -147,6 +149,11 @@ class Job:
         return self.averaged.module if self.averaged else self.model
 
     @property
+    def contents(self) -> dict:
+        """What a resumed run must find again: the data sets' hashes and the names of classes."""
+        return {**self.data.hashes, "classes": [*self.data.labels.classes]}
+
+    @property
     def first(self) -> bool:
         """Whether this is the process that writes."""
         return self.fabric.global_rank == 0
@@ -252,6 +259,8 @@ def open_data(run: Run) -> Data:
     training = [get(stage.data, stage.split) for stage in recipe.stages]
     validation = get(recipe.data, recipe.validation)
     test = get(recipe.data, recipe.test) if recipe.test else None
+    for dataset in filter(None, (validation, test)):
+        check_sizes(recipe, dataset)
     labels = labels_of(recipe.data)
     for stage, dataset in zip(recipe.stages, training):
         if len(dataset) < recipe.batch:
@@ -260,6 +269,8 @@ def open_data(run: Run) -> Data:
                 f"{stage.data}"
             )
         check_classes(recipe, stage, labels)
+        if is_folder(stage.data):
+            check_labels(dataset)
     hashes = {f"{data.name}/{data.split}": manifest_hash(data) for data in opened.values()}
     if recipe.init:
         hashes["init"] = hashlib.sha256(checkpoint_file(recipe.init).read_bytes()).hexdigest()
@@ -359,8 +370,9 @@ def first_network(run: Run, labels: Labels, rank: int, resumed: bool) -> RefineN
 def begin_with(model: RefineNet, path: str | Path, classes: tuple[str, ...]) -> bool:
     """Copy the weights of a checkpoint, ours or the authors' -> whether the classifier's, too.
 
-    The classifier keeps its own weights if the checkpoint has other classes than `classes`; of the
-    authors' files, which hold no names, if the number differs.
+    The classifier keeps its own weights if the checkpoint has other classes than `classes`, by
+    their names and order; of the authors' files, which hold no names, if `classes` are of no data
+    set of the paper or the number differs.
 
     Raises:
         InputError: for another network's checkpoint.
@@ -369,7 +381,8 @@ def begin_with(model: RefineNet, path: str | Path, classes: tuple[str, ...]) -> 
     if name != model.name:
         raise InputError(f"{path}: a {name}, this is a {model.name}")
     if theirs is None:
-        same = len(weights["decoder.classifier.weight"]) == len(classes)
+        known = any(tuple(classes) == labels.classes for labels in LABELS.values())
+        same = known and len(weights["decoder.classifier.weight"]) == len(classes)
     else:
         same = theirs == tuple(classes)
     if not same:
@@ -386,6 +399,10 @@ def restore(job: Job, saved: dict) -> None:
             raise InputError(
                 f"{out}: holds another run ({saved['identity']}), this is {job.identity}"
             )
+        then, now = saved.get("data", job.contents), job.contents
+        changed = [name for name in now if now[name] != then.get(name)]
+        if changed:
+            raise InputError(f"{out}: the run began with other data: {', '.join(changed)}")
         for name, part in job.parts().items():
             part.load_state_dict(saved[name])
         job.state = State(**{value.name: saved[value.name] for value in fields(State)})
@@ -549,7 +566,7 @@ def save_last(job: Job) -> None:
     check_weights(job)
     state = job.state
     wall_s = state.wall_s + time.perf_counter() - job.run.clock
-    content = {"identity": job.identity, "weights": job.origin}
+    content = {"identity": job.identity, "weights": job.origin, "data": job.contents}
     content |= asdict(replace(state, wall_s=wall_s))
     content |= {name: part.state_dict() for name, part in job.parts().items()}
 

@@ -233,7 +233,10 @@ def run_missing(
     settings = {"resume": True, "workers": workers, "progress": progress, "until": until}
     device = "cuda" if tier == "gpu" else "cpu"
     due = ("begun", "missing", "failed") if retry else ("begun", "missing")
-    todo = [run for run in runs(tier, results, folder) if run.status in due and only in run.name]
+    chosen = [run for run in runs(tier, results, folder) if only in run.name]
+    if not chosen:
+        raise InputError(f"--only {only}: no run of tier {tier} has that in its name")
+    todo = [run for run in chosen if run.status in due]
     for run in sorted(todo, key=lambda run: run.status != "begun"):
         if time.monotonic() > until:
             return

@@ -217,12 +217,18 @@ class Source:
     path: str
     page: str
     archive: str | None = None
+    also: str | None = None  # another name that copies give it
 
 
 VOC_PAGE = "http://host.robots.ox.ac.uk/pascal/VOC/voc{}/"
 VOC = {
     2010: Source("VOC2010/JPEGImages", VOC_PAGE.format(2010), "VOCtrainval_03-May-2010.tar"),
-    2012: Source("VOC2012/JPEGImages", VOC_PAGE.format(2012), "VOCtrainval_11-May-2012.tar"),
+    2012: Source(
+        "VOC2012/JPEGImages",
+        VOC_PAGE.format(2012),
+        "VOCtrainval_11-May-2012.tar",
+        also="VOC2012_train_val/JPEGImages",  # on Kaggle
+    ),
 }
 NYU = Source("nyu_depth_v2_labeled.mat", "https://cs.nyu.edu/~fergus/datasets/nyu_depth_v2.html")
 NYU_SPLITS = Source("splits.mat", "https://cs.nyu.edu/~fergus/datasets/indoor_seg_sup.html")
@@ -232,8 +238,12 @@ PARTS = Source(
 )
 CONTEXT = Source("trainval", "https://cs.stanford.edu/~roozbeh/pascal-context/", "trainval.tar.gz")
 SBD = Source(
-    "dataset/cls", "http://home.bharathh.info/pubs/codes/SBD/download.html", "benchmark.tgz"
+    "dataset/cls",
+    "http://home.bharathh.info/pubs/codes/SBD/download.html, or as a folder SegmentationClassAug "
+    "of PNG masks beside VOC's JPEGImages, as copies of VOC 2012 have it",
+    "benchmark.tgz",
 )
+SBD_PNGS = Source("SegmentationClassAug", SBD.page, "SegmentationClassAug.zip")
 CITYSCAPES = "https://www.cityscapes-dataset.com/downloads/"
 FINE = Source("gtFine", CITYSCAPES, "gtFine_trainvaltest.zip")
 LEFT = Source("leftImg8bit", CITYSCAPES, "leftImg8bit_trainvaltest.zip")
@@ -257,8 +267,9 @@ class RawFiles:
 
     def look(self, source: Source) -> Path | None:
         """Where a source is, after unpacking its archive if need be; None if it is not there."""
-        for match in self.search(source.path):
-            return self.use(match)
+        for path in filter(None, (source.path, source.also)):
+            for match in self.search(path):
+                return self.use(match)
         for archive in self.search(source.archive) if source.archive else ():
             if archive not in self.unpacked:
                 if self.progress:
@@ -372,19 +383,37 @@ def _split_by_voc(
 
 
 def _sbd(files: RawFiles) -> Plan:
-    voc, folder = _voc(files).splits, files.find(SBD).parent
-    train = {item.id: item for item in voc["train"]}
-    for key in {key for split in ("train", "val") for key in _ids(folder / f"{split}.txt")}:
-        if key not in train:
-            image, mask = folder / "img" / f"{key}.jpg", folder / "cls" / f"{key}.mat"
-            train[key] = _item(image, mask, _sbd_mask)
+    """Of two forms of masks the first of: .mat files as published, PNGs as they are handed round."""
+    voc, mats = _voc(files).splits, files.look(SBD)
+    pngs = None if mats else files.look(SBD_PNGS)
     val = {item.id for item in voc["val"]}
+    train = _sbd_pngs(files, pngs) if pngs else _sbd_mats(files.find(SBD).parent)
+    train = {item.id: item for item in (*train, *voc["train"])}
     splits = {"train": [train[key] for key in sorted(train.keys() - val)], "val": voc["val"]}
     statement = (
         "train: SBD train and val and VOC 2012 train, without any image of VOC 2012 val; "
         "VOC's own mask where both have one. val: VOC 2012 val"
     )
-    return Plan(splits, [statement])
+    how = ["SBD's masks are the PNG files of SegmentationClassAug"] if pngs else []
+    return Plan(splits, [statement, *how])
+
+
+def _sbd_mats(folder: Path) -> list[Item]:
+    keys = {key for split in ("train", "val") for key in _ids(folder / f"{split}.txt")}
+    return [
+        _item(folder / "img" / f"{key}.jpg", folder / "cls" / f"{key}.mat", _sbd_mask)
+        for key in keys
+    ]
+
+
+def _sbd_pngs(files: RawFiles, folder: Path) -> list[Item]:
+    """Of all masks in SegmentationClassAug, or of those that a trainaug.txt names."""
+    images = files.find(VOC[2012])
+    lists = [path for name in ("trainaug", "train_aug") for path in files.search(f"{name}.txt")]
+    names = _ids(lists[0]) if lists else folder.glob("[!.]*.png")
+    decode = partial(read_mask, num_classes=len(VOC_CLASSES))
+    keys = {Path(name).stem for name in names}
+    return [_item(images / f"{key}.jpg", folder / f"{key}.png", decode) for key in keys]
 
 
 def _sbd_mask(path: Path) -> np.ndarray:

@@ -46,6 +46,8 @@ def states(tmp_path, tier="cpu"):
 
 def test_runs_what_is_missing_in_order_of_worth(plan, tmp_path):
     assert states(tmp_path) == {"lw-s0": "missing", "lw-nocrp-s0": "missing", "lw-s1": "missing"}
+    with pytest.raises(InputError, match="--only zzz: no run of tier cpu has that in its name"):
+        run(tmp_path, only="zzz")
     assert run(tmp_path, only="nocrp") == [("lw-nocrp-s0", "done")]
     assert run(tmp_path) == [("lw-s0", "done"), ("lw-s1", "done")]
     assert set(states(tmp_path).values()) == {"done"} and run(tmp_path) == []

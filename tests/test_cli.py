@@ -678,6 +678,11 @@ def test_ones_own_data_train_with_one_command(rflw, own, network):
     assert set(np.unique(index_mask("out/0_mask.png"))) <= {0, 1}
     code, out, _ = rflw(f"data check {own}")
     assert code == 0 and "train: 8 images, 0 faults" in out and "left" in out
+    for mask in (own / "masks").iterdir():  # as many tools write two classes
+        Image.fromarray(np.asarray(Image.open(mask)) * 255).save(mask)
+    code, _, err = rflw(f"train own --data {own} --epochs 1 --init {network} --out other")
+    assert code == 2 and "no pixel of the training images is right; 50.7%" in err
+    assert not Path("other/log.csv").exists()
     said = "a refinenet-lw-mobilenet_v2, this is a refinenet-lw-efficientnet_lite0"
     refused(rflw(f"train embedded-lw-efficientnet_lite0 --init {network} --out other"), said)
 

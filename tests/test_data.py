@@ -190,10 +190,12 @@ class TestCamVid:
             f"camvid: trainannot/f2.png: has no frame in {folder / 'train'}".replace(
                 f"{folder}/", ""
             ),
-            "trainannot/f0.png: label 12 at row 0, column 0: labels are 0..10, 11 or 255 for void",
+            "trainannot/f0.png: label 12 at row 0, column 0: labels are 0..10, 11 or 255 for void; "
+            "`rflw data convert` renumbers",
             "trainannot/f0.png: mask of 8x6, its image is 8x5",
             "train/f1x.png: not an image that can be read",
-            "trainannot/f1x.png: a mask of class indices is a grey or palette image, this is RGB",
+            "trainannot/f1x.png: a mask of class indices is a grey or palette image, this is RGB; "
+            "`rflw data convert` makes index masks of it",
             "trainannot/f2x.png: no such file",
         ]
         assert len(val) == 1 and "no folder" in val[0] and not found["clean"]
@@ -355,7 +357,10 @@ class TestNYU:
             open_dataset("nyu", "train", nyu.parent)
         found = check("nyu", nyu.parent)["splits"]
         place = "label 41 at row 194, column 300"
-        label = f"train_labels/000003.png: {place}: labels are 0..39, 255 for void"
+        label = (
+            f"train_labels/000003.png: {place}: labels are 0..39, 255 for void; "
+            "`rflw data convert` renumbers"
+        )
         assert [line.replace(f"{nyu}/", "") for line in found["train"]["faults"]] == [
             "train.nyu, line 2: not an image and its mask: train_images/000004.jpg",
             "train.nyu, line 5: 000003 is there twice",
@@ -509,7 +514,7 @@ def own(tmp_path):
             root / "images" / f"{i}.{'jpg' if i == 3 else 'png'}"
         )
         Image.fromarray(np.full(RGB.shape[:2], i % 3, np.uint8)).save(root / "masks" / f"{i}.png")
-    (root / "classes.txt").write_text("road\n\n roof \nrest\n")
+    (root / "classes.txt").write_text("road\n roof \nrest\n\n")
     return root
 
 

@@ -1,10 +1,13 @@
 """Evaluation: confusion matrices of whole images, and what they are summed up to."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
-from rflw import InputError, checkpoint, evaluation, prediction
+from rflw import InputError, checkpoint, cli, evaluation, prediction
+from rflw.data.labels import labels_for
 from rflw.data.synthetic import scene
 from rflw.metrics import confusion_matrix
 
@@ -74,3 +77,38 @@ def test_the_interval_of_frames_is_over_their_blocks():
     ours = evaluation.summary(matrices, "abc", blocks)
     assert ours["miou_interval"] == evaluation.summary(sums, "abc")["miou_interval"]
     assert ours["miou"] == evaluation.summary(matrices, "abc")["miou"]
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        ("a b c", None),
+        ("a c b", "the same classes in another order: label 1 is c, of the network b"),
+        ("a b d", "other classes: label 2 is d, of the network c"),
+        ("a b", "the network has 3 classes, d has 2"),
+    ],
+)
+def test_names_of_classes_are_compared_and_their_order(names, said):
+    model = SimpleNamespace(card={"classes": ["a", "b", "c"]})
+    dataset = SimpleNamespace(name="d", labels=labels_for(names.split()))
+    if said is None:
+        return evaluation.same_classes(model, dataset)
+    with pytest.raises(InputError, match=said):
+        evaluation.same_classes(model, dataset)
+    with pytest.raises(InputError, match=said):
+        evaluation.evaluate(model, dataset)
+
+
+def test_the_interval_of_eval_draws_frames_that_are_alike_together(monkeypatch):
+    class Frames(list):
+        name, ids = "camvid", [f"0001TP_{i:06}" for i in range(24)]
+        labels = labels_for("ab")
+
+    torch.manual_seed(0)
+    matrices = torch.randint(1, 50, (24, 2, 2)) * torch.arange(1, 25)[:, None, None]
+    monkeypatch.setattr(evaluation, "evaluate", lambda *_, **__: matrices)
+    model, ways = SimpleNamespace(num_classes=2), ("fp32", (1.0,), False, None)
+    got = cli.measure(model, Frames(range(24)), ways)[1]["miou_interval"]
+    blocks = [0] * 10 + [1] * 10 + [2] * 4
+    assert got == evaluation.summary(matrices, "ab", blocks)["miou_interval"]
+    assert got != evaluation.summary(matrices, "ab")["miou_interval"]

@@ -387,6 +387,36 @@ def test_voc_is_what_torchvision_reads(raw, out):
             assert np.array_equal(image, picture) and np.array_equal(mask, np.array(target))
 
 
+def test_voc_in_the_folders_of_the_copy_on_kaggle(raw, out):
+    voc(raw)
+    official = prepare("voc", raw, out / "official")
+    kaggle = raw.parent / "kaggle"
+    (kaggle / "VOC2012_test/VOC2012_test/JPEGImages").mkdir(parents=True)
+    (kaggle / "VOC2012_train_val").mkdir()
+    (raw / "VOCdevkit/VOC2012").rename(kaggle / "VOC2012_train_val/VOC2012_train_val")
+    assert prepare("voc", kaggle, out)["sha256"] == official["sha256"]
+
+
+@pytest.mark.parametrize("listed", [None, "2008_000010\n", "/img/2008_000010.jpg /m/x.png\n"])
+def test_sbd_as_png_files(raw, out, listed):
+    folder = voc(raw)
+    for key in ("2007_000001", "2007_000002", "2008_000003", "2008_000010", "2008_000011"):
+        mask = np.full(MASK.shape, 0 if key.startswith("2007") else 7, np.uint8)
+        (folder / "SegmentationClassAug").mkdir(exist_ok=True)
+        Image.fromarray(mask).save(folder / "SegmentationClassAug" / f"{key}.png")
+        (folder / "JPEGImages" / f"{key}.jpg").write_bytes(
+            (folder / "JPEGImages/2007_000001.jpg").read_bytes()
+        )
+    if listed:
+        (folder / "ImageSets/Segmentation/trainaug.txt").write_text(listed)
+    prepare("sbd", raw, out)
+    more = ["2008_000010"] + ["2008_000011"] * (listed is None)
+    assert ids(out, "sbd", "train") == ["2007_000001", "2007_000002", *more]
+    assert ids(out, "sbd", "val") == ["2008_000003"]
+    assert (read(out, "sbd", "2008_000010") == 7).all()
+    assert np.array_equal(read(out, "sbd", "2007_000001"), MASK)  # VOC's own
+
+
 def test_sbd_has_no_validation_image_of_voc_and_prefers_its_masks(raw, out):
     sbd(raw)
     manifest = prepare("sbd", raw, out)

@@ -21,6 +21,7 @@ from tqdm import tqdm
 import rflw
 from rflw import InputError, build, checkpoint, evaluation, steps, training
 from rflw.config import Recipe, Stage
+from rflw.data.check import check_sizes
 from rflw.data.labels import LABELS
 from rflw.data.readers import Cached
 from rflw.data.synthetic import Embedded
@@ -293,6 +294,23 @@ class TestResume:
                 fit(recipe, whole[0], **options)
         assert (whole[0] / "last.pt").read_bytes() == before
 
+    @pytest.mark.parametrize("part", ["classes", "embedded/train", "embedded/val"])
+    def test_other_data_are_not_trained_on(self, whole, tmp_path, part):
+        saved = torch.load(whole[0] / "last.pt", weights_only=True)
+        saved["data"][part] = "other"
+        torch.save(saved, tmp_path / "last.pt")
+        with pytest.raises(InputError, match=f"began with other data: {part}$"):
+            fit(tiny(), tmp_path, resume=True)
+
+    def test_pictures_too_small_to_be_validated_are_named(self):
+        class Small(Few):
+            def __getitem__(self, index):
+                return tuple(part[:32] for part in super().__getitem__(index))
+
+        with pytest.raises(InputError, match=r"val-0000 of embedded/val is \d+x32; .* 33x33"):
+            check_sizes(tiny(), Small("val"))
+        check_sizes(tiny(val_scale=1.1), Small("val"))
+
     @pytest.mark.parametrize("content", [b"cut off", [1], {"identity": None}, {"seed": 3}])
     def test_damaged_and_foreign_files(self, tmp_path, content):
         last = tmp_path / "last.pt"
@@ -452,7 +470,8 @@ class TestBeginWith:
         model = build(self.NAME, 21, weights=None)
         assert begin_with(model, path, LABELS["voc"].classes)
         assert_equal(model, theirs)
-        assert not begin_with(build(self.NAME, 2, weights=None), path, ("yes", "no"))
+        for classes in (("yes", "no"), tuple(map(str, range(21)))):
+            assert not begin_with(build(self.NAME, len(classes), weights=None), path, classes)
 
     def test_another_networks_checkpoint_is_refused(self, ours):
         other = build("refinenet-lw-efficientnet_lite0", 6, weights=None)

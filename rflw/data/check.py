@@ -9,9 +9,10 @@ import numpy as np
 from tqdm import tqdm
 
 from rflw.data.labels import COUNTS, VOID
-from rflw.data.readers import Prepared, add_item, is_folder, open_dataset, sum_line
+from rflw.data.readers import Prepared, add_item, is_folder, open_dataset, sizes, sum_line
 from rflw.errors import InputError
 
+SMALLEST = 33  # pixels of a side that networks take, `rflw.nn.refinenet.MIN_SIZE`
 OFFICIAL = COUNTS | {"camvid": {"train": 367, "val": 101}, "embedded": {"train": 2048, "val": 128}}
 
 
@@ -52,6 +53,8 @@ def check(name: str, root=None, progress: bool = False) -> dict:
             changed.append(f"{path} or SHA256SUMS: not what was prepared")
     if dataset is None:
         raise absent[0]
+    if is_folder(name):
+        _look(name, splits)
     if isinstance(dataset, Prepared):
         changed += _changed(dataset.folder)
     fits = (not s["faults"] and s["official"] in (None, s["images"]) for s in splits.values())
@@ -63,6 +66,49 @@ def _official(name: str) -> dict[str, int | None]:
     """The splits of a data set and their official numbers of images, where there are such."""
     others = {"train": None, "val": None} if is_folder(name) else {"train": None}  # COCO
     return OFFICIAL.get(name) or others
+
+
+def _look(name: str, splits: dict) -> None:
+    """Adds to the faults of one's own data what is not as it can be meant."""
+    facts = splits["train"]
+    line = absent_classes(name, facts["pixels"], facts["void"])[0]
+    facts["faults"] += [line] if line and facts["images"] else []
+
+
+def absent_classes(name: str, pixels: dict[str, int], void: int) -> tuple[str | None, bool]:
+    """A line about the classes without a pixel in the training images of one's own data, and
+    whether these cannot be meant: one class alone, or one absent where 255 may stand for it."""
+    absent = [label for label, count in pixels.items() if not count]
+    share = void / max(sum(pixels.values()) + void, 1)
+    hint = "take away names that no mask has, or let `rflw data convert --map` renumber"
+    if share > 0.01:
+        hint = f"{share:.1%} of the pixels are 255, which is void: `rflw data convert --map 255=N`"
+        hint += " makes them the label N"
+    line = f"{name}: no pixel of the training images is {', '.join(absent)}; {hint}"
+    senseless = len(pixels) - len(absent) < 2 or (len(absent) == 1 and share > 0.01)
+    return (line, senseless) if absent else (None, False)
+
+
+def check_labels(dataset) -> None:
+    """Raises InputError for masks of one's own data that cannot be meant; stderr names classes
+    without a pixel."""
+    counts = sum(np.bincount(dataset[i][1].ravel(), minlength=256) for i in range(len(dataset)))
+    pixels = dict(zip(dataset.labels.classes, counts.tolist()))
+    line, senseless = absent_classes(dataset.name, pixels, int(counts[VOID]))
+    if senseless:
+        raise InputError(line)
+    if line:
+        print(f"rflw: {line}", file=sys.stderr)
+
+
+def check_sizes(recipe, dataset) -> None:
+    """Raises InputError for an image that is too small to be validated by a recipe."""
+    for key, (height, width) in zip(dataset.ids, sizes(dataset)):
+        if recipe.val_scale == 1 and min(height, width) < SMALLEST:  # others are rounded up
+            raise InputError(
+                f"{recipe.name}: {key} of {dataset.name}/{dataset.split} is {width}x{height}; "
+                f"networks take {SMALLEST}x{SMALLEST} and up"
+            )
 
 
 def _read(dataset, faults: list[str], places: dict, shared: list, progress: bool) -> dict:
@@ -79,6 +125,9 @@ def _read(dataset, faults: list[str], places: dict, shared: list, progress: bool
             faults += dict.fromkeys(line for line in (*parts, str(e)) if line)
             continue
         pixels += np.bincount(mask.ravel(), minlength=256)
+        if is_folder(dataset.name) and dataset.split != "train" and min(mask.shape) < SMALLEST:
+            size = f"{mask.shape[1]}x{mask.shape[0]}"
+            faults.append(f"{key}: {size}; networks take {SMALLEST}x{SMALLEST} and up")
         add_item(digest, key, image, mask)
         here = (dataset.split, key)
         first = places.setdefault(hashlib.sha256(image.tobytes()).digest(), here)

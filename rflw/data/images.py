@@ -3,11 +3,12 @@
 An image is (H, W, 3) uint8 RGB, a mask (H, W) uint8 with classes 0..K-1 and 255 as void.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 import warnings
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from rflw.data.labels import VOID
 from rflw.errors import InputError, reading
@@ -51,10 +52,13 @@ def read_image(source: str | Path | Image.Image) -> np.ndarray:
         raise InputError(f"{where}: pixels of mode {image.mode} cannot be shown as RGB") from e
 
 
+CONVERT = "`rflw data convert` makes index masks of it"
+
+
 def read_mask(
     path: str | Path, num_classes: int, void: int = VOID, size: tuple[int, int] | None = None
 ) -> np.ndarray:
-    """Read a mask of class indices, a grey or palette PNG.
+    """Read a mask of class indices, a grey or palette image.
 
     Args:
         path: the file.
@@ -66,15 +70,16 @@ def read_mask(
         (H, W) uint8; void is 255.
 
     Raises:
-        InputError: for another size, a mode that holds no indices, or a label that is neither a
-            class nor void.
+        InputError: for another size, a kind of file that holds no indices, or a label that is
+            neither a class nor void.
     """
-    image = _decoded(path, str(path), rotate=False)
+    image, step = open_mask(path)
     if image.mode not in ("L", "P", "1"):
         raise InputError(
-            f"{path}: a mask of class indices is a grey or palette image, this is {image.mode}"
+            f"{path}: a mask of class indices is a grey or palette image, this is {image.mode}; "
+            f"{CONVERT}"
         )
-    mask = np.array(image, dtype=np.uint8)
+    mask = np.array(image, dtype=np.uint8) // np.uint8(step)
     if size is not None and mask.shape != size:
         raise InputError(
             f"{path}: mask of {mask.shape[1]}x{mask.shape[0]}, its image is {size[1]}x{size[0]}"
@@ -82,6 +87,57 @@ def read_mask(
     if void != VOID:
         mask[mask == void] = VOID
     return check_labels(mask, num_classes, path, void)
+
+
+EXACT = ("BMP", "GIF", "PNG", "TIFF")  # formats that keep numbers; PPM scales them
+
+
+def open_mask(path: str | Path, lossy: bool = False) -> tuple[Image.Image, int]:
+    """A mask file, and by what Pillow multiplied its numbers: grey of 2 and 4 bits is stretched.
+
+    Raises InputError for files whose numbers are not kept: JPEG and its like (unless `lossy`),
+    16 bits of colour, TIFF where 0 is white.
+    """
+    with reading(path):
+        try:
+            image = open_picture(path)
+        except UnidentifiedImageError as e:
+            raise InputError(f"{path}: not an image that can be read") from e
+        code = image.tile[0].args if image.tile else ""
+        code = code if isinstance(code, str) else str(code[0])
+        packed = str(image.info.get("compression"))
+    name = packed if packed.endswith(("jpeg", "webp")) else image.format
+    if name not in EXACT and not lossy:
+        raise InputError(
+            f"{path}: {name} changes the numbers of a mask, whatever its name: write masks as PNG; "
+            "where that is too late, `rflw data convert --nearest` takes the nearest class"
+        )
+    if "16" in code and image.mode[0] != "I" or image.format == "TIFF" and "I" in code[2:]:
+        raise InputError(
+            f"{path}: numbers of a mask in the form {code} are not kept; write an 8-bit PNG"
+        )
+    return _decoded(image, str(path)), {"L;2": 85, "L;4": 17}.get(code, 1)
+
+
+@dataclass(frozen=True)
+class Header:
+    """What an image file says before its pixels: (H, W) as stored and as shown, the number by which
+    EXIF turns or mirrors it (1: not at all), and its palette."""
+
+    stored: tuple[int, int]
+    shown: tuple[int, int]
+    turn: int
+    palette: bytes | None
+
+
+def read_header(path: str | Path) -> Header:
+    """The header of an image file. Raises InputError where it is none."""
+    with reading(path), open_picture(path) as image:
+        turn = image.getexif().get(ExifTags.Base.Orientation, 1)
+        palette = image.palette.palette if image.mode == "P" and image.palette else None
+        sizes = [image.size[::-1], image.size if turn in (5, 6, 7, 8) else image.size[::-1]]
+    stored, shown = sizes if image.format != "TIFF" else sizes[::-1]  # Pillow turns a TIFF's size
+    return Header(stored, shown, turn, palette)
 
 
 def check_labels(
@@ -93,7 +149,7 @@ def check_labels(
         y, x = np.argwhere(wrong)[0]
         raise InputError(
             f"{path}: label {mask[y, x]} at row {y}, column {x}: labels are 0..{num_classes - 1}, "
-            f"{'' if void == VOID else f'{void} or '}{VOID} for void"
+            f"{'' if void == VOID else f'{void} or '}{VOID} for void; `rflw data convert` renumbers"
         )
     return mask
 
@@ -104,11 +160,11 @@ def open_picture(source) -> Image.Image:
     return Image.open(source, formats=[name for name in FORMATS if name in Image.OPEN])
 
 
-def _decoded(source, where: str, rotate: bool = True) -> Image.Image:
+def _decoded(source, where: str) -> Image.Image:
     with reading(where), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # beyond twice the limit Pillow raises an error
         try:
             image = source if isinstance(source, Image.Image) else open_picture(source)
-            return (ImageOps.exif_transpose(image) if rotate else image).copy()  # reads all of it
+            return ImageOps.exif_transpose(image).copy()  # reads all of it
         except UnidentifiedImageError as e:
             raise InputError(f"{where}: not an image that can be read") from e

@@ -3,16 +3,17 @@
 An image is (H, W, 3) uint8 RGB, a mask (H, W) uint8 with classes 0..K-1 and 255 as void.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 import hashlib
 from itertools import groupby
 import json
 import os
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 
-from rflw.data.images import check_labels, read_image, read_mask
+from rflw.data.images import check_labels, open_mask, read_header, read_image, read_mask
 from rflw.data.labels import LABELS, VOID, Labels, labels_for
 from rflw.data.synthetic import Embedded
 from rflw.errors import InputError, reading
@@ -40,6 +41,10 @@ class _Pairs:
 
     def mask(self, index: int, size: tuple[int, int] | None = None) -> np.ndarray:
         return read_mask(self.masks[index], len(self.labels.classes), void=self.void, size=size)
+
+    def size(self, index: int) -> tuple[int, int]:
+        """(H, W) of an image, from its header."""
+        return read_header(self.images[index]).shown
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         image = self.image(index)
@@ -243,35 +248,26 @@ class Prepared(_Pairs):
 class Own(_Pairs):
     """Anybody's own data: a folder with `classes.txt`, a name a line, `images` and `masks`.
 
-    Masks are PNGs of the images' names with the index of a line, from 0, or 255 for void.
-    `splits/train.txt` and `splits/val.txt` may list names; without them every fifth image, in the
-    order of names, is for validation.
+    Masks have the images' names, with any ending, and lie in the same folders; they hold the index
+    of a line, from 0, or 255 for void. `splits/train.txt` and `splits/val.txt` may list names;
+    without them every fifth image, in the order of names, is for validation.
     """
 
     def __init__(self, root: Path, split: str = "train", faults: list[str] | None = None):
         self.name, self.split, self.labels = str(root), split, own_labels(root)
-        for part in ("images", "masks"):
-            if not (root / part).is_dir():
-                raise InputError(
-                    f"{root}: no folder {part}; one's own data are images/, masks/ and classes.txt"
-                )
-        images, wrong = {}, []
-        for path in sorted((root / "images").iterdir()):
-            if not path.is_file() or path.name.startswith("."):
-                continue
-            if images.setdefault(path.stem, path) != path:
-                first = images[path.stem].name
-                wrong.append(f"{root}: {first} and {path.name} would have the same mask")
-        wrong += [
-            f"{mask}: has no image in {root / 'images'}"
-            for mask in sorted((root / "masks").glob("*.png"))
-            if mask.stem not in images
-        ]
+        wrong = []
+        images, masks = (_by_name(root, part, wrong) for part in ("images", "masks"))
+        mask_of = _meant(images, masks)
+        lone = masks.keys() - {*mask_of.values()}
+        wrong += [f"{masks[key]}: has no image in {root / 'images'}" for key in sorted(lone)]
         self.ids = self._split(root / "splits", images, wrong)
         self.images = [images[key] for key in self.ids]
-        self.masks = [root / "masks" / f"{key}.png" for key in self.ids]
+        missing = root / "masks"
+        self.masks = [masks.get(mask_of.get(key), missing / f"{key}.png") for key in self.ids]
         if not self.ids:
             wrong.append(f"{root}: no images in split {split!r}")
+        wrong += _turned(self.images, self.masks)
+        wrong += _other_colours([*masks.values()])
         self._refuse(wrong, faults)
 
     def _split(self, folder: Path, images: dict, wrong: list[str]) -> list[str]:
@@ -281,6 +277,8 @@ class Own(_Pairs):
             return [key for i, key in enumerate(images) if (i % 5 == 4) == (self.split == "val")]
         path = folder / f"{self.split}.txt"
         ids = Counter(line for line in _lines(path) if line)
+        meant = _meant(ids, images)
+        ids = Counter({meant.get(key, key): count for key, count in ids.items()})
         for key, count in ids.items():
             if key not in images:
                 wrong.append(
@@ -291,10 +289,114 @@ class Own(_Pairs):
         return [key for key in ids if key in images]
 
 
+def walk(folder: Path) -> list[Path]:
+    """The files of a folder and of those inside it, sorted; hidden ones are left out."""
+    files = []
+    for at, inside, names in os.walk(folder, followlinks=True):
+        inside[:] = [name for name in inside if not name.startswith(".")]
+        files += [Path(at, name) for name in names if not name.startswith(".")]
+    return sorted(files)
+
+
+def _by_name(root: Path, part: str, wrong: list[str]) -> dict[str, Path]:
+    """The files of `images` or `masks`, those in folders inside, too, by their names from there on
+    without endings; hidden ones are left out. Two of a name go to `wrong`; of masks a PNG counts.
+    """
+    folder, named = root / part, {}
+    if not folder.is_dir():
+        raise InputError(
+            f"{root}: no folder {part}; one's own data are images/, masks/ and classes.txt"
+        )
+    files = walk(folder)
+    masks = part == "masks"
+    if masks:  # notes and other things may lie between them
+        files = [path for path in files if path.suffix.lower() in ENDINGS]
+    for path in sorted(files, key=lambda path: (masks and path.suffix != ".png", path)):
+        key = path.relative_to(folder).with_suffix("").as_posix()
+        if named.setdefault(key, path) != path and named[key].suffix != ".png" * masks:
+            first = named[key].name
+            wrong.append(f"{root}: {first} and {path.name} would have the same mask")
+    return named
+
+
+ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp")  # of masks
+
+
+def _meant(keys, names) -> dict[str, str]:
+    """Of each key the name that it means: the same, or the only one that differs from it alone in
+    case or Unicode form (a file system of macOS changes that)."""
+    near, alike = defaultdict(list), Counter(map(_plain, keys))
+    for name in names:
+        if name not in keys:
+            near[_plain(name)].append(name)
+    found = {key: [key] if key in names else near[_plain(key)] for key in keys}
+    return {
+        key: named[0]
+        for key, named in found.items()
+        if key in names or len(named) == alike[_plain(key)] == 1
+    }
+
+
+def _plain(name: str) -> str:
+    return normalize("NFC", name).casefold()
+
+
+def _turned(images: list[Path], masks: list[Path]) -> list[str]:
+    """A line for each photo that EXIF turns though its mask may have been drawn on it unturned."""
+    lines = []
+    for image, mask in zip(images, masks):
+        try:
+            photo, labels = read_header(image), read_header(mask)
+        except InputError:  # reading it will tell
+            continue
+        if photo.turn != labels.turn and photo.stored == labels.stored:
+            lines.append(
+                f"{image}: EXIF turns it (orientation {photo.turn}), its mask {mask.name} has the "
+                "size that it has unturned: `mogrify -auto-orient` turns photos for good, "
+                "`exiftool -Orientation=` takes the note away"
+            )
+    return lines
+
+
+def _other_colours(masks: list[Path]) -> list[str]:
+    """A line for each mask whose palette gives an index another colour than one before it."""
+
+    def palette(path):
+        try:
+            return read_header(path).palette
+        except InputError:  # reading it will tell
+            return None
+
+    paletted = {path: colours for path in masks if (colours := palette(path))}
+    lines, first = [], {}
+    for path in paletted if len({*paletted.values()}) > 1 else ():
+        try:
+            image, _ = open_mask(path)
+        except InputError:
+            continue
+        flat = image.getpalette()
+        for index in np.unique(np.asarray(image)).tolist():
+            colour = tuple(flat[3 * index : 3 * index + 3])
+            theirs, other = first.setdefault(index, (colour, path.name))
+            if colour != theirs:
+                lines.append(
+                    f"{path}: label {index} has the colour {colour}, in {other} {theirs}: "
+                    "`rflw data convert --colours` makes indices by colours"
+                )
+                break
+    return lines
+
+
 def own_labels(root: Path) -> Labels:
     """The classes of one's own data: classes.txt must list 2 to 255 names."""
     path = root / "classes.txt"
-    names = [line for line in _lines(path) if line]
+    names = [normalize("NFC", line) for line in _lines(path)]
+    while names and not names[-1]:
+        names.pop()
+    if "" in names:
+        raise InputError(
+            f"{path}: line {names.index('') + 1} is empty; line n names the label n - 1"
+        )
     if not 2 <= len(names) <= 255:
         raise InputError(f"{path}: {len(names)} names; 2 to 255 classes, a line each")
     twice = next((name for name in names if names.count(name) > 1), None)
@@ -386,6 +488,13 @@ def spread(number: int, of: int) -> list[int]:
     return [round(i * (of - 1) / max(number - 1, 1)) for i in range(number)]
 
 
+def sizes(dataset) -> list[tuple[int, int]]:
+    """(H, W) of every image, from the headers of files; other data sets have one size."""
+    if hasattr(dataset, "size"):
+        return [dataset.size(i) for i in range(len(dataset))]
+    return [dataset[0][0].shape[:2]] * len(dataset)
+
+
 def of_one_size(dataset) -> bool:
     """Whether all images are as large as the first."""
     return all(dataset[i][0].shape == dataset[0][0].shape for i in range(len(dataset)))
@@ -395,9 +504,8 @@ MEMORY = 3e9  # bytes of decoded images and masks that are kept in memory
 
 
 def in_memory(dataset):
-    """The data set, cached if it is small enough, by its first image (NYUDv2, 1.4 GB, is)."""
-    small = len(dataset) and len(dataset) * dataset[0][0].nbytes * 4 / 3 < MEMORY
-    return Cached(dataset) if small else dataset
+    """The data set, cached if all its images and masks are small enough (NYUDv2, 1.4 GB, is)."""
+    return Cached(dataset) if sum(4 * h * w for h, w in sizes(dataset)) < MEMORY else dataset
 
 
 class Cached:

@@ -1,0 +1,364 @@
+"""One's own data as people have them: read right, or refused with the file and what to do."""
+
+import importlib
+import json
+import struct
+import unicodedata
+import zlib
+
+import numpy as np
+from PIL import Image
+import pytest
+
+from rflw import InputError
+from rflw.data.check import absent_classes, check
+from rflw.data.convert import convert
+from rflw.data.images import read_mask
+from rflw.data.readers import MEMORY, in_memory, open_dataset, own_labels
+
+LABELS = np.repeat(np.arange(4, dtype=np.uint8), 40).reshape(4, 40)[:, :37].repeat(12, 0)
+PHOTO = np.full((*LABELS.shape, 3), 90, np.uint8)
+CODES = np.array([(0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0)], np.uint8)
+
+
+def paletted(labels, colours):
+    image = Image.fromarray(labels)
+    image.putpalette([value for colour in colours for value in colour])
+    return image
+
+
+def make(root, masks, photo=PHOTO, ending="png", names="abcde", classes="ground\na\nb\nc\n"):
+    """A data set: a mask for each name, an image or what writes it; photos differ by a pixel."""
+    for part in ("images", "masks"):
+        (root / part).mkdir(parents=True)
+    (root / "classes.txt").write_text(classes)
+    for i, name in enumerate(names):
+        mask = masks[i % len(masks)]
+        if isinstance(mask, np.ndarray):
+            mask = Image.fromarray(mask)
+        pixels = photo.copy()
+        pixels[0, 0] = i
+        for folder, image in (("images", Image.fromarray(pixels)), ("masks", mask)):
+            file = root / folder / f"{name}.{ending if folder == 'images' else 'png'}"
+            file.parent.mkdir(exist_ok=True)
+            image.save(file)
+    return root
+
+
+def faults(root):
+    return check(f"{root}/")["splits"]["train"]["faults"]
+
+
+def png(mask, depth, kind=0):
+    """A grey PNG of few bits, by hand: rows of bits, from the highest."""
+
+    def chunk(name, data):
+        return (
+            struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        )
+
+    rows = b""
+    for row in mask:
+        bits = "".join(f"{value:0{depth}b}" for value in row)
+        bits += "0" * (-len(bits) % 8)
+        rows += b"\0" + int(bits, 2).to_bytes(len(bits) // 8)
+    header = struct.pack(">IIBBBBB", mask.shape[1], mask.shape[0], depth, kind, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in chunks)
+
+
+class TestMaskFiles:
+    @pytest.mark.parametrize("bits", [1, 2, 4, 8])
+    def test_grey_pngs_of_few_bits_hold_what_was_written(self, tmp_path, bits):
+        labels = LABELS & (2**bits - 1)
+        (tmp_path / "m.png").write_bytes(png(labels, bits))
+        assert np.array_equal(read_mask(tmp_path / "m.png", 4), labels)
+
+    @pytest.mark.parametrize("bits", [1, 2, 4, 8])
+    def test_palette_pngs_of_few_bits(self, tmp_path, bits):
+        labels = LABELS & (2**bits - 1)
+        paletted(labels, CODES[: 2**bits]).save(tmp_path / "m.png", bits=bits)
+        assert np.array_equal(read_mask(tmp_path / "m.png", 4), labels)
+
+    def test_lossy_files_are_refused_under_any_name(self, tmp_path):
+        for form in ("JPEG", "WEBP"):
+            Image.fromarray(LABELS).save(tmp_path / "m.png", format=form)
+            with pytest.raises(InputError, match=rf"m\.png: {form} changes .*convert --nearest"):
+                read_mask(tmp_path / "m.png", 4)
+        Image.fromarray(LABELS).save(tmp_path / "m.tif", compression="jpeg")
+        with pytest.raises(InputError, match=r"m\.tif: jpeg changes"):
+            read_mask(tmp_path / "m.tif", 4)
+
+    @pytest.mark.parametrize("ending", ["tif", "bmp", "gif"])
+    def test_other_exact_formats_are_read(self, tmp_path, ending):
+        paletted(LABELS, CODES).save(tmp_path / f"m.{ending}")
+        assert np.array_equal(read_mask(tmp_path / f"m.{ending}", 4), LABELS)
+
+    def test_a_tiff_where_0_is_white_is_refused(self, tmp_path):
+        Image.fromarray(LABELS).save(tmp_path / "m.tif", tiffinfo={262: 0})
+        with pytest.raises(InputError, match="the form L;I are not kept"):
+            read_mask(tmp_path / "m.tif", 4)
+
+    @pytest.mark.parametrize("mode", ["RGB", "LA", "I;16", "RGBA"])
+    def test_other_modes_name_the_way_out(self, tmp_path, mode):
+        image = Image.fromarray(LABELS.astype(np.uint16) if mode == "I;16" else LABELS)
+        (image if mode == "I;16" else image.convert(mode)).save(tmp_path / "m.png")
+        with pytest.raises(InputError, match=f"m.png: .*this is {mode}; `rflw data convert`"):
+            read_mask(tmp_path / "m.png", 4)
+
+
+class TestLabels:
+    def test_a_class_without_pixels_is_not_clean(self, tmp_path):
+        assert check(str(make(tmp_path / "good", [LABELS])))["clean"]
+        masks = [np.where(LABELS == 3, 255, LABELS).astype(np.uint8)]
+        [line] = faults(make(tmp_path / "d", masks))
+        assert "no pixel of the training images is c; 25.0%" in line and "--map 255=N" in line
+
+    @pytest.mark.parametrize(
+        ("pixels", "void", "senseless"),
+        [
+            ((5, 5), 90, (False, False)),
+            ((93, 0), 7, (True, True)),  # masks of 0 and 255
+            ((50, 0), 0, (True, True)),  # one class alone
+            ((40, 40, 0), 20, (True, True)),  # 255 may be the third
+            ((40, 40, 0), 0, (True, False)),
+            ((40, 40, 0, 0), 5, (True, False)),  # part of VOC, with its rims
+        ],
+    )
+    def test_what_cannot_be_meant(self, pixels, void, senseless):
+        line, refused = absent_classes("d", dict(zip("abcd", pixels)), void)
+        assert (line is not None, refused) == senseless
+
+    def test_palettes_must_agree_on_the_labels_that_occur(self, tmp_path):
+        same = [
+            paletted(LABELS, CODES),
+            paletted(LABELS, [*CODES, (9, 9, 9)]),
+            Image.fromarray(LABELS),
+        ]
+        assert check(str(make(tmp_path / "good", same)))["clean"]
+        other = make(
+            tmp_path / "d", [paletted(LABELS, CODES)] * 4 + [paletted(LABELS, CODES[::-1])]
+        )
+        [line] = faults(other)  # e.png is a mask of the other split
+        assert f"{other / 'masks/e.png'}: label 0 has the colour (128, 128, 0), in a.png" in line
+        with pytest.raises(InputError, match="e.png: label 0 .* convert --colours"):
+            open_dataset(str(other), "train")
+
+    def test_names_of_classes(self, tmp_path):
+        path = tmp_path / "classes.txt"
+        for text in ("a\n\nb\n", "\na\nb\n", "a\n \t\nb"):
+            path.write_text(text)
+            with pytest.raises(InputError, match=r"classes.txt: line \d is empty; line n names"):
+                own_labels(tmp_path)
+        decomposed = unicodedata.normalize("NFD", "Bäume")
+        path.write_bytes(f"\ufeffHaus\r\n{decomposed} \r\n\r\n \r\n".encode())
+        assert own_labels(tmp_path).classes == ("Haus", "Bäume")
+
+
+class TestNames:
+    def test_folders_inside_are_read(self, tmp_path):
+        root = make(tmp_path / "d", [LABELS], names=["a", "day2/a", "day2/b", "c", "d"])
+        (root / "images/.trash").mkdir()
+        (root / "images/.trash/x.png").write_text("")
+        assert open_dataset(str(root), "train").ids == ["a", "c", "d", "day2/a"]
+        assert check(str(root))["clean"]
+        (root / "masks/day2/b.png").unlink()
+        with pytest.raises(InputError, match=r"masks/day2/b\.png is missing"):
+            open_dataset(str(root), "val")
+
+    def test_masks_whose_names_differ_in_case_form_or_ending(self, tmp_path):
+        root = make(tmp_path / "d", [LABELS], names=["IMG_1", "Bäume", "c", "d", "e"], ending="JPG")
+        masks = root / "masks"
+        (masks / "IMG_1.png").rename(masks / "img_1.PNG")
+        (masks / "Bäume.png").rename(masks / unicodedata.normalize("NFD", "Bäume.png"))
+        Image.open(masks / "c.png").save(masks / "c.TIF")
+        (masks / "c.png").unlink()
+        (masks / "notes.txt").write_text("c is odd")
+        data = open_dataset(str(root), "train")
+        assert all(np.array_equal(data[i][1], LABELS) for i in range(len(data)))
+        assert sorted(data.ids + open_dataset(str(root), "val").ids) == sorted(
+            ["IMG_1", "Bäume", "c", "d", "e"]
+        )
+
+    def test_one_mask_is_never_that_of_two_images(self, tmp_path):
+        root = make(tmp_path / "d", [LABELS], names=["a", "A", "c"])
+        assert len(open_dataset(str(root), "train")) == 3  # each has its own
+        (root / "masks/A.png").rename(root / "masks/x.png")
+        with pytest.raises(InputError, match="x.png: has no image"):
+            open_dataset(str(root), "train")
+        (root / "masks/a.png").unlink()
+        (root / "masks/x.png").unlink()
+        with pytest.raises(InputError, match="A.png is missing"):
+            open_dataset(str(root), "train")
+
+    def test_lists_may_differ_in_case(self, tmp_path):
+        root = make(tmp_path / "d", [LABELS], names=["IMG_1", "IMG_2"])
+        (root / "splits").mkdir()
+        (root / "splits/train.txt").write_text("img_2\n")
+        assert open_dataset(str(root), "train").ids == ["IMG_2"]
+
+    def test_the_old_names_of_modules_are_the_same_modules(self):
+        old = importlib.import_module("rflw.datasets.readers")
+        assert old is importlib.import_module("rflw.data.readers")
+
+
+class TestTurned:
+    """Photos with EXIF; a mask may fit them as stored or as shown."""
+
+    def data(self, root, turn, photo, mask):
+        make(root, [mask], photo)
+        exif = Image.Exif()
+        exif[0x112] = turn
+        for file in (root / "images").iterdir():
+            Image.open(file).save(file.with_suffix(".jpg"), exif=exif)
+            file.unlink()
+        return root
+
+    @pytest.mark.parametrize("turn", range(1, 9))
+    def test_masks_drawn_on_the_stored_pixels(self, tmp_path, turn):
+        root = self.data(tmp_path / "d", turn, PHOTO, LABELS)
+        lines = faults(root)
+        told = [line for line in lines if f"EXIF turns it (orientation {turn})" in line]
+        assert len(told) == (0 if turn == 1 else 4)
+        assert turn == 1 or str(root / "images/a.jpg") in told[0]
+
+    @pytest.mark.parametrize("turn", range(5, 9))
+    def test_masks_drawn_on_what_is_shown(self, tmp_path, turn):
+        root = self.data(tmp_path / "d", turn, PHOTO, np.ascontiguousarray(LABELS.T))
+        assert check(str(root))["clean"]
+
+    def test_a_mask_that_is_turned_alike(self, tmp_path):
+        root = self.data(tmp_path / "d", 3, PHOTO, LABELS)
+        exif = Image.Exif()
+        exif[0x112] = 3
+        for file in (root / "masks").iterdir():
+            Image.open(file).save(file, exif=exif)
+        assert np.array_equal(open_dataset(str(root), "train")[0][1], LABELS[::-1, ::-1])
+
+
+def test_small_pictures_are_named_where_they_are_validated(tmp_path):
+    root = make(tmp_path / "d", [LABELS])
+    for part in ("images", "masks"):
+        Image.open(root / part / "e.png").crop((0, 0, 20, 48)).save(root / part / "e.png")
+    found = check(str(root))
+    assert found["splits"]["val"]["faults"] == ["e: 20x48; networks take 33x33 and up"]
+
+
+def test_memory_is_judged_by_all_images(tmp_path, monkeypatch):
+    data = open_dataset(str(make(tmp_path / "d", [LABELS])), "train")
+    Image.fromarray(np.zeros((600, 500, 3), np.uint8)).save(tmp_path / "d/images/c.png")
+    bytes_of_all = 4 * (3 * LABELS.size + 600 * 500)
+    assert MEMORY == 3e9
+    for limit, held in ((bytes_of_all, False), (bytes_of_all + 1, True)):
+        monkeypatch.setattr("rflw.data.readers.MEMORY", limit)
+        assert (in_memory(data) is not data) == held
+
+
+class TestConvert:
+    def masks(self, tmp_path, image, name="m.png", **options):
+        (tmp_path / "masks/day2").mkdir(parents=True)
+        image.save(tmp_path / "masks/day2" / name, **options)
+        return tmp_path / "masks", tmp_path / "out"
+
+    def result(self, out):
+        return read_mask(out / "day2/m.png", 4)
+
+    @pytest.mark.parametrize(
+        "image",
+        [
+            Image.fromarray(LABELS),
+            Image.fromarray(LABELS.astype(np.uint16)),
+            Image.fromarray(np.dstack([LABELS] * 3)),
+            Image.fromarray(LABELS).convert("LA"),
+            Image.fromarray(LABELS).convert("RGBA"),
+            paletted(LABELS, CODES[::-1]),
+        ],
+        ids=["grey", "16 bits", "grey as RGB", "grey with alpha", "RGBA", "palette"],
+    )
+    def test_numbers(self, tmp_path, image):
+        masks, out = self.masks(tmp_path, image)
+        before = (masks / "day2/m.png").read_bytes()
+        rows = convert(masks, out)
+        assert np.array_equal(self.result(out), LABELS)
+        counts = {row["label"]: row["pixels"] for row in rows.values()}
+        assert counts == dict(enumerate(np.bincount(LABELS.ravel()).tolist()))
+        assert (masks / "day2/m.png").read_bytes() == before
+
+    def test_from_one_and_by_a_map(self, tmp_path):
+        masks, out = self.masks(tmp_path, Image.fromarray(LABELS.astype(np.uint16) * 1000))
+        convert(masks, out, table={1000: 1, 2000: 255, 3000: 2})
+        assert np.array_equal(self.result(out), np.array([0, 1, 255, 2], np.uint8)[LABELS])
+        convert(out, tmp_path / "again", first=1)
+        again = self.result(tmp_path / "again")
+        assert np.array_equal(again, np.array([255, 0, 255, 1], np.uint8)[LABELS])
+
+    @pytest.mark.parametrize("image", [Image.fromarray(CODES[LABELS]), paletted(LABELS, CODES)])
+    def test_colours_of_a_list(self, tmp_path, image):
+        masks, out = self.masks(tmp_path, image)
+        (tmp_path / "list.txt").write_text(
+            "\ufeff128 128 0 olive\r\nvoid: 0, 128, 0\r\n\r\n#800000\r\nblack 0\t0\t0\r\n"
+        )
+        convert(masks, out, colours=str(tmp_path / "list.txt"))
+        assert np.array_equal(self.result(out), np.array([2, 1, 255, 0], np.uint8)[LABELS])
+
+    def test_found_colours_are_told(self, tmp_path):
+        masks, out = self.masks(tmp_path, Image.fromarray(CODES[LABELS]))
+        rows = convert(masks, out, colours="found", table={(128, 128, 0): 0})
+        labels = {colour: row["label"] for colour, row in rows.items()}
+        assert labels == {"0,0,0": 1, "0,128,0": 2, "128,0,0": 3, "128,128,0": 0}
+
+    def test_lossy_masks_by_the_nearest(self, tmp_path):
+        masks, out = self.masks(tmp_path, Image.fromarray(LABELS * 85), "m.jpg", quality=95)
+        with pytest.raises(InputError, match="m.jpg: JPEG changes"):
+            convert(masks, out)
+        convert(masks, out, table={0: 0, 85: 1, 170: 2, 255: 3}, nearest=True)
+        assert (self.result(out) == LABELS).mean() > 0.97
+        assert self.result(out)[5, 5] == 0 and self.result(out)[-3, -3] == 3
+
+    @pytest.mark.parametrize(
+        ("image", "options", "message"),
+        [
+            (Image.fromarray(CODES[LABELS]), {}, "it has colours: --colours FILE"),
+            (Image.fromarray(CODES[LABELS]), {"table": {(0, 0, 0): 0}}, "colour 0,128,0, one of 3"),
+            (Image.fromarray(LABELS + np.uint16(254)), {}, "number 256, one of 2 without a label"),
+            (Image.new("RGBA", (8, 8), (9, 9, 9, 0)), {}, "parts of it are transparent"),
+            (Image.fromarray(LABELS), {"nearest": True}, "says what may be near"),
+        ],
+    )
+    def test_what_has_no_label_is_named_and_nothing_is_written(
+        self, tmp_path, image, options, message
+    ):
+        masks, out = self.masks(tmp_path, image)
+        with pytest.raises(InputError, match=message):
+            convert(masks, out, **options)
+        assert [path.name for path in tmp_path.iterdir()] == ["masks"]
+
+    def test_it_never_writes_over_or_into_its_input(self, tmp_path):
+        masks, _ = self.masks(tmp_path, Image.fromarray(LABELS))
+        for out in (masks, masks / "new", tmp_path):
+            with pytest.raises(InputError, match="not a new folder outside of"):
+                convert(masks, out)
+        assert len([*masks.rglob("*")]) == 2
+
+    def test_half_done_work_is_taken_away(self, tmp_path, monkeypatch):
+        masks, out = self.masks(tmp_path, Image.fromarray(LABELS))
+
+        def full(*_, **__):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(Image.Image, "save", full)
+        with pytest.raises(InputError, match="out: cannot be written .No space"):
+            convert(masks, out)
+        assert [path.name for path in tmp_path.iterdir()] == ["masks"]
+
+    def test_the_command(self, tmp_path, capsys):
+        from rflw import cli
+
+        masks, out = self.masks(tmp_path, Image.fromarray(CODES[LABELS]))
+        words = ["data", "convert", str(masks), "-o", str(out), "--json", "--map", "0,0,0=0"]
+        words += ["128,0,0=1", "0,128,0=2", "128,128,0=255"]
+        cli.app(words, standalone_mode=False)
+        assert json.loads(capsys.readouterr().out)["128,128,0"]["label"] == 255
+        assert np.array_equal(self.result(out), np.array([0, 1, 2, 255], np.uint8)[LABELS])
+        with pytest.raises(InputError, match="--map 1=256: "):
+            cli.app([*words[:6], "--map", "1=256"], standalone_mode=False)
