@@ -406,10 +406,14 @@ def _sbd_mats(folder: Path) -> list[Item]:
     ]
 
 
+VOC_LISTS = "ImageSets/Segmentation/"
+
+
 def _sbd_pngs(files: RawFiles, folder: Path) -> list[Item]:
     """Of all masks in SegmentationClassAug, or of those that a trainaug.txt names."""
     images = files.find(VOC[2012])
-    lists = [path for name in ("trainaug", "train_aug") for path in files.search(f"{name}.txt")]
+    named = [f"{at}{name}.txt" for name in ("trainaug", "train_aug") for at in (VOC_LISTS, "")]
+    lists = [path for name in named for path in files.search(name)]
     names = _ids(lists[0]) if lists else folder.glob("[!.]*.png")
     decode = partial(read_mask, num_classes=len(VOC_CLASSES))
     keys = {Path(name).stem for name in names}
