@@ -365,6 +365,15 @@ def test_save_and_load(model, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["x.safetensors"]
 
 
+def test_networks_of_timm_keep_tensors_that_are_in_no_file(tmp_path):
+    theirs, path = build("refinenet-lw-timm:tiny_vit_5m_224", 2).eval(), tmp_path / "x.safetensors"
+    assert {name for name, _ in theirs.named_buffers()} - theirs.state_dict().keys()
+    checkpoint.save(theirs, path, {"classes": ["a", "b"], "data": "own"}, torch.float32)
+    x = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(load(path)(x), theirs(x))
+
+
 def test_bad_files_are_refused(model, tmp_path):
     checkpoint.save(model, tmp_path / "x.safetensors", CARD)
     (tmp_path / "cut.safetensors").write_bytes((tmp_path / "x.safetensors").read_bytes()[:-1000])
