@@ -7,7 +7,7 @@ function slide(figure) {
   before.classList.add("before");
   after.classList.add("after");
   slider.className = "stacked";
-  range.setAttribute("aria-label", "how much of the photo is covered by the prediction, percent");
+  range.setAttribute("aria-label", "how much of the first picture the second covers, percent");
   Object.assign(range, { type: "range", min: 0, max: 100, value: 50 });
   slider.append(before, after, range);
   figure.prepend(slider);

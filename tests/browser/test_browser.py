@@ -153,9 +153,9 @@ def test_slider_moves(reader, width):
     tab = reader("book/explore.html", width)
     clip = "getComputedStyle(document.querySelector('.slider .after')).clipPath"
     before = tab.evaluate(clip)
-    tab.locator(".slider input").fill("90")
+    tab.locator(".slider input").first.fill("90")
     assert tab.evaluate(clip) != before and "10%" in tab.evaluate(clip)
-    tab.locator(".slider input").focus()
+    tab.locator(".slider input").first.focus()
     tab.keyboard.press("Home")
     assert "100%" in tab.evaluate(clip)
 
@@ -190,7 +190,7 @@ COLOURS = """() => { const c = document.querySelector('#photo .over');
 def said(tab, words: str) -> None:
     """The page says `words`, and no script fails."""
     tab.locator("#photo .said", has_text=words).wait_for(timeout=120_000)
-    assert not [fault for fault in tab.faults if fault.startswith(("script", "other host"))]
+    assert not [fault for fault in tab.faults if fault.startswith("script")]
 
 
 def networks() -> list[dict]:
