@@ -35,18 +35,7 @@ def test_values_and_gradients_are_those_of_pytorch(eager, shape, layout):
     torch.testing.assert_close(our_gradient, their_gradient, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize(
-    "shape",
-    [
-        (2, 3, 7, 9),
-        (2, 3, 1, 9),
-        (2, 3, 7, 1),
-        (2, 3, 2, 3),
-        (1, 1, 1, 1),
-        (1, 2, 2, 6),
-        (1, 8, 5, 1),
-    ],
-)
+@pytest.mark.parametrize("shape", [(2, 3, 7, 9), (2, 3, 1, 9), (2, 3, 7, 1), (1, 1, 1, 1)])
 @pytest.mark.parametrize("form", pooling.FORMS)
 def test_every_form_of_the_pools_is_the_pool(form, shape):
     # below zero, where padding with zeros would show
