@@ -300,7 +300,7 @@ def score(claim, recorded: list[dict]) -> Answers:
     test = claim.test
     answers = []
     for recipe in RECIPES.values():
-        wanted = recipe.name.startswith("paper-") and recipe.model == test.model
+        wanted = recipe.name.startswith(("paper-", "authors-")) and recipe.model == test.model
         if wanted and (recipe.data, recipe.validation) == (test.score, test.split):
             if runs := trained(recorded, recipe.name):
                 measured = {

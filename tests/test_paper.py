@@ -280,3 +280,20 @@ def test_a_missing_file_or_table_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(paper, "FOLDER", tmp_path)
     with pytest.raises(InputError, match="table1.csv: no such file"):
         paper.cells()
+
+
+def test_official_lists_are_counted(tmp_path):
+    """By hand: three, two and one images; the list that SBD extends has all three, one of val, two new."""
+    lists = {"train": "a b c", "val": "d e", "test": "f", "train_aug": "a b c e g h"}
+    for name, ids in lists.items():
+        (tmp_path / f"{name}.txt").write_text(ids.replace(" ", "\n") + "\n")
+    counted = paper.count_lists(tmp_path)
+    images = {split: part["images"] for split, part in counted["splits"].items()}
+    assert images == {"train": 3, "val": 2, "test": 1} and counted["images"] == 6
+    assert counted["augmented"] == {"images": 6, "shared": {"train": 3, "val": 1, "test": 0}}
+    (tmp_path / "val.txt").write_text("d\ne\nd\n")
+    with pytest.raises(InputError, match="val.txt: 1 ids stand there twice"):
+        paper.count_lists(tmp_path)
+    (tmp_path / "val.txt").unlink()
+    with pytest.raises(InputError, match="val.txt"):
+        paper.count_lists(tmp_path)

@@ -13,6 +13,7 @@ from rflw_study.statistics import (
     holm,
     mean_interval,
     mean_ratio,
+    p_value,
     paired_difference,
 )
 
@@ -114,6 +115,26 @@ def test_outcomes_are_those_of_the_protocol():
     outcomes = [equivalence([m + 0.1 * s for s in seeds], margin) for m, margin in means.items()]
     outcomes.append(equivalence([0.0 for _ in seeds][1:], 1.0))
     assert outcomes == list(protocol["outcomes"])
+
+
+def test_p_values_against_scipy_s_t_tests():
+    gaps = [0.4, 0.1, -0.3, 0.5, 0.2]
+
+    def p(limit, side):
+        return stats.ttest_1samp(gaps, limit, alternative=side).pvalue
+
+    expected = {
+        "equivalent": max(p(-1, "greater"), p(1, "less")),
+        "worse by less than the margin": max(p(-1, "greater"), p(0, "less")),
+        "worse": p(-1, "less"),
+        "better": p(0, "greater"),
+        "more": p(1, "greater"),
+        "less": p(1, "less"),
+        "undecided": 1.0,
+    }
+    assert {each: p_value(gaps, each, 1.0) for each in expected} == pytest.approx(expected)
+    assert p_value([1.0, 1.0, 1.0], "worse", 1.0) == 1  # no spread at all
+    assert p_value([-2.0, -2.0, -2.0], "worse", 1.0) == pytest.approx(0)
 
 
 @pytest.mark.parametrize(
