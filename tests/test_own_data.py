@@ -11,13 +11,14 @@ from PIL import Image
 import pytest
 
 from rflw import InputError
-from rflw.data.check import absent_classes, check
+from rflw.data.check import absent_classes, check, check_labels, smoothed
 from rflw.data.convert import convert
 from rflw.data.images import read_mask
 from rflw.data.readers import MEMORY, in_memory, open_dataset, own_labels
 
 LABELS = np.repeat(np.arange(4, dtype=np.uint8), 40).reshape(4, 40)[:, :37].repeat(12, 0)
 PHOTO = np.full((*LABELS.shape, 3), 90, np.uint8)
+CLASSES = "0\n1\n2\n3\n4\n5\n"
 CODES = np.array([(0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0)], np.uint8)
 
 
@@ -144,11 +145,39 @@ class TestLabels:
         with pytest.raises(InputError, match="e.png: label 0 .* convert --colours"):
             open_dataset(str(other), "train")
 
+    def test_smoothed_masks_are_named(self, tmp_path):
+        shapes = np.zeros((60, 80), np.uint8)
+        shapes[10:50, 20:60], shapes[5:12, 5:75], shapes[30:50, 40:60] = 5, 3, 1
+        image, size = Image.fromarray(shapes), (120, 90)
+        assert not smoothed(shapes)
+        assert not smoothed(np.asarray(image.resize(size, Image.Resampling.NEAREST)))
+        for scale in (0.5, 0.7, 1.5, 3):
+            size = (round(80 * scale), round(60 * scale))
+            assert smoothed(np.asarray(image.resize(size, Image.Resampling.BILINEAR))), scale
+        outlined = np.where(shapes == 5, 2, 0).astype(np.uint8)  # 1 is the rim of 2, a pixel wide
+        outlined[10:50, 20], outlined[10:50, 59], outlined[9, 20:60] = 1, 1, 1
+        assert not smoothed(outlined)
+        masks = [image.resize((120, 90), Image.Resampling.BILINEAR)]
+        root = make(tmp_path / "d", masks, np.zeros((90, 120, 3), np.uint8), classes=CLASSES)
+        assert "a: between its labels lie others" in faults(root)[0]
+        with pytest.raises(InputError, match="a: between its labels lie others"):
+            check_labels(open_dataset(str(root), "train"))
+
+    def test_two_masks_of_one_name(self, tmp_path):
+        root = make(tmp_path / "d", [LABELS])
+        Image.fromarray(LABELS).save(root / "masks/a.jpg")  # a preview
+        assert check(str(root))["clean"]
+        Image.fromarray(LABELS).save(root / "masks/a.tif")
+        with pytest.raises(InputError, match="a.png and a.tif would be the mask of one image"):
+            open_dataset(str(root), "train")
+
     def test_names_of_classes(self, tmp_path):
         path = tmp_path / "classes.txt"
-        for text in ("a\n\nb\n", "\na\nb\n", "a\n \t\nb"):
+        for text in ("a\n\nb\n", "\na\nb\n", "a\n \t\nb", "# mine\na\nb"):
             path.write_text(text)
-            with pytest.raises(InputError, match=r"classes.txt: line \d is empty; line n names"):
+            with pytest.raises(
+                InputError, match=r"classes.txt: line \d is (empty|a remark); line n"
+            ):
                 own_labels(tmp_path)
         decomposed = unicodedata.normalize("NFD", "Bäume")
         path.write_bytes(f"\ufeffHaus\r\n{decomposed} \r\n\r\n \r\n".encode())

@@ -1,6 +1,6 @@
 """Whether a data set is what it should be: counts, unreadable files, labels, shared images."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 import hashlib
 from pathlib import Path
 import sys
@@ -53,8 +53,10 @@ def check(name: str, root=None, progress: bool = False) -> dict:
             changed.append(f"{path} or SHA256SUMS: not what was prepared")
     if dataset is None:
         raise absent[0]
-    if is_folder(name):
-        _look(name, splits)
+    if is_folder(name) and not splits["train"]["faults"]:  # else they may be in what is unread
+        facts = splits["train"]
+        line, _ = absent_classes(name, facts["pixels"], facts["void"])
+        facts["faults"] += [line] if line else []
     if isinstance(dataset, Prepared):
         changed += _changed(dataset.folder)
     fits = (not s["faults"] and s["official"] in (None, s["images"]) for s in splits.values())
@@ -66,13 +68,6 @@ def _official(name: str) -> dict[str, int | None]:
     """The splits of a data set and their official numbers of images, where there are such."""
     others = {"train": None, "val": None} if is_folder(name) else {"train": None}  # COCO
     return OFFICIAL.get(name) or others
-
-
-def _look(name: str, splits: dict) -> None:
-    """Adds to the faults of one's own data what is not as it can be meant."""
-    facts = splits["train"]
-    line = absent_classes(name, facts["pixels"], facts["void"])[0]
-    facts["faults"] += [line] if line and facts["images"] else []
 
 
 def absent_classes(name: str, pixels: dict[str, int], void: int) -> tuple[str | None, bool]:
@@ -92,13 +87,40 @@ def absent_classes(name: str, pixels: dict[str, int], void: int) -> tuple[str | 
 def check_labels(dataset) -> None:
     """Raises InputError for masks of one's own data that cannot be meant; stderr names classes
     without a pixel."""
-    counts = sum(np.bincount(dataset[i][1].ravel(), minlength=256) for i in range(len(dataset)))
+    counts = np.zeros(256, int)
+    for i, key in enumerate(dataset.ids):
+        mask = dataset[i][1]
+        counts += np.bincount(mask.ravel(), minlength=256)
+        if smoothed(mask):
+            raise InputError(f"{dataset.name}: {key}: {SMOOTHED}")
     pixels = dict(zip(dataset.labels.classes, counts.tolist()))
     line, senseless = absent_classes(dataset.name, pixels, int(counts[VOID]))
     if senseless:
         raise InputError(line)
     if line:
         print(f"rflw: {line}", file=sys.stderr)
+
+
+SMOOTHED = (
+    "between its labels lie others, as after smoothing or scaling; scale masks by the nearest "
+    "pixel, or let `rflw data convert --nearest --map` keep the labels that are meant"
+)
+
+
+def smoothed(mask: np.ndarray) -> bool:
+    """Whether labels stand between others as smoothing leaves them, and as no class lies: at many
+    edges a pixel has a label between those of its neighbours, and not always the same."""
+    triples, edges = [], 0
+    for lines in (mask.astype(int), mask.T.astype(int)):
+        left, here, right = lines[:, :-2], lines[:, 1:-1], lines[:, 2:]
+        between = (here - left) * (right - here) > 0
+        between &= (left != VOID) & (right != VOID)
+        triples.append(np.stack([left, right, here])[:, between])
+        edges += (left != here).sum()
+    kinds, numbers = np.unique(np.concatenate(triples, 1), axis=1, return_counts=True)
+    if numbers.sum() < max(10, edges / 5):
+        return False
+    return np.unique(kinds[:2], axis=1).shape[1] < kinds.shape[1] or len({*kinds[2]}) > 2
 
 
 def check_sizes(recipe, dataset) -> None:
@@ -125,9 +147,8 @@ def _read(dataset, faults: list[str], places: dict, shared: list, progress: bool
             faults += dict.fromkeys(line for line in (*parts, str(e)) if line)
             continue
         pixels += np.bincount(mask.ravel(), minlength=256)
-        if is_folder(dataset.name) and dataset.split != "train" and min(mask.shape) < SMALLEST:
-            size = f"{mask.shape[1]}x{mask.shape[0]}"
-            faults.append(f"{key}: {size}; networks take {SMALLEST}x{SMALLEST} and up")
+        if is_folder(dataset.name):
+            faults += _strange(dataset, key, mask)
         add_item(digest, key, image, mask)
         here = (dataset.split, key)
         first = places.setdefault(hashlib.sha256(image.tobytes()).digest(), here)
@@ -135,6 +156,15 @@ def _read(dataset, faults: list[str], places: dict, shared: list, progress: bool
             shared.append([*first, *here])
     counts = dict(zip(dataset.labels.classes, pixels.tolist()))
     return {"pixels": counts, "void": int(pixels[VOID]), "sha256": digest.hexdigest()}
+
+
+def _strange(dataset, key: str, mask: np.ndarray) -> Iterator[str]:
+    """What an image and mask of one's own, though sound, cannot be used for."""
+    if dataset.split != "train" and min(mask.shape) < SMALLEST:
+        size = f"{mask.shape[1]}x{mask.shape[0]}"
+        yield f"{key}: {size}; networks take {SMALLEST}x{SMALLEST} and up"
+    if smoothed(mask):
+        yield f"{key}: {SMOOTHED}"
 
 
 def _fault(read: Callable, index: int) -> str | None:

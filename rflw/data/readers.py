@@ -300,7 +300,8 @@ def walk(folder: Path) -> list[Path]:
 
 def _by_name(root: Path, part: str, wrong: list[str]) -> dict[str, Path]:
     """The files of `images` or `masks`, those in folders inside, too, by their names from there on
-    without endings; hidden ones are left out. Two of a name go to `wrong`; of masks a PNG counts.
+    without endings; hidden ones are left out. Two of a name go to `wrong`, previews beside a mask
+    do not.
     """
     folder, named = root / part, {}
     if not folder.is_dir():
@@ -311,15 +312,17 @@ def _by_name(root: Path, part: str, wrong: list[str]) -> dict[str, Path]:
     masks = part == "masks"
     if masks:  # notes and other things may lie between them
         files = [path for path in files if path.suffix.lower() in ENDINGS]
-    for path in sorted(files, key=lambda path: (masks and path.suffix != ".png", path)):
+    same = "would be the mask of one image" if masks else "would have the same mask"
+    for path in sorted(files, key=lambda path: (masks and path.suffix.lower() in LOSSY, path)):
         key = path.relative_to(folder).with_suffix("").as_posix()
-        if named.setdefault(key, path) != path and named[key].suffix != ".png" * masks:
-            first = named[key].name
-            wrong.append(f"{root}: {first} and {path.name} would have the same mask")
+        previews = masks and path.suffix.lower() in LOSSY
+        if named.setdefault(key, path) != path and not previews:
+            wrong.append(f"{root}: {named[key].name} and {path.name} {same}")
     return named
 
 
-ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp")  # of masks
+LOSSY = (".jpg", ".jpeg", ".webp")
+ENDINGS = (".png", ".tif", ".tiff", ".bmp", ".gif", *LOSSY)  # of masks
 
 
 def _meant(keys, names) -> dict[str, str]:
@@ -393,10 +396,10 @@ def own_labels(root: Path) -> Labels:
     names = [normalize("NFC", line) for line in _lines(path)]
     while names and not names[-1]:
         names.pop()
-    if "" in names:
-        raise InputError(
-            f"{path}: line {names.index('') + 1} is empty; line n names the label n - 1"
-        )
+    odd = next((n for n, name in enumerate(names, 1) if name[:1] in ("", "#")), None)
+    if odd:
+        kind = "a remark" if names[odd - 1] else "empty"
+        raise InputError(f"{path}: line {odd} is {kind}; line n names the label n - 1")
     if not 2 <= len(names) <= 255:
         raise InputError(f"{path}: {len(names)} names; 2 to 255 classes, a line each")
     twice = next((name for name in names if names.count(name) > 1), None)
