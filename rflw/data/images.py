@@ -133,7 +133,8 @@ class Header:
 def read_header(path: str | Path) -> Header:
     """The header of an image file. Raises InputError where it is none."""
     with reading(path), open_picture(path) as image:
-        turn = image.getexif().get(ExifTags.Base.Orientation, 1)
+        # PNG's own getexif decodes all pixels, to look behind them, too
+        turn = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
         palette = image.palette.palette if image.mode == "P" and image.palette else None
         sizes = [image.size[::-1], image.size if turn in (5, 6, 7, 8) else image.size[::-1]]
     stored, shown = sizes if image.format != "TIFF" else sizes[::-1]  # Pillow turns a TIFF's size
