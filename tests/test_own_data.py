@@ -243,13 +243,13 @@ class TestTurned:
             file.unlink()
         return root
 
-    @pytest.mark.parametrize("turn", range(1, 9))
+    @pytest.mark.parametrize("turn", range(0, 9))
     def test_masks_drawn_on_the_stored_pixels(self, tmp_path, turn):
         root = self.data(tmp_path / "d", turn, PHOTO, LABELS)
         lines = faults(root)
         told = [line for line in lines if f"EXIF turns it (orientation {turn})" in line]
-        assert len(told) == (0 if turn == 1 else 4)
-        assert turn == 1 or str(root / "images/a.jpg") in told[0]
+        assert len(told) == (0 if turn < 2 else 4)
+        assert turn < 2 or str(root / "images/a.jpg") in told[0]
 
     @pytest.mark.parametrize("turn", range(5, 9))
     def test_masks_drawn_on_what_is_shown(self, tmp_path, turn):

@@ -137,6 +137,7 @@ def read_header(path: str | Path) -> Header:
         turn = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
         palette = image.palette.palette if image.mode == "P" and image.palette else None
         sizes = [image.size[::-1], image.size if turn in (5, 6, 7, 8) else image.size[::-1]]
+    turn = turn if turn in range(2, 9) else 1  # cameras also write 0
     stored, shown = sizes if image.format != "TIFF" else sizes[::-1]  # Pillow turns a TIFF's size
     return Header(stored, shown, turn, palette)
 
