@@ -393,23 +393,6 @@ class TestExport:
         kernels = {tuple(a.ints) for a in attributes if a.name == "kernel_shape"}
         assert kernels == {(1, 5), (5, 1)}
 
-    @pytest.fixture(scope="class")
-    def written(self, shipped, tmp_path_factory):
-        """The file of a whole network, which takes half a minute to write."""
-        path = tmp_path_factory.mktemp("whole") / "net.onnx"
-        deploy.export(shipped, path, whole=True, opset=18)
-        return path
-
-    def test_whole_is_predict(self, shipped, scenes, written):
-        image = scenes[3][:70, :101]
-        classes = self.run(written, image=image)
-        assert classes.dtype == np.uint8 and classes.shape == (70, 101)
-        assert (classes == rflw.predict(shipped, image)).mean() > 0.999
-        content = onnx.load(written)
-        assert content.opset_import[0].version == 18
-        names = {entry.key: entry.value for entry in content.metadata_props}["classes"]
-        assert names.split(", ") == list(shipped.card["classes"])
-
     def test_whole_shows_the_network_what_predict_shows_it(self, tiny, scenes):
         seen, image = [], scenes[3][:70, :101]
 
@@ -423,14 +406,24 @@ class TestExport:
         deploy.Whole(Witness())(torch.from_numpy(image))
         torch.testing.assert_close(seen[0], prediction.normalise(image, tiny, torch.device("cpu")))
 
-    def test_int8_is_small_and_agrees(self, shipped, scenes, written, tmp_path, monkeypatch):
-        path = tmp_path / "net.onnx"
-        monkeypatch.setattr(deploy, "_program", lambda *_: None)
-        monkeypatch.setattr(deploy, "_write_onnx", lambda _, at, *more: copyfile(written, at))
+    def test_a_network_from_image_to_classes_and_its_int8(
+        self, shipped, scenes, tmp_path, monkeypatch
+    ):
+        image, whole, path = scenes[3][:70, :101], tmp_path / "net.onnx", tmp_path / "int8.onnx"
+        deploy.export(shipped, whole, whole=True, opset=18)  # takes half a minute
+        classes = self.run(whole, image=image)
+        assert classes.dtype == np.uint8 and classes.shape == (70, 101)
+        assert (classes == rflw.predict(shipped, image)).mean() > 0.999
+        written = onnx.load(whole)
+        assert written.opset_import[0].version == 18
+        names = {entry.key: entry.value for entry in written.metadata_props}["classes"]
+        assert names.split(", ") == list(shipped.card["classes"])
+        monkeypatch.setattr(deploy, "_program", lambda *_: None)  # it is written once
+        monkeypatch.setattr(deploy, "_write_onnx", lambda _, at, *more: copyfile(whole, at))
         facts = deploy.export(shipped, path, whole=True, calibration=scenes[:3])
         size = 4 * sum(p.numel() for p in shipped.parameters()) / 1e6
         assert facts["mb"] < 0.3 * size + 0.5 and facts["agreement"] > 0.9
-        assert facts["error"] is None and list(tmp_path.iterdir()) == [path]
+        assert facts["error"] is None and {*tmp_path.iterdir()} == {whole, path}
         shapes = {tensor.name: list(tensor.dims) for tensor in onnx.load(path).graph.initializer}
         weights = {
             name.removesuffix("_quantized"): dims
