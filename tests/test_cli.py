@@ -210,9 +210,6 @@ def test_no_command_at_all_gives_help(rflw):
         ("pictures -o x.png", "--checkpoint NAME"),
         (f"predict {'a' * 5000}.png --checkpoint embedded", "aaa"),
         (f"predict file --checkpoint {'a' * 5000}", "file"),
-        (f"data check {'a' * 5000}/x", "aaa"),
-        (f"data check voc --root {'a' * 5000}", "aaa"),
-        (f"records {'a' * 5000}", "aaa"),
     ],
 )
 def test_bad_words_are_refused(rflw, words, said):

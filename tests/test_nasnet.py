@@ -60,48 +60,13 @@ def test_parameters(classes, expected):
     assert sum(p.numel() for p in net.parameters()) == expected
 
 
-def formula(sizes, classes=1000):
-    """Multiply-adds of convolutions and classifier, from the widths and repeats of the paper.
-
-    sizes: of the square maps at strides 2, 4, 8, 16, 32.
-    """
-    pixels = [n * n for n in sizes]
-
-    def separable_macs(kernel, cin, c, n):  # depthwise and 1x1, twice
-        return n * (kernel**2 * cin + cin * c + kernel**2 * c + c * c)
-
-    def normal(c, cur, prev, n):
-        return n * c * (cur + prev) + sum(separable_macs(k, c, c, n) for k in (5, 3, 5, 3, 3))
-
-    def reduction(c, cur, prev, n_in, n):
-        p = c if prev else 32  # the first cell takes it unsqueezed
-        taking_prev = sum(separable_macs(k, p, c, n) for k in (7, 7, 5))
-        taking_cur = separable_macs(5, c, c, n) + separable_macs(3, c, c, n)
-        return n_in * c * (cur + (prev or 0)) + taking_cur + taking_prev
-
-    total = pixels[0] * 32 * 3 * 9
-    total += reduction(11, 32, None, *pixels[:2]) + reduction(22, 44, 32, *pixels[1:3])
-    prev, cur = 44, 88
-    for group, n in enumerate(pixels[2:]):
-        c = 44 * 2**group
-        if group:
-            total += reduction(c, cur, prev, pixels[group + 1], n)
-            prev, cur = cur, 4 * c
-        for _ in range(4):
-            total += normal(c, cur, prev, n)
-            prev, cur = cur, 6 * c
-    return total + cur * classes
-
-
 @pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")  # of fvcore
 def test_macs_at_224(published):
     from fvcore.nn import FlopCountAnalysis
 
     analysis = FlopCountAnalysis(published, torch.zeros(1, 3, 224, 224))
     macs = analysis.unsupported_ops_warnings(False).by_operator()
-    # fvcore counts batch norm (9 M), too; the paper convolutions and the classifier
-    assert macs["conv"] + macs["linear"] == formula(sizes=(111, 56, 28, 14, 7))
-    # Table 2 prints 564 M: whole millions
+    # Table 2 prints 564 M, whole millions, of convolutions and the classifier
     assert macs["conv"] + macs["linear"] == pytest.approx(564e6, abs=0.5e6)
 
 
@@ -260,18 +225,3 @@ def test_windows_are_centred_on_even_pixels_and_averages_leave_the_padding_out()
     assert maximum(ramp)[0, 0, 0].tolist() == [1, 3, 5, 7]
     assert maximum(-1 - ramp)[0, 0, 0].tolist() == [-1, -2, -4, -6]  # no zero of the padding wins
     assert cell.blocks[3][0](torch.ones(1, 1, 3, 3)).eq(1).all()
-
-
-# As a module
-
-
-@pytest.mark.parametrize("padding", [0, 1])
-def test_gradients_reach_every_parameter(padding):
-    torch.manual_seed(0)
-    net = NASNetMobile(num_classes=10, stem_padding=padding).train()
-    net.classifier[0].p = 0.0
-    (net(torch.randn(4, 3, 65, 65)) * torch.randn(4, 10)).sum().backward()
-    without = [
-        name for name, p in net.named_parameters() if p.grad is None or not p.grad.abs().max() > 0
-    ]
-    assert not without
