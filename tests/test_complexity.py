@@ -60,23 +60,14 @@ def test_total_is_the_sum_and_what_is_not_counted_is_named():
             return x.relu() + x
 
     result = count(Sum(), (4, 5))
-    assert result["macs"] == {
-        "conv": 0,
-        "pool": 0,
-        "norm": 0,
-        "activation": 60,
-        "resize": 0,
-        "total": 60,
-    }
+    assert {kind: n for kind, n in result["macs"].items() if n} == {"activation": 60, "total": 60}
     assert result["uncounted"] == {"aten::add": 1}
 
 
 def test_light_weight_decoder_by_hand():
     """LW-50 at 64x64, from the paper's Figure 1 and nothing else: maps of 2, 4, 8 and 16 pixels a side, 256 channels."""
-    rows = {
-        row["module"]: row["macs"]
-        for row in by_module(blank("refinenet-lw-resnet50", 21), (64, 64))
-    }
+    modules = by_module(blank("refinenet-lw-resnet50", 21), (64, 64))
+    rows = {row["module"]: row["macs"] for row in modules}
     conv = (2048 * 512 + 4 * 512 * 512 + 512 * 256) * 4
     for channels, pixels, fuse in ((1024, 16, 1), (512, 64, 1), (256, 256, 0)):
         conv += (channels * 256 + (1 + 4 + fuse) * 256 * 256) * pixels
