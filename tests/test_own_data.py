@@ -113,7 +113,7 @@ class TestLabels:
         assert check(str(make(tmp_path / "good", [LABELS])))["clean"]
         masks = [np.where(LABELS == 3, 255, LABELS).astype(np.uint8)]
         [line] = faults(make(tmp_path / "d", masks))
-        assert "no pixel of the training images is c; 25.0%" in line and "--map 255=N" in line
+        assert "no pixel of the training images is c, and 25.0%" in line and "--map 255=N" in line
 
     @pytest.mark.parametrize(
         ("pixels", "void", "senseless"),
@@ -122,7 +122,8 @@ class TestLabels:
             ((93, 0), 7, (True, True)),  # masks of 0 and 255
             ((50, 0), 0, (True, True)),  # one class alone
             ((40, 40, 0), 20, (True, True)),  # 255 may be the third
-            ((40, 40, 0), 0, (True, False)),
+            ((40, 40, 0), 0, (False, False)),  # a list of classes may be longer than its use
+            ((40, 40, 0), 0.5, (False, False)),
             ((40, 40, 0, 0), 5, (True, False)),  # part of VOC, with its rims
         ],
     )

@@ -71,17 +71,18 @@ def _official(name: str) -> dict[str, int | None]:
 
 
 def absent_classes(name: str, pixels: dict[str, int], void: int) -> tuple[str | None, bool]:
-    """A line about the classes without a pixel in the training images of one's own data, and
-    whether these cannot be meant: one class alone, or one absent where 255 may stand for it."""
+    """A line where classes have no pixel in the training images of one's own data though 255 may
+    stand for one, or where one class is alone; and whether that cannot be meant."""
     absent = [label for label, count in pixels.items() if not count]
     share = void / max(sum(pixels.values()) + void, 1)
-    hint = "take away names that no mask has, or let `rflw data convert --map` renumber"
-    if share > 0.01:
-        hint = f"{share:.1%} of the pixels are 255, which is void: `rflw data convert --map 255=N`"
-        hint += " makes them the label N"
-    line = f"{name}: no pixel of the training images is {', '.join(absent)}; {hint}"
-    senseless = len(pixels) - len(absent) < 2 or (len(absent) == 1 and share > 0.01)
-    return (line, senseless) if absent else (None, False)
+    alone, abounds = len(pixels) - len(absent) < 2, share > 0.01
+    if not absent or not (alone or abounds):
+        return None, False
+    return (
+        f"{name}: no pixel of the training images is {', '.join(absent)}, and {share:.1%} are 255, "
+        "which is void: `rflw data convert --map 255=N` makes it the label N",
+        alone or len(absent) == 1,
+    )
 
 
 def check_labels(dataset) -> None:
