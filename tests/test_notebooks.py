@@ -53,6 +53,21 @@ def test_stored_as_executed(path):
     assert not faults(read(path), path.stat().st_size)
 
 
+@each_notebook
+def test_answers_come_first_and_open_code_is_short(path):
+    """A chapter opens with its answer, closes with what would change it, and folds plumbing."""
+    cells = read(path)["cells"]
+    texts = ["".join(c["source"]) for c in cells if c["cell_type"] == "markdown"]
+    for words in ("{admonition} In short", "**Question.**", "**Answer.**", "{numref}"):
+        assert words in texts[0].partition("\n:::\n")[0]
+    assert "## What would change our mind" in texts[-1]
+    for cell in cells:
+        folded = {"hide-input", "remove-cell"} & {*cell["metadata"].get("tags", ())}
+        if cell["cell_type"] == "code" and not folded:
+            lines = "".join(cell["source"]).splitlines()
+            assert len(lines) < 25 and max(map(len, lines)) <= 80, lines[0]
+
+
 def code(**changes) -> dict:
     cell = {"cell_type": "code", "execution_count": 1, "metadata": {}, "outputs": [], "source": ""}
     return cell | changes
