@@ -1,10 +1,11 @@
 """Checkpoints, ours and the authors'."""
 
+from collections.abc import Callable
+from functools import cache
 import json
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
 import torch
 from torch import Tensor
 
@@ -17,17 +18,25 @@ SHIPPED = records.REPOSITORY / "data" / "checkpoints"
 MAX_SIDE = 4096  # pixels that a checkpoint may ask for; a user may ask for more
 
 
-class Card(BaseModel):
-    """What the header of a checkpoint must say; it may say more."""
-
-    model_config = ConfigDict(strict=True, extra="allow")
-
-    model: str
-    classes: Annotated[list[str], Field(min_length=1, max_length=MAX_CLASSES)]
-    data: str
-    short_side: Literal[0] | Annotated[int, Field(ge=MIN_SIZE, le=MAX_SIDE)] | None = None
-    recipe: Annotated[str, Field(pattern=r"^[^/\p{C}]*$")] = ""  # records' files are named after it
-    seed: int = 0
+@cache
+def _card_of() -> Callable[[str], dict]:
+    """What reads a checkpoint's header, and refuses what it must not say; it may say more."""
+    try:
+        from pydantic import Field, create_model
+    except ModuleNotFoundError:  # a bare GPU machine
+        return json.loads
+    short_side = Literal[0] | Annotated[int, Field(ge=MIN_SIZE, le=MAX_SIDE)] | None
+    card = create_model(
+        "Card",
+        __config__={"strict": True, "extra": "allow"},
+        model=str,
+        classes=Annotated[list[str], Field(min_length=1, max_length=MAX_CLASSES)],
+        data=str,
+        short_side=(short_side, None),
+        recipe=(Annotated[str, Field(pattern=r"^[^/\p{C}]*$")], ""),  # files are named after it
+        seed=(int, 0),
+    )
+    return lambda text: card.model_validate_json(text).model_dump(exclude_unset=True)
 
 
 # ---------------------------------------------------------------- ours
@@ -94,7 +103,7 @@ def load(path: str | Path) -> RefineNet:
     if "rflw" not in header:
         raise InputError(f"{file}: not a checkpoint of rflw: its header names no model")
     with reading(file):
-        card = Card.model_validate_json(header["rflw"]).model_dump(exclude_unset=True)
+        card = _card_of()(header["rflw"])
     try:
         model = without_memory(card["model"], len(card["classes"]))
         fault = official.first_fault(state, model.state_dict())

@@ -44,6 +44,10 @@ def run() -> None:
         fail(str(e))
     except ClickException as e:
         fail(e.format_message())
+    except NotImplementedError as e:  # an operator that a device lacks, in PyTorch's words
+        if "operator" not in str(e):
+            raise
+        fail(f"{str(e).split('. ')[0]}: use --device cpu")
     except BrokenPipeError:  # the reader of our output has gone
         sys.stderr.close()
         raise SystemExit(1) from None
@@ -122,7 +126,7 @@ Json = Annotated[bool, Option("--json", help="Print figures as JSON.")]
 Root = Annotated[
     Path | None, Option(help="Folder of the data sets; else RFLW_DATA, else data/datasets.")
 ]
-Device = Annotated[str, Option(help="auto, cpu or cuda.")]
+Device = Annotated[str, Option(help="auto, cpu, cuda, mps or xpu.")]
 Precision = Annotated[str, Option(help="auto, fp32, bf16 or fp16.")]
 Classes = Annotated[int, Option(help="Number of classes.")]
 Size = Annotated[tuple[int, int], Option(help="Rows and columns of the input.")]

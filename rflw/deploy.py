@@ -196,6 +196,8 @@ def optimise(
         compiled, left_out["compile"] = False, "needs a C++ compiler"
     elif device.type == "cuda" and graphs is False:
         left_out["graphs"] = "not asked for"
+    elif compiled and device.type not in ("cpu", "cuda"):
+        left_out["graphs"] = "on CUDA devices only"
     steps = _simplify(net, fold, merge, pools, "maxima" if compiled else None)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     net = net.to(PRECISIONS[precision], memory_format=layout)

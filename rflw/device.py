@@ -2,26 +2,40 @@
 
 from contextlib import nullcontext
 import ctypes
+import warnings
 
 import torch
 
-from rflw.errors import InputError
+from rflw.errors import InputError, why
 
-DEVICES = ("auto", "cpu", "cuda")
+DEVICES = ("auto", "cpu", "cuda", "mps", "xpu")  # ROCm's cards are "cuda", too
 PRECISIONS = {"auto": None, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """A device by name; "auto" is CUDA if there is a device, else the CPU.
+    """A device by name; "auto" is the accelerator that PyTorch finds, else the CPU.
 
     Raises:
-        InputError: for an unknown name, or CUDA without a device.
+        InputError: for an unknown name, a device that is not here, or one that cannot compute.
     """
-    if name not in DEVICES:
-        raise InputError(f"unknown device {name!r}: choose from: {', '.join(DEVICES)}")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("no CUDA device here: use --device cpu")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    with warnings.catch_warnings(record=True) as said:  # of CUDA: a driver that is too old
+        warnings.simplefilter("always")
+        here = torch.accelerator.current_accelerator(check_available=True)
+    names = list(dict.fromkeys((*DEVICES, *([here.type] if here else []))))
+    if name not in names:
+        raise InputError(f"unknown device {name!r}: choose from: {', '.join(names)}")
+    if name == "cpu" or name == "auto" and here is None:
+        for one in said if name == "auto" else ():
+            warnings.warn(one.message, stacklevel=2)
+        return torch.device("cpu")
+    if here is None or name not in ("auto", here.type):
+        reason = f" ({why(said[-1].message)})" if said else ""
+        raise InputError(f"no {name} device here{reason}: use --device cpu")
+    try:
+        torch.ones(1, device=here).add(1).item()
+    except RuntimeError as e:  # built for other cards than an old one
+        raise InputError(f"{here.type}: does not compute ({why(e)}): use --device cpu") from e
+    return here
 
 
 def pick_precision(name: str, device: torch.device) -> str:
@@ -39,9 +53,16 @@ def pick_precision(name: str, device: torch.device) -> str:
 
 def computes_in_bf16(device: torch.device) -> bool:
     """Whether the device multiplies in bfloat16 by itself; others imitate it, slowly."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
-    return torch.cpu._is_avx512_bf16_supported()
+    if device.type == "cpu":
+        return torch.cpu._is_avx512_bf16_supported()
+    asks = getattr(torch.get_device_module(device), "is_bf16_supported", None)  # CUDA, XPU
+    return bool(asks and asks(including_emulation=False))
+
+
+def card(device: torch.device) -> str:
+    """The name of an accelerator, as records tell it."""
+    name = getattr(torch.get_device_module(device), "get_device_name", None)
+    return name(device) if name else device.type
 
 
 def autocast(precision: str, device: torch.device):

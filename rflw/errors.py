@@ -41,9 +41,7 @@ def reading(path: str | Path):
 
 def why(error: Exception) -> str:
     """What an error says, in one line: of pydantic, the first entry that does not fit."""
-    from pydantic import ValidationError
-
-    if isinstance(error, ValidationError):
+    if hasattr(error, "error_count"):  # pydantic's; a bare GPU machine has no pydantic
         first = error.errors(include_url=False)[0]
         entry = ".".join(map(str, first["loc"]))
         return f"{entry}: {first['msg']}" if entry else first["msg"]
@@ -53,17 +51,15 @@ def why(error: Exception) -> str:
 
 @contextmanager
 def enough_memory(message: str, error: type[Exception] = InputError):
-    """Raises `error(message)` where memory runs out within it: Python and CUDA have classes for that, PyTorch on CPUs a RuntimeError
-    that says so."""
+    """Raises `error(message)` where memory runs out within it.
+
+    Python and CUDA have classes for that, CPUs, MPS and cuDNN a RuntimeError that says so.
+    """
     try:
         yield
     except (RuntimeError, MemoryError) as e:
-        if (
-            not isinstance(e, MemoryError)
-            and type(e).__name__ != "OutOfMemoryError"
-            and not any(
-                words in str(e) for words in ("allocate memory", "size calculation overflowed")
-            )
-        ):
+        words = ("allocate memory", "size calculation overflowed", "out of memory", "ALLOC_FAILED")
+        named = isinstance(e, MemoryError) or type(e).__name__ == "OutOfMemoryError"
+        if not named and not any(word in str(e) for word in words):
             raise
         raise error(message) from e

@@ -225,10 +225,10 @@ def upsample(logits: Tensor, size: tuple[int, int]) -> Tensor:
 def upsampled_rows(logits: Tensor, size: tuple[int, int], top: int, bottom: int) -> Tensor:
     """Rows `top` to `bottom` of what `upsample` gives, (B, K, bottom - top, W)."""
     h = logits.shape[2]
-    places = (torch.arange(top, bottom, dtype=torch.float64, device=logits.device) + 0.5) * h
+    places = (torch.arange(top, bottom, dtype=torch.float64) + 0.5) * h  # not all devices have it
     places = (places / size[0] - 0.5).clamp(0, h - 1)
-    above = places.long()
-    share = (places - above).float()[:, None]
+    above = places.long().to(logits.device)
+    share = (places - places.long()).float()[:, None].to(logits.device)
     rows = torch.lerp(
         logits.float()[:, :, above], logits.float()[:, :, (above + 1).clamp(max=h - 1)], share
     )

@@ -4,11 +4,14 @@ A record holds the command, the configuration and its hash, the seed, the commit
 hardware, versions, times and results, and last a hash over all of it: an edited number is noticed.
 """
 
+from collections.abc import Callable
 from contextlib import contextmanager
 from datetime import UTC, datetime
 import errno
+from functools import cache
 import hashlib
 from importlib import metadata
+from importlib.util import find_spec
 import json
 import os
 from pathlib import Path
@@ -17,8 +20,6 @@ import re
 import subprocess
 import tempfile
 import time
-
-from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from rflw.errors import InputError, reading, why
 
@@ -43,19 +44,20 @@ REQUIRED = {
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "lightning", "fvcore")
 
 
-class Hardware(BaseModel, strict=True):
-    """What each record says of its machine; most say more."""
+@cache
+def _check() -> Callable[[dict], object]:
+    """What refuses other than records. Outside a checkout there is no commit.
 
-    cpu: str
-    cores: int
-
-
-# Outside a checkout there is no commit. Entries beside the required ones are allowed.
-Record = create_model(
-    "Record",
-    __config__=ConfigDict(strict=True),
-    **REQUIRED | {"commit": str | None, "dirty": bool | None, "hardware": Hardware},
-)
+    Entries beside the required ones are allowed; most records say more of their machine.
+    """
+    try:
+        from pydantic import create_model
+    except ModuleNotFoundError:  # a bare GPU machine
+        return lambda record: None
+    strict = {"__config__": {"strict": True}}
+    hardware = create_model("Hardware", **strict, cpu=str, cores=int)
+    required = REQUIRED | {"commit": str | None, "dirty": bool | None, "hardware": hardware}
+    return create_model("Record", **strict, **required).model_validate
 
 
 def now() -> str:
@@ -90,7 +92,7 @@ def provenance() -> dict:
         },
         "versions": {
             "python": platform.python_version(),
-            **{package: metadata.version(package) for package in PACKAGES},
+            **{package: metadata.version(package) for package in PACKAGES if find_spec(package)},
         },
     }
 
@@ -158,8 +160,8 @@ def write(record: dict, folder: Path = FOLDER, stem: str | None = None) -> Path:
         InputError: An entry is missing or has another type, or the file cannot be written.
     """
     try:
-        Record.model_validate(record)
-    except ValidationError as e:
+        _check()(record)
+    except ValueError as e:
         raise InputError(f"record {record.get('name')}: {why(e)}") from e
     record = record | {"sha256": digest(record)}
     path = Path(folder) / f"{stem or record['name']}.json"
@@ -207,7 +209,7 @@ def read(name: str | Path, folder: Path = FOLDER) -> dict:
         if not path.exists():
             raise InputError(f"{path}: no such record")
         record = json.loads(path.read_text())
-        Record.model_validate(record)
+        _check()(record)
     if record.get("sha256") != digest(record):
         raise InputError(f"{path}: its hash does not fit its contents: it was edited by hand")
     return record

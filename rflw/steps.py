@@ -176,16 +176,26 @@ def make_fabric(device: torch.device, precision: str):
     It joins the processes that `torchrun` started (DDP: NCCL on CUDA, gloo on CPUs).
     """
     from lightning.fabric import Fabric  # costs seconds: only training pays them
+    from lightning.fabric.accelerators import ACCELERATOR_REGISTRY, CPUAccelerator
+    from lightning.fabric.plugins import MixedPrecision
+    from lightning.fabric.strategies import SingleDeviceStrategy
 
     for logger in ("lightning", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(logger).setLevel(logging.WARNING)  # they announce the precision
     world, local = (int(os.environ.get(name, 1)) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+    if world > 1 and device.type not in ("cpu", "cuda"):
+        raise InputError(f"{world} processes: on CUDA devices and CPUs only, not on {device.type}")
+    accelerator, strategy = device.type, "ddp" if world > 1 else "auto"
+    if accelerator not in ACCELERATOR_REGISTRY.available_accelerators():
+        accelerator, strategy = CPUAccelerator(), SingleDeviceStrategy(device)
+        accelerator.setup_device = lambda _: None  # one that Lightning does not know, such as XPU
+    half = {"bf16": "bf16-mixed", "fp16": "16-mixed"}.get(precision)
     fabric = Fabric(
-        accelerator=device.type,
+        accelerator=accelerator,
         devices=local,
         num_nodes=world // local,
-        strategy="ddp" if world > 1 else "auto",
-        precision={"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}[precision],
+        strategy=strategy,
+        plugins=[MixedPrecision(half, device.type)] if half else [],
     )
     if world > 1:
         fabric.launch()

@@ -37,6 +37,7 @@ from rflw.data.readers import (
     open_dataset,
     spread,
 )
+from rflw.device import card as card_of
 from rflw.device import keep_freed_memory, pick_device, pick_precision
 from rflw.errors import InputError, enough_memory, reading
 from rflw.evaluation import evaluate, summary
@@ -650,8 +651,8 @@ def record(job: Job, status: str, **more) -> dict:
     """The run's record, see `rflw.records`."""
     run, recipe, device = job.run, job.run.recipe, job.fabric.device
     provenance = job.provenance
-    if device.type == "cuda":
-        provenance["hardware"]["gpu"] = torch.cuda.get_device_name(device)
+    if device.type != "cpu":
+        provenance["hardware"]["gpu"] = card_of(device)
     content = {
         "name": f"{recipe.name}-s{run.seed}",
         "kind": "train",
@@ -676,7 +677,7 @@ def record(job: Job, status: str, **more) -> dict:
 
 
 def peak_memory_mb(device: torch.device) -> int:
-    """Peak of the device's memory on CUDA, of the process on the CPU."""
+    """Peak of the device's memory on CUDA, of the process elsewhere."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) // 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024

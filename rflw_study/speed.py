@@ -18,17 +18,25 @@ import numpy as np
 from PIL import Image
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from rflw import deploy
 from rflw.checkpoint import checkpoint_file, load
-from rflw.complexity import count
+from rflw.complexity import count, parameters
 from rflw.config import Recipe
 from rflw.data.images import read_image
 from rflw.data.on_device import OnDevice
 from rflw.data.readers import labels_of, open_dataset
 from rflw.data.transforms import Augmented, training_transform
-from rflw.device import computes_in_bf16, keep_freed_memory, pick_device, pick_precision
+from rflw.device import (
+    PRECISIONS,
+    card,
+    computes_in_bf16,
+    keep_freed_memory,
+    pick_device,
+    pick_precision,
+)
 from rflw.errors import InputError, enough_memory
 from rflw.nn.encoders import IMAGENET_MEAN, IMAGENET_STD
 from rflw.nn.refinenet import RefineNet, build
@@ -82,9 +90,15 @@ def _milliseconds(call: Callable[[], object], device: torch.device) -> float:
         end.record()
         torch.cuda.synchronize(device)
         return start.elapsed_time(end)
-    start = time.perf_counter()
+    start = _now(device)
     call()
-    return 1000 * (time.perf_counter() - start)
+    return 1000 * (_now(device) - start)
+
+
+def _now(device: torch.device) -> float:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+    return time.perf_counter()
 
 
 def statistics(milliseconds: np.ndarray) -> dict[str, float]:
@@ -120,14 +134,14 @@ def peaks(device: torch.device, precisions: Sequence[str] = ("fp32", "bf16")) ->
         {"fp32_gmacs", "bf16_gmacs": 10^9 multiply-adds a second, "copy_gb_s": 10^9 bytes read or
         written a second}.
     """
-    n, channels = (8192, 4096) if device.type == "cuda" else (3072, 1024)
+    n, channels = (3072, 1024) if device.type == "cpu" else (8192, 4096)
 
     def best(call) -> float:
         return min(_milliseconds(call, device) for _ in range(7))
 
     rates = {}
     for precision in precisions:
-        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+        dtype = PRECISIONS[precision]
         layout = {"dtype": dtype, "memory_format": torch.channels_last}
         a = torch.randn(n, n, device=device).to(dtype)
         conv = nn.Conv2d(channels, channels, 1, bias=False).to(device, **layout)
@@ -206,8 +220,7 @@ def joules(call: Callable[[], object], device: torch.device, passes: int = 20) -
     before = counter()
     for _ in range(passes):
         call()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    _now(device)  # when all is done
     spent = counter() - before
     return spent / passes if spent > 0 else None  # a counter that ran over
 
@@ -384,7 +397,7 @@ def network_speed(
         row |= _difference(outputs[key], outputs[first]) | _costs(nets[key], calls[key], where)
         if whole_way:
             row["whole_way_ms"] = way_of_a_photo(nets[key], size, where, min(passes, 20))
-    gpu = torch.cuda.get_device_name(where) if where.type == "cuda" else None
+    gpu = None if where.type == "cpu" else card(where)
     return {"rows": rows, "peaks": best, "threads": torch.get_num_threads(), "gpu": gpu}
 
 
@@ -402,9 +415,15 @@ def _pass(net: nn.Module, images: Tensor, mode: str) -> Callable[[], Tensor]:
 
 def _work(model: nn.Module, images: Tensor) -> dict:
     """What a pass of the plain graph takes: "params", "macs", "bytes" (see `traffic`)."""
-    size, counted = tuple(images.shape[-2:]), count(model, tuple(images.shape[-2:]))
-    macs, moved = (len(images) * n for n in (counted["macs"]["total"], traffic(model, size)))
-    return {"params": counted["params"], "macs": macs, "bytes": moved}
+    size, more = tuple(images.shape[-2:]), {}
+    try:
+        macs = count(model, size)["macs"]["total"]
+    except ModuleNotFoundError:  # a bare GPU machine has no fvcore
+        with FlopCounterMode(display=False) as counter:
+            deepcopy(model).to("meta")(torch.empty(1, 3, *size, device="meta"))
+        macs, more = counter.get_total_flops() // 2, {"counted": "products"}
+    macs, moved = (len(images) * n for n in (macs, traffic(model, size)))
+    return {"params": parameters(model), "macs": macs, "bytes": moved} | more
 
 
 def _described(key: tuple[str, str], net: nn.Module, images: Tensor) -> dict:
@@ -448,17 +467,14 @@ def _difference(logits: Tensor, first: Tensor) -> dict:
 
 
 def _costs(net: nn.Module, call: Callable, device: torch.device) -> dict:
-    """Memory and energy; None if unknown."""
-
-    def rounded(value: float | None) -> float | None:
-        return None if value is None else round(value, 3)
-
-    apart = isinstance(net, deploy.InONNXRuntime)  # which keeps its own memory
-    return {
-        "weights_mb": None if apart else rounded(weights_mb(net)),
-        "working_mb": None if apart else rounded(working_mb(call, device)),
-        "joules": rounded(joules(call, device)),
+    """Memory and energy; None if unknown. onnxruntime keeps its own memory."""
+    apart = isinstance(net, deploy.InONNXRuntime)
+    costs = {
+        "weights_mb": None if apart else weights_mb(net),
+        "working_mb": None if apart else working_mb(call, device),
+        "joules": joules(call, device),
     }
+    return {name: None if value is None else round(value, 3) for name, value in costs.items()}
 
 
 @torch.inference_mode()
@@ -492,12 +508,6 @@ def way_of_a_photo(
     return result | {"total": round(sum(result.values()), 3)}
 
 
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
-
-
 # ------------------------------------------------------------ training and loading
 
 
@@ -523,6 +533,14 @@ def _on_device(dataset, device: torch.device) -> OnDevice | None:
         return None
 
 
+def _ready(recipe: Recipe, root, device: str):
+    """The device, and the data set of a recipe."""
+    where = pick_device(device)
+    if where.type == "cpu":
+        keep_freed_memory()
+    return where, open_dataset(recipe.data, recipe.stages[-1].split, root)
+
+
 def training_speed(
     recipe: Recipe, root=None, device: str = "auto", steps: int = 4, rounds: int = 3
 ) -> list[dict]:
@@ -533,10 +551,7 @@ def training_speed(
     """
     if steps < 1 or rounds < 1:
         raise InputError(f"{rounds} rounds of {steps} steps: one at least")
-    where = pick_device(device)
-    if where.type == "cpu":
-        keep_freed_memory()
-    files = open_dataset(recipe.data, recipe.stages[-1].split, root)
+    where, files = _ready(recipe, root, device)
     keys = list(batches(files, recipe, 0, 0, 0, len(files) // recipe.batch))[:steps]
     dataset = _First(files, steps * recipe.batch)  # decoded before the clock starts
     keys = [[(seed, i % len(dataset)) for seed, i in batch] for batch in keys]
@@ -551,12 +566,7 @@ def training_speed(
         ways[f"{last}-compiled-resident"] = fast, torch.channels_last, True, held
     trainings = {name: _training(recipe, where, *way) for name, way in ways.items()}
     calls = {name: lambda train=train: train(keys) for name, train in trainings.items()}
-    place = {"device": where.type, "size": list(recipe.crop), "batch": recipe.batch}
-    images = len(keys) * recipe.batch
-    return [
-        {"model": recipe.model, "mode": name} | place | {"images_per_s": rate}
-        for name, rate in _rates_in_turn(calls, images, rounds).items()
-    ]
+    return _in_turn(calls, {"model": recipe.model}, recipe, where, len(keys), rounds)
 
 
 def _training(recipe: Recipe, device, precision: str, layout, compiled: bool, data) -> Callable:
@@ -600,10 +610,7 @@ def loading_speed(
             f"{workers} workers, {rounds} rounds, {images} images: at least one, one and two "
             f"batches ({2 * recipe.batch}) are needed"
         )
-    where = pick_device(device)
-    if where.type == "cpu":
-        keep_freed_memory()
-    files = open_dataset(recipe.data, recipe.stages[-1].split, root)
+    where, files = _ready(recipe, root, device)
     first = _First(files, images)
     keys = [(i, i % len(first)) for i in range(images - images % recipe.batch)]
     keys = [keys[start : start + recipe.batch] for start in range(0, len(keys), recipe.batch)]
@@ -631,21 +638,19 @@ def loading_speed(
         return _now(where) - start
 
     calls = {name: lambda loader=loader: timed(loader) for name, loader in modes.items()}
+    return _in_turn(calls, {"data": recipe.data}, recipe, where, len(keys) - 1, rounds)
+
+
+def _in_turn(
+    calls: dict[str, Callable[[], float]], first: dict, recipe: Recipe, where, taken: int, rounds
+) -> list[dict]:
+    """Rows with the images a second of functions that return seconds, of the median round."""
     place = {"device": where.type, "size": list(recipe.crop), "batch": recipe.batch}
-    taken = (len(keys) - 1) * recipe.batch
-    return [
-        {"data": recipe.data, "mode": name} | place | {"images_per_s": rate}
-        for name, rate in _rates_in_turn(calls, taken, rounds).items()
-    ]
-
-
-def _rates_in_turn(
-    calls: dict[str, Callable[[], float]], images: int, rounds: int
-) -> dict[str, float]:
-    """Images a second of functions that return seconds, of the median round."""
     seconds = {name: [] for name in calls}
     for turn in range(rounds + 1):  # the first warms up
         for name, call in calls.items():
-            value = call()
-            seconds[name] += [value] if turn else []
-    return {name: images / median(values) for name, values in seconds.items()}
+            seconds[name] += [call()][:turn]
+    return [
+        first | {"mode": name} | place | {"images_per_s": taken * recipe.batch / median(values)}
+        for name, values in seconds.items()
+    ]

@@ -1,20 +1,28 @@
-"""Devices and precisions by name."""
+"""Devices and precisions by name; what code asks of CUDA, answered by fakes."""
+
+import sys
+from types import SimpleNamespace
+import warnings
 
 import pytest
 import torch
 
-from rflw import InputError, device
+from rflw import InputError, build, cli, deploy, device, steps, training
+from rflw.errors import enough_memory
+from rflw.nn import pooling
+from rflw_study import speed
+from tests import standin
 
-CPU = torch.device("cpu")
+CPU, CUDA, MPS = map(torch.device, ("cpu", "cuda", "mps"))
 
 
 def test_devices():
     assert device.pick_device("cpu") == CPU
     assert device.pick_device().type == ("cuda" if torch.cuda.is_available() else "cpu")
-    with pytest.raises(InputError, match="'tpu': choose from: auto, cpu, cuda"):
+    with pytest.raises(InputError, match="'tpu': choose from: auto, cpu, cuda, mps, xpu"):
         device.pick_device("tpu")
     if not torch.cuda.is_available():
-        with pytest.raises(InputError, match="no CUDA device"):
+        with pytest.raises(InputError, match="no cuda device"):
             device.pick_device("cuda")
 
 
@@ -51,3 +59,143 @@ def test_freed_memory_is_kept_where_the_c_library_can(monkeypatch):
     monkeypatch.setattr(device.ctypes, "CDLL", lambda _: object())  # a C library without it
     device.keep_freed_memory()
     assert len(calls) == before
+
+
+# ------------------------------------------------------------ accelerators that are not here
+
+
+@pytest.fixture
+def accelerator(monkeypatch):
+    """Has PyTorch find an accelerator."""
+
+    def find(where):
+        monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: where)
+        monkeypatch.setattr(torch, "ones", lambda *_, device: torch.zeros(1))
+
+    return find
+
+
+@pytest.mark.parametrize("where", [CUDA, MPS, torch.device("xpu")])
+def test_any_accelerator_is_taken(accelerator, where):
+    accelerator(where)
+    assert device.pick_device() == device.pick_device(where.type) == where
+    assert device.pick_device("cpu") == CPU
+    other = "xpu" if where == MPS else "mps"
+    with pytest.raises(InputError, match=f"no {other} device here: use --device cpu"):
+        device.pick_device(other)
+
+
+def test_an_old_card_and_an_old_driver_are_one_line(accelerator, monkeypatch):
+    accelerator(CUDA)
+
+    def no_code(*_, **__):
+        raise RuntimeError("CUDA error: no kernel image is available\nCUDA kernel errors might")
+
+    monkeypatch.setattr(torch, "ones", no_code)
+    message = (
+        r"cuda: does not compute \(CUDA error: no kernel image is available\): use --device cpu$"
+    )
+    with pytest.raises(InputError, match=message):
+        device.pick_device()
+
+    def old_driver(**_):
+        warnings.warn("The NVIDIA driver on your system is too old (found 11040).", stacklevel=2)
+
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", old_driver)
+    with pytest.raises(InputError, match=r"no cuda device here \(The NVIDIA driver .* too old"):
+        device.pick_device("cuda")
+    with pytest.warns(UserWarning, match="too old"):
+        assert device.pick_device() == CPU
+
+
+@pytest.mark.parametrize("itself", [True, False])
+def test_bf16_of_a_card_is_not_imitated(monkeypatch, itself):
+    answer = lambda including_emulation=True: including_emulation or itself
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", answer)
+    assert device.pick_precision("auto", CUDA) == ("bf16" if itself else "fp32")
+    assert device.pick_precision("auto", MPS) == "fp32"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB"),
+        RuntimeError("MPS backend out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
+)
+def test_a_card_with_too_little_memory_is_one_line(error, monkeypatch, capsys):
+    with pytest.raises(InputError, match="^lower it$"), enough_memory("lower it"):
+        raise error
+
+    def fails(**_):
+        raise error
+
+    monkeypatch.setattr(cli, "app", fails)
+    with pytest.raises(SystemExit, match="2"):
+        cli.run()
+    words = "too little memory: --tile, a smaller batch or --device cpu takes less"
+    assert capsys.readouterr().err == f"rflw: {words}\n"
+
+
+def test_a_missing_operator_is_one_line(monkeypatch, capsys):
+    def fails(**_):
+        raise NotImplementedError(
+            "The operator 'aten::median' is not currently implemented for the MPS device. If you"
+        )
+
+    monkeypatch.setattr(cli, "app", fails)
+    with pytest.raises(SystemExit, match="2"):
+        cli.run()
+    words = "The operator 'aten::median' is not currently implemented for the MPS device"
+    assert capsys.readouterr().err == f"rflw: {words}: use --device cpu\n"
+
+
+def test_precisions_that_only_some_devices_have(monkeypatch):
+    deploy._check_precision("fp16", CUDA, None)
+    for precision, where in (("fp16", MPS), ("fp16", CPU), ("bf16", MPS), ("int8", CUDA)):
+        with pytest.raises(InputError, match=precision):
+            deploy._check_precision(precision, where, [])
+
+
+def test_graphs_are_left_out_elsewhere(monkeypatch):
+    standin.install()
+    monkeypatch.setattr(pooling, "can_compile", lambda: True)
+    net = build("refinenet-lw-mobilenet_v2", 2).to(standin.NAME)
+    fast = deploy.optimise(net, pools=False)
+    assert fast.left_out == {"graphs": "on CUDA devices only"} and "graphs" not in fast.steps
+
+
+def test_several_processes_are_for_cuda_and_cpus(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="2 processes: on CUDA devices and CPUs only, not on mps"):
+        steps.make_fabric(MPS, "fp32")
+
+
+def test_what_cuda_counts_is_taken_from_it(monkeypatch):
+    memory = iter((5 * 2**20, 9 * 2**20))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda where: next(memory))
+    assert training.peak_memory_mb(CUDA) == 5
+    for name in ("synchronize", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.cuda, name, lambda where: None)
+    monkeypatch.setattr(torch.accelerator, "synchronize", lambda where: None)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda where: 2**20)
+    assert speed.working_mb(lambda: None, CUDA) == 8 * 2**20 / 1e6
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        record = staticmethod(lambda: None)
+        elapsed_time = staticmethod(lambda end: 7.5)
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    assert speed._milliseconds(lambda: None, CUDA) == 7.5
+    spent = iter((1000, 5000))
+    nvml = SimpleNamespace(
+        nvmlInit=lambda: None,
+        nvmlDeviceGetHandleByIndex=lambda index: index,
+        nvmlDeviceGetTotalEnergyConsumption=lambda card: next(spent),  # in millijoules
+    )
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    assert speed.joules(lambda: None, CUDA, passes=4) == 1

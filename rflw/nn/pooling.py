@@ -176,8 +176,8 @@ def fastest(device: torch.device) -> str:
     def seconds(form) -> float:
         start = time.perf_counter()
         FORMS[form](x)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        if device.type != "cpu":
+            torch.accelerator.synchronize(device)
         return time.perf_counter() - start
 
     best = {form: min(seconds(form) for _ in range(6)) for form in ("window", "rows and columns")}
