@@ -8,6 +8,9 @@ HTML := _build/html
 WEB := _build/web
 # Processes that run tests side by side
 PROCESSES ?= 2
+# What `make gpu` may take, and where its records go
+MINUTES ?= 12
+RESULTS ?= runs/gpu
 
 export JUPYTER_PLATFORM_DIRS := 1
 unexport MPLBACKEND PYTHONPATH
@@ -28,7 +31,7 @@ cp -R _config.yml _toc.yml CHANGELOG.md book notebooks $(SOURCE)
 cp -R $(wildcard data/paper data/results) $(WEB) $(SOURCE)/data
 endef
 
-.PHONY: help env book html serve notebooks test browser reliability lowest coverage lock clean
+.PHONY: help env book html serve notebooks test browser reliability gpu lowest coverage lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -89,6 +92,9 @@ reliability: $(READY) ## kill trainings, damage files, predict large images: hal
 	$(BIN)/pytest -q reliability
 	$(BIN)/python -m reliability.kills
 	$(BIN)/python -m reliability.large
+
+gpu: $(READY) ## all that a machine with a GPU should measure, in MINUTES, into the folder RESULTS
+	$(BIN)/python -m rflw_study.gpu --minutes $(MINUTES) --results $(RESULTS)
 
 # Of `lightning` and its like only what is asked for directly is old: the lowest of all that they need would be from another time.
 lowest: | $(BIN)/uv ## the unit tests with the lowest versions that pyproject.toml allows, in an environment of their own
