@@ -216,6 +216,7 @@ def test_the_ledger_has_all_claims_and_leads_to_records(book):
     aims = [judged[[v.claim.id for v in judged].index(id)].claim.aim for id in ids]
     assert list(dict.fromkeys(aims)) == ["i", "ii", "iii", "iv", "why", "data", ""]
     assert aims == sorted(aims, key=list(dict.fromkeys(aims)).index)  # claims under their aims
+    assert [ids[aims.index(aim)] for aim in ("i", "iv")] == ["aim-i", "aim-iv"]  # which head them
     aim = re.search(r'<tr id="claim-aim-i".*?</tr>', ledger)[0]
     assert "Theirs, not ours: the authors" in aim and "Margins camvid: 1 points." in aim
     assert 'data-source="repeated"' in re.search(r'<tr id="claim-voc-test-fastest".*?>', ledger)[0]

@@ -71,7 +71,9 @@ def ledger(book):
     columns = ["claim", "paper", "ours", "level of evidence", "verdict", "evidence"]
     quoted = Markup('<a class="where" href="#claim-{}">{}</a> <q>{}</q>{}')
     rows = []
-    for v in sorted(book.verdicts, key=lambda v: order.index(v.claim.aim)):
+    head = {f"aim-{aim}" for aim in order}
+    place = {v: (order.index(v.claim.aim), v.claim.id not in head) for v in book.verdicts}
+    for v in sorted(book.verdicts, key=place.get):  # each aim heads its claims
         claim, ours = v.claim, claims.shown(v.ours, v.claim) if v.ours else "none"
         sort = "quoted" if not claim.test else "repeated" if claim.repeats else "own"
         about = topic["aims"][claim.aim]["title"] if claim.test else "quoted"
@@ -87,10 +89,13 @@ def ledger(book):
         evidence = BREAK.join(filter(None, (says, links, *_theirs(claim), repeats, chapter)))
         quote = quoted.format(claim.id, claim.where, claim.quote, why if claim.test else "")
         verdict = Markup('<span class="verdict">{}</span>').format(v.verdict)
-        data = {"data-verdict": v.verdict, "data-level": v.level, "data-aim": about}
+        open_ = claim.test and mark(v.verdict)[0] in ("not decided", "not tested")
+        level = f"none yet: asks for {v.level}" if open_ else v.level
+        data = {"data-verdict": v.verdict, "data-aim": about}
+        data["data-level"] = "none yet" if open_ else v.level
         attributes = {"id": f"claim-{claim.id}"} | data
         attributes |= {"data-source": sort, "data-where": claim.where}
-        rows.append((attributes, quote, claim.stated, ours, v.level, verdict, evidence))
+        rows.append((attributes, quote, claim.stated, ours, level, verdict, evidence))
     return "Every claim, what the paper says, what was measured.", columns, rows
 
 
