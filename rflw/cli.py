@@ -331,36 +331,35 @@ def complexity(
 
 
 @dataclass
-class Source:
-    """A photo, a folder of photos or a video that is to be labelled."""
-
-    path: Path
-    kind: str
-    files: list[Path]  # each gives a mask and an overlay of its name
-
-    def targets(self, file: Path, output: Path) -> list[Path]:
-        endings = (".mkv", ".mp4") if self.kind == "video" else (".png", ".png")
-        return [output / f"{file.stem}_{w}{e}" for w, e in zip(("mask", "overlay"), endings)]
-
-
-@dataclass
 class Tally:
-    """What became of the frames of a prediction."""
+    """What became of the inputs of a prediction."""
 
     frames: int = 0
     network_s: float = 0.0
-    skipped: list[str] = field(default_factory=list)
+    skipped: dict[Path, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
     start: float = field(default_factory=time.perf_counter)
 
-    def print(self) -> None:
+    def end(self, named: list[Path], summary: bool) -> None:
+        """Print it. The exit code is 1 if a file that was named is skipped, 2 if all are."""
+        if not self.frames and [*self.skipped] == named:
+            raise InputError("; ".join(self.skipped.values()))
+        lines = [*self.notes, *(f"skipped: {line}" for line in self.skipped.values())]
+        for line in lines[:20]:
+            print("rflw:", " ".join(line.split()), file=sys.stderr)
+        if len(lines) > 20:
+            print(f"rflw: and {len(lines) - 20} more", file=sys.stderr)
         seconds = time.perf_counter() - self.start
-        for line in self.skipped[:10]:
-            print(f"rflw: skipped: {line}", file=sys.stderr)
-        print(
-            f"{self.frames} frames in {seconds:.1f} s, {self.frames / seconds:.2f} frames/s from "
-            f"file to file; the network alone {self.frames / max(self.network_s, 1e-9):.2f}; "
-            f"{len(self.skipped)} skipped"
-        )
+        if summary or self.skipped:
+            print(
+                f"{self.frames} frames in {seconds:.1f} s, {self.frames / seconds:.2f} frames/s from "
+                f"file to file; the network alone {self.frames / max(self.network_s, 1e-9):.2f}; "
+                f"{len(self.skipped)} skipped"
+            )
+        if not self.frames:
+            raise InputError("nothing is labelled: none of the inputs can be read")
+        if not self.skipped.keys().isdisjoint(named):
+            raise typer.Exit(1)
 
 
 @app.command()
@@ -376,63 +375,72 @@ def predict(
     compiled: Annotated[bool, Option("--compile", help="Compile first, for videos.")] = False,
     tile: Tile = None,
     overwrite: Annotated[bool, Option("--overwrite", help="Replace results of before.")] = False,
+    max_pixels: Annotated[int | None, Option(min=1, help="Take photos of up to N pixels.")] = None,
     device: Device = "auto",
 ):
     """Label every pixel. Of a photo: NAME_mask.png (class indices) and NAME_overlay.png (picture
-    with a legend); of a video: NAME_mask.mkv (class indices, lossless) and NAME_overlay.mp4. In
-    folders and videos, what cannot be read is skipped and counted.
+    with a legend); of a video: NAME_mask.mkv (class indices, lossless) and NAME_overlay.mp4. What
+    cannot be read is skipped and counted; the exit code is 1 if it was named, 2 if it is all.
 
     Example: rflw predict street.jpg --checkpoint camvid -o out
     """
-    from rflw import tiles
+    from PIL import Image
+
+    from rflw import tiles, video
     from rflw.nn.refinenet import MIN_SIZE
 
     tiles.side(tile, (1, 1))
     if short_side and short_side < MIN_SIZE:
         raise InputError(f"--short-side {short_side}: at least {MIN_SIZE} pixels, or 0")
-    sources = choose_files(images)
-    refuse_outputs(sources, output, overwrite)
-    label, labels = open_network(checkpoint, short_side, precision, compiled, tile, device)
+    if max_pixels:
+        Image.MAX_IMAGE_PIXELS = -(-max_pixels // 2)  # Pillow refuses twice as many
     tally = Tally()
-    for source in sources:
-        frames = labelled(source, label, batch, tally)
-        if source.kind == "video":
-            write_video(source, frames, labels, output)
-        else:
-            for path, image, mask in frames:
-                write_photo(source.targets(path, output), image, mask, labels)
-    if any(source.kind != "photo" for source in sources):
-        tally.print()
+    files = choose_files(images, tally.skipped)
+    refuse_outputs(files, output, overwrite)
+    label, labels = open_network(checkpoint, short_side, precision, compiled, tile, device)
+    films = [file for file in files if video.is_video(file)]
+    photos = video.read_photos([f for f in files if f not in films], tally.skipped, tally.notes)
+    for path, image, mask in labelled(photos, label, batch, tally, tally.skipped):
+        write_photo(targets(path, output), image, mask, labels)
+    for film in films:
+        try:
+            frames = labelled(video.read_video(film, tally.notes), label, batch, tally)
+            write_video(film, frames, labels, targets(film, output))
+        except InputError as e:
+            message = str(e)
+            tally.skipped[film] = message if str(film) in message else f"{film}: {message}"
+    tally.end(images, bool(films) or any(path.is_dir() for path in images))
 
 
-def choose_files(paths: list[Path]) -> list[Source]:
-    """What the paths hold. Raises InputError for what is no photo, no video, or named twice."""
+def choose_files(paths: list[Path], skipped: dict[Path, str]) -> list[Path]:
+    """The photos and videos that are named, or in folders that are. Raises InputError for a name
+    that is none.
+    """
     from rflw import video
-    from rflw.data.images import open_picture
 
-    sources = []
+    files = []
     for path in paths:
-        if path.is_dir():
-            sources.append(Source(path, "folder", video.photos(path)))
-        elif video.is_video(path):
-            video.frame_rate(path)  # raises if it is no video
-            sources.append(Source(path, "video", [path]))
-        else:
-            with reading(path), open_picture(path):  # reads the header
-                sources.append(Source(path, "photo", [path]))
-    stems = set()
-    for stem in (file.stem for source in sources for file in source.files):
-        if stem in stems:
-            raise InputError(f"two inputs are named {stem}: their results would share a name")
-        stems.add(stem)
-    return sources
+        with reading(path):
+            path.stat()
+        files += video.files_of(path, skipped) if path.is_dir() else [path]
+    return files
 
 
-def refuse_outputs(sources: list[Source], output: Path, overwrite: bool) -> None:
-    """Raise InputError for results that would replace an input, or another file unasked."""
-    inputs = {file.resolve() for source in sources for file in source.files}
-    for source in sources:
-        for target in (t for file in source.files for t in source.targets(file, output)):
+def targets(file: Path, output: Path) -> list[Path]:
+    from rflw import video
+
+    endings = (".mkv", ".mp4") if video.is_video(file) else (".png", ".png")
+    return [output / f"{file.stem}_{w}{e}" for w, e in zip(("mask", "overlay"), endings)]
+
+
+def refuse_outputs(files: list[Path], output: Path, overwrite: bool) -> None:
+    """Raise InputError for results that would replace an input, one another, or unasked a file."""
+    inputs, seen = {file.resolve() for file in files}, set()
+    for file in files:
+        for target in targets(file, output):
+            if target in seen:
+                raise InputError(f"two inputs are named {file.stem}: they would share {target}")
+            seen.add(target)
             if target.resolve() in inputs:
                 raise InputError(f"{target}: would replace an input; choose another folder with -o")
             if target.is_dir() or target.exists() and not overwrite:
@@ -451,33 +459,27 @@ def open_network(checkpoint, short_side, precision, compiled, tile, device):
     official = LABELS.get(model.card["data"])
     if official and official.classes == labels.classes:
         labels = official  # with its own colours
-    side = model.card.get("short_side") if short_side is None else short_side
     if compiled:
         model = optimised(model, pick_precision(precision, pick_device(device)), compiled=True)
         precision = "fp32"  # of its input and output
-    label = partial(class_maps, model, short_side=side, precision=precision, tile=tile)
+    label = partial(class_maps, model, short_side=short_side, precision=precision, tile=tile)
     return label, labels
 
 
-def labelled(source: Source, label, batch: int, tally: Tally) -> Iterator[tuple]:
-    """(file or number, image, mask) of each frame that can be read and labelled."""
+def labelled(frames, label, batch: int, tally: Tally, skipped: dict | None = None) -> Iterator:
+    """(file or time, image, mask) of each frame. `skipped` gets those that cannot be labelled; if
+    there is none, InputError is raised.
+    """
     from rflw import video
-    from rflw.data.images import read_image
 
-    if source.kind == "video":
-        frames = video.read_video(source.path, tally.skipped)
-    elif source.kind == "folder":
-        frames = video.read_photos(source.files, tally.skipped)
-    else:
-        frames = [(source.path, read_image(source.path))]
     for keys, images in video.in_batches(video.read_ahead(frames), batch):
         start = time.perf_counter()
         try:
             masks = label(images)
         except InputError as e:
-            if source.kind != "folder":
-                raise InputError(f"{source.path}: {e}") from e
-            tally.skipped += [f"{key}: {e}" for key in keys]
+            if skipped is None:
+                raise
+            skipped |= {key: f"{key}: {e}" for key in keys}
             continue
         tally.network_s += time.perf_counter() - start
         tally.frames += len(keys)
@@ -493,23 +495,22 @@ def write_photo(targets: list[Path], image, mask, labels) -> None:
         print(target)
 
 
-def write_video(source: Source, frames: Iterator, labels, output: Path) -> None:
-    """Two videos from (number, image, mask) triples; neither is left half-written."""
+def write_video(film: Path, frames: Iterator, labels, targets: list[Path]) -> None:
+    """Two videos from (time, image, mask) triples; neither is left half-written."""
     import numpy as np
 
     from rflw import plots, video
 
-    rate = video.frame_rate(source.path)
-    targets = source.targets(source.path, output)
+    rate = video.frame_rate(film)
 
     def write(mask_file: str, overlay_file: str) -> None:
         writers = []
-        for _, image, mask in frames:
+        for seconds, image, mask in frames:
             if not writers:
                 masks = video.VideoWriter(mask_file, rate, mask.shape, lossless=True)
                 writers = [masks, video.VideoWriter(overlay_file, rate, mask.shape)]
-            writers[0].write(mask)
-            writers[1].write(np.asarray(plots.overlay(image, mask, labels)))
+            writers[0].write(mask, seconds)
+            writers[1].write(np.asarray(plots.overlay(image, mask, labels)), seconds)
         for writer in writers:
             writer.close()
 
@@ -969,7 +970,7 @@ def draw_frames(model, dataset, matrices, path: Path) -> None:
         raise InputError(f"{dataset.name}/{dataset.split}: all pixels are void, nothing to draw")
     order = sorted(scores, key=scores.get)
     chosen = [order[round(step * (len(order) - 1) / 4)] for step in range(5)]
-    rows = [(*dataset[i], prediction.predict(model, dataset[i][0])) for i in chosen]
+    rows = [(*dataset[i], prediction.predict(model, dataset[i][0], 0)) for i in chosen]
     notes = [f"{100 * scores[i]:.1f} % of pixels" for i in chosen]
     draw(plots.prediction_grid(rows, dataset.labels, notes=notes), path)
 

@@ -19,13 +19,14 @@ import warnings
 import numpy as np
 import torch
 from torch import Tensor, nn
+import torch.nn.functional as F
 
 from rflw.device import computes_in_bf16, keep_freed_memory
 from rflw.errors import InputError
 from rflw.nn import pooling
 from rflw.nn.blocks import POOLED
 from rflw.nn.refinenet import MIN_SIZE, RefineNet
-from rflw.prediction import normalise, upsample
+from rflw.prediction import normalise, seen_size, short_side_of, upsample
 from rflw.records import write_whole
 from rflw.trace import record
 
@@ -37,6 +38,7 @@ PRECISIONS = {
     "int8": torch.float32,
 }
 FORMATS = ("onnx", "torch-export")
+OPSET = 18  # of ONNX: the first for whose operators PyTorch's exporter is written
 ODD = ((97, 131), (33, 50), (160, 96))  # sizes on which an export is compared with the network
 CPU = torch.device("cpu")
 
@@ -293,13 +295,17 @@ class Whole(nn.Module):
 
     def __init__(self, model: RefineNet):
         super().__init__()
-        self.net = model
+        self.net, self.short_side = model, short_side_of(model)
         self.register_buffer("mean", torch.tensor(model.mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(model.std).view(1, 3, 1, 1))
 
     def forward(self, image: Tensor) -> Tensor:
         x = (image.permute(2, 0, 1)[None].float() / 255 - self.mean) / self.std
-        return upsample(self.net(x), image.shape[:2]).argmax(1)[0].to(torch.uint8)
+        h, w = image.shape[:2]
+        if self.short_side:
+            size = seen_size(h, w, torch.sym_min(h, w), self.short_side)
+            x = F.interpolate(x, size=size, mode="bilinear", antialias=True)
+        return upsample(self.net(x), (h, w)).argmax(1)[0].to(torch.uint8)
 
 
 def export(
@@ -317,9 +323,10 @@ def export(
 
     Args:
         model: The network; it stays as it is.
-        path: The file. "image" goes in, (1, 3, H, W) float32, normalised; "logits" come out.
+        path: The file. "image" goes in, (B, 3, H, W) float32, normalised; "logits" come out.
         form: "onnx", or "torch-export", which torch.export.load reads.
-        whole: (H, W, 3) uint8 goes in, "classes", (H, W) uint8, come out.
+        whole: (H, W, 3) uint8 goes in, "classes", (H, W) uint8, come out: those of `predict`, at
+            the checkpoint's short side.
         opset: ONNX's operator set; None: PyTorch's choice.
         calibration: (H, W, 3) uint8 images with whose ranges onnxruntime makes an int8 file.
 
@@ -336,6 +343,8 @@ def export(
         raise InputError(f"unknown format {form!r}: choose from: {', '.join(FORMATS)}")
     if calibration is not None and (form != "onnx" or not calibration):
         raise InputError("int8: for onnx, with images to calibrate it")
+    if form == "onnx":
+        _check_opset(opset)
     plain = deepcopy(model).cpu().float().eval().requires_grad_(False)
     plain = plain.to(memory_format=torch.contiguous_format)
     program = _program(plain, whole)
@@ -361,14 +370,17 @@ def export(
 
 
 def _program(plain: RefineNet, whole: bool):
-    """The network, folded and merged, as torch.export sees it, for images of any size."""
+    """The network, folded and merged, as torch.export sees it, for images of any size and number."""
     net = deepcopy(plain)
     _simplify(net, fold=True, merge=True, pools=True, form="rows and columns")
-    net = Whole(net) if whole else net
-    example = torch.zeros(*ODD[0], 3, dtype=torch.uint8) if whole else torch.zeros(1, 3, *ODD[0])
-    sizes = [torch.export.Dim(name, min=MIN_SIZE, max=2**14) for name in ("height", "width")]
-    shapes = dict(enumerate(sizes, 0 if whole else 2))
-    return torch.export.export(net, (example,), dynamic_shapes=(shapes,))
+    height, width = (torch.export.Dim(n, min=MIN_SIZE, max=2**14) for n in ("height", "width"))
+    if whole:
+        net, shape, dtype = Whole(net), (*ODD[0], 3), torch.uint8
+        dynamic = {0: height, 1: width}
+    else:  # a batch of one would be taken for what it always is
+        shape, dtype = (2, 3, *ODD[0]), torch.float32
+        dynamic = {0: torch.export.Dim("batch"), 2: height, 3: width}
+    return torch.export.export(net, (torch.zeros(shape, dtype=dtype),), dynamic_shapes=(dynamic,))
 
 
 def _onnx_modules() -> list:
@@ -386,6 +398,13 @@ def _runner(path: str) -> Callable[[Tensor], Tensor]:
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     (image,) = session.get_inputs()
     return lambda x: torch.from_numpy(session.run(None, {image.name: x.numpy()})[0])
+
+
+def _check_opset(opset: int | None) -> None:
+    """Refuse an operator set before any work."""
+    last = _onnx_modules()[0].defs.onnx_opset_version()
+    if opset is not None and not OPSET <= opset <= last:
+        raise InputError(f"operator set {opset}: PyTorch writes those from {OPSET} to {last}")
 
 
 def _write_onnx(program, path: str, names: dict, opset: int | None, model: RefineNet) -> None:
@@ -459,7 +478,7 @@ class InONNXRuntime(nn.Module):
         self.mean, self.std = model.mean, model.std
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([self.run(image[None]) for image in x.contiguous()])
+        return self.run(x.contiguous())
 
 
 def _compare(net, run, model: RefineNet, whole: bool, calibration) -> dict:

@@ -1,6 +1,7 @@
-"""Pictures from arrays and numbers. No torch; matplotlib only for grids."""
+"""Pictures from arrays and numbers. No torch; matplotlib only for grids and for fonts."""
 
 from dataclasses import replace
+from functools import cache
 from textwrap import fill
 
 import numpy as np
@@ -39,6 +40,8 @@ def overlay(
 ) -> Image.Image:
     """Tint an image by class, with a legend in the lower left corner, most frequent classes first.
 
+    A class whose name no font here can write is named by its number.
+
     Args:
         image: (H, W, 3) uint8.
         mask: (H, W) class indices.
@@ -48,22 +51,43 @@ def overlay(
     Returns:
         An image of the same size.
     """
-    tinted = image * (1 - opacity) + colourise(mask, labels) * opacity
-    tinted[mask == VOID] = image[mask == VOID]
-    picture = Image.fromarray(tinted.round().astype(np.uint8))
+    colours = np.where(mask[..., None] == VOID, image, colourise(mask, labels))
+    picture = Image.blend(Image.fromarray(image), Image.fromarray(colours), opacity)
     present, counts = np.unique(mask[mask != VOID], return_counts=True)
-    entries = [
-        (labels.classes[i], labels.colours[i]) for i in present[np.argsort(-counts, kind="stable")]
-    ]
+    order = present[np.argsort(-counts, kind="stable")]
+    written = {
+        i: labels.classes[i] if font_of(labels.classes[i]) is not None else f"{i}" for i in order
+    }
+    entries = [(written[i], labels.colours[i]) for i in order]
     return _legend(picture, entries)
+
+
+@cache
+def font_of(text: str) -> str | None:
+    """The file of a font that has every character of a text; "" is Pillow's own, None: there is none."""
+    if text.isascii():
+        return ""
+    from matplotlib.font_manager import findfont, fontManager
+    from matplotlib.ft2font import FT2Font
+
+    needed = {ord(c) for c in text if not c.isspace()}
+    files = [f.fname for f in fontManager.ttflist if not f.name.startswith("Last Resort")]  # boxes
+    fonts = (findfont("DejaVu Sans"), *files)
+    return next((file for file in fonts if needed <= FT2Font(file).get_charmap().keys()), None)
+
+
+def _font(text: str, size: int) -> ImageFont.FreeTypeFont:
+    file = font_of(text)
+    return ImageFont.truetype(file, size) if file else ImageFont.load_default(size)
 
 
 def _legend(picture: Image.Image, entries) -> Image.Image:
     """Swatches and names on a dark panel; the type shrinks until it fits. Else there is none."""
     width, height = picture.size
     for size in range(max(9, round(min(width, height) / 24)), 5, -1):
-        font, line = ImageFont.load_default(size), round(size * 1.35)
-        panel_w = round(max((font.getlength(name) for name, _ in entries), default=0)) + 2 * line
+        line = round(size * 1.35)
+        lengths = (_font(name, size).getlength(name) for name, _ in entries)
+        panel_w = round(max(lengths, default=0)) + 2 * line
         panel_h = line * len(entries) + line // 2
         if panel_w <= width * 0.6 and panel_h <= height:
             break
@@ -82,7 +106,7 @@ def _legend(picture: Image.Image, entries) -> Image.Image:
             (line // 3 + size + line // 3, top + line // 2),
             name,
             fill="white",
-            font=font,
+            font=_font(name, size),
             anchor="lm",
         )
     base = picture.convert("RGBA")

@@ -6,6 +6,7 @@ Letters in shape comments: B batch, C channels, H and W rows and columns, K clas
 from collections.abc import Callable
 from contextlib import contextmanager
 from os import PathLike
+from threading import Lock
 
 import numpy as np
 from PIL import Image
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 from rflw import tiles
 from rflw.data.images import read_image
 from rflw.device import autocast, pick_precision
-from rflw.errors import InputError
+from rflw.errors import InputError, why
 from rflw.nn.refinenet import MIN_SIZE, RefineNet
 
 BAND = (
@@ -24,17 +25,29 @@ BAND = (
 )  # pixels that are resized to the image at once: full logits of large images take gigabytes
 
 
+LOCK, INSIDE = Lock(), {}  # network: how many are within `evaluating`, modes before the first
+
+
 @contextmanager
 def evaluating(model: nn.Module):
-    """Within it a network is in evaluation mode; afterwards each of its modules is in its own
-    again.
+    """Within it a network is in evaluation mode; afterwards, when the last thread has left, each of
+    its modules is in its own again.
     """
-    modes = {module: module.training for module in model.modules()}
+    with LOCK:
+        modes = {module: module.training for module in model.modules()}
+        number, modes = INSIDE.get(model, (0, modes))
+        INSIDE[model] = number + 1, modes
+        model.eval()
     try:
-        yield model.eval()
+        yield model
     finally:
-        for module, mode in modes.items():  # batch norm may be frozen while the rest trains
-            module.training = mode
+        with LOCK:
+            number, modes = INSIDE.pop(model)
+            if number > 1:
+                INSIDE[model] = number - 1, modes
+            else:
+                for module, mode in modes.items():  # batch norm may be frozen, the rest not
+                    module.training = mode
 
 
 def predict(
@@ -52,7 +65,8 @@ def predict(
     Args:
         model: the network, on any device.
         image: a path, a PIL image, or an array of uint8, (H, W, 3) RGB or (H, W) grey.
-        short_side: pixels of the shorter side that the network sees; None or 0: the image's own.
+        short_side: pixels of the shorter side that the network sees; 0: the image's own; None: as
+            the checkpoint says, which is that of its training, as `rflw predict` does.
         precision: "fp32", "bf16", "fp16" or "auto", the device's fastest.
         tile: side of the overlapping tiles in which the network sees a large image, in pixels; 0:
             never; None: 2048, for images of more pixels than such a tile (`rflw.tiles`).
@@ -81,10 +95,11 @@ def as_array(image) -> np.ndarray:
     try:
         array = np.asarray(image)
     except Exception as e:  # whatever the conversion of a foreign type raises
-        raise InputError(f"image: a {type(image).__name__} cannot be made an array ({e})") from e
+        kind = type(image).__name__
+        raise InputError(f"image: a {kind} cannot be made an array ({why(e)[:200]})") from e
     if array.dtype != np.uint8 or array.ndim != 2 and array.shape[2:] != (3,):
         raise InputError(
-            f"image: a {type(image).__name__} of {array.dtype} and shape {array.shape}; a path, a PIL image "
+            f"image: a {type(image).__name__} of {str(array.dtype)[:40]} and shape {array.shape}; a path, a PIL image "
             "or an array of uint8, (height, width, 3) or (height, width), is needed"
         )
     return array if array.ndim == 3 else np.stack([array] * 3, axis=-1)
@@ -108,11 +123,25 @@ def class_maps(
         raise InputError(f"{w}x{h} pixels; the networks take {MIN_SIZE}x{MIN_SIZE} and up")
     if model.num_classes > 256:
         raise InputError(f"{model.num_classes} classes do not fit into 8 bits")
-    ratio = short_side / min(h, w) if short_side else 1
-    size = round(h * ratio), round(w * ratio)
+    if short_side is None:
+        short_side = short_side_of(model)
+    size = seen_size(h, w, min(h, w), short_side or min(h, w))
     with evaluating(model):
         logits = logits_of(model, images, size, precision, tile=tile)
     return best([logits], (h, w)).to(torch.uint8).cpu().numpy()
+
+
+def short_side_of(model: nn.Module) -> int | None:
+    """Pixels of the shorter side that a network's checkpoint asks for; None or 0: the image's own."""
+    return getattr(model, "card", {}).get("short_side")
+
+
+def seen_size(h: int, w: int, least: int, short_side: int) -> tuple[int, int]:
+    """(h, w) that the network sees of an image; least: the smaller of h and w.
+
+    In whole numbers, which an exported file computes alike.
+    """
+    return tuple((2 * n * short_side + least) // (2 * least) for n in (h, w))
 
 
 def logits_of(

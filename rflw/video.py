@@ -11,38 +11,50 @@ import threading
 
 import numpy as np
 
-from rflw.data.images import read_image
+from rflw.data.images import pages, photo_endings, read_image
 from rflw.errors import InputError, reading
 
 VIDEOS = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".ts")
-PHOTOS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+TICKS = 90_000  # a second, of the clock of videos that are written
 
 
 def is_video(path: Path) -> bool:
     return path.suffix.lower() in VIDEOS
 
 
-def photos(folder: Path) -> list[Path]:
-    """The photos of a folder, by name. Raises InputError if it has none."""
-    files = sorted(
-        path
-        for path in folder.iterdir()
-        if path.suffix.lower() in PHOTOS and not path.name.startswith(".")
-    )
-    if not files:
-        raise InputError(f"{folder}: no photos in it (of {', '.join(PHOTOS)})")
-    return files
+def files_of(folder: Path, skipped: dict[Path, str]) -> list[Path]:
+    """The photos and videos of a folder, by name; `skipped` gets why each other entry is neither.
+
+    Raises InputError if there are none.
+    """
+    endings, found, hint = {*VIDEOS, *photo_endings()}, [], ""
+    for path in sorted(folder.iterdir()):
+        if path.is_dir():
+            skipped[path] = f"{path}: a folder inside a folder; name it, too"
+            hint = f"; name the folders in it, as {path}"
+        elif path.name.startswith(".") or path.suffix.lower() not in endings:
+            skipped[path] = f"{path}: neither a photo nor a video by its name"
+        else:
+            found.append(path)
+    if not found:
+        raise InputError(f"{folder}: no photos or videos in it{hint}")
+    return found
 
 
-def read_photos(paths: Iterable[Path], skipped: list[str]) -> Iterator[tuple[Path, np.ndarray]]:
-    """(path, (H, W, 3) uint8) of each photo; those that cannot be read are skipped, and `skipped`
-    says why.
+def read_photos(
+    paths: Iterable[Path], skipped: dict[Path, str], notes: list[str]
+) -> Iterator[tuple[Path, np.ndarray]]:
+    """(path, (H, W, 3) uint8) of each photo.
+
+    `skipped` gets why one cannot be read, `notes` of which only a part is.
     """
     for path in paths:
         try:
             yield path, read_image(path)
+            if (number := pages(path)) > 1:
+                notes.append(f"{path}: the first of its {number} pictures")
         except InputError as e:
-            skipped.append(str(e))
+            skipped[path] = str(e)
 
 
 def _av():
@@ -59,53 +71,97 @@ def opened(path: Path):
     """A video file and its stream of pictures. Raises InputError for anything else."""
     av = _av()
     with reading(path), av.open(str(path.absolute())) as file:
-        if not file.streams.video:
+        stream = file.streams.best("video")  # a cover may come before it
+        if stream is None:
             raise InputError(f"{path}: holds no pictures")
-        yield file, file.streams.video[0]
+        yield file, stream
 
 
 def frame_rate(path: Path) -> float:
-    """Frames a second that a video is meant to be shown at. Raises InputError for anything else."""
+    """Frames a second of a video, on average. Raises InputError for anything else."""
     with opened(path) as (_, stream):
         return float(stream.average_rate or 25)
 
 
-def read_video(path: Path, skipped: list[str]) -> Iterator[tuple[int, np.ndarray]]:
-    """The frames of a video.
+def read_video(path: Path, notes: list[str]) -> Iterator[tuple[Fraction, np.ndarray]]:
+    """The frames of a video as a player shows them: upright, with square pixels, of one size.
+
+    Where a frame is broken, the whole one before is shown, or the first.
 
     Args:
         path: the file.
-        skipped: gets a line for each broken frame, which is left out.
+        notes: gets a line about broken frames.
 
     Yields:
-        The frame's number, and the frame (H, W, 3) uint8.
+        When a frame is shown, in seconds, and the frame (H, W, 3) uint8.
 
     Raises:
         InputError: for anything but a video, or one without a whole frame.
     """
-    broken, number, whole = _av().error.FFmpegError, 0, 0
+    lost, waiting, end, picture, size = 0, [], "", None, None
     with opened(path) as (file, stream):
         try:
-            for packet in file.demux(stream):
-                for frame in decoded(packet, broken):
-                    if frame is None or frame.is_corrupt:  # the decoder guessed what was missing
-                        skipped.append(f"{path}: frame {number} is broken")
-                    else:
-                        whole += 1
-                        yield number, frame.to_ndarray(format="rgb24")
-                    number += 1
-        except broken as e:
-            skipped.append(f"{path}: ends after {number} frames ({e.strerror})")
-    if not whole:
+            for time, frame in timed(file, stream):
+                if not isinstance(frame, _av().VideoFrame) or frame.is_corrupt:
+                    lost += 1
+                    waiting.append(time)
+                    continue
+                wide = frame.width * Fraction(stream.sample_aspect_ratio or 1)
+                size = size or (max(1, round(wide)), frame.height)
+                latest = upright(frame, *size)
+                before = latest if picture is None else picture
+                yield from ((t, before) for t in sorted(waiting) if t < time)
+                waiting = [t for t in waiting if t > time]
+                picture = latest
+                yield time, picture
+        except _av().error.FFmpegError as e:
+            end = f"{path}: ends early ({e.strerror})"
+    if picture is None:
         raise InputError(f"{path}: no frame of this video can be read")
+    yield from ((t, picture) for t in sorted(waiting))
+    if lost:
+        notes.append(f"{path}: {lost} broken frames, for which the picture before stands")
+    notes += [end] if end else []
 
 
-def decoded(packet, broken: type[Exception]) -> list:
-    """The frames of a packet; [None] for one that cannot be decoded."""
+def timed(file, stream) -> Iterator[tuple[Fraction, object]]:
+    """(seconds, frame) as a video shows them; a packet instead of a frame that cannot be decoded."""
+    step, time, origin = 1 / Fraction(stream.average_rate or 25), None, None
+    if file.format.name != "avi":  # which has no times of its own but an order
+        origin = Fraction(file.start_time or 0, 10**6)
+    for packet in file.demux(stream):
+        for frame in decoded(packet):
+            stamp = frame.dts if file.format.name == "avi" else frame.pts
+            if stamp is None:
+                now = (origin or 0) if time is None else time + step
+            else:
+                now = stamp * Fraction(frame.time_base)
+            if origin is None:
+                origin = now
+            elif time is not None and now < time - 1:  # another film goes on in this one
+                origin += now - time - step
+            time = now
+            yield max(time - origin, Fraction(0)), frame
+
+
+def decoded(packet) -> list:
+    """The frames of a packet; the packet itself if it cannot be decoded."""
     try:
         return packet.decode()
-    except broken:
-        return [None]
+    except _av().error.FFmpegError:
+        return [packet] if packet.size else []
+
+
+def upright(frame, width: int, height: int) -> np.ndarray:
+    """A frame as its display matrix has it shown, (H, W, 3) uint8; width, height: before that."""
+    picture = frame.to_ndarray(format="rgb24", width=width, height=height)
+    for side in frame.side_data:
+        if side.type.name == "DISPLAYMATRIX":
+            a, b, _, c, d = np.frombuffer(bytes(side), np.int32)[:5].tolist()
+            if abs(b) > abs(a):  # x' = a x + c y, y' = b x + d y: columns become rows
+                picture, a, d = picture.swapaxes(0, 1), c, b
+            picture = picture[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
+    return np.ascontiguousarray(picture)
 
 
 class VideoWriter:
@@ -123,12 +179,18 @@ class VideoWriter:
         even = 1 if lossless else 2
         self.stream.height, self.stream.width = (n // even * even for n in size)
         self.stream.pix_fmt = "gray" if lossless else "yuv420p"
+        self.stream.time_base = self.stream.codec_context.time_base = Fraction(1, TICKS)
+        self.next, self.least, self.step = 0, 0, round(TICKS / rate)
         if lossless:
             self.stream.gop_size = 1  # a broken frame spoils no other
 
-    def write(self, picture: np.ndarray) -> None:
+    def write(self, picture: np.ndarray, time: Fraction | None = None) -> None:
+        """time: when it is shown, in seconds; None: a frame's length after the one before."""
         picture = np.ascontiguousarray(picture[: self.stream.height, : self.stream.width])
         frame = self.av.VideoFrame.from_ndarray(picture, format=self.format)
+        frame.time_base = Fraction(1, TICKS)
+        frame.pts = self.next if time is None else max(self.least, round(time * TICKS))
+        self.next, self.least = frame.pts + self.step, frame.pts + 1
         self.file.mux(self.stream.encode(frame))
 
     def close(self) -> None:

@@ -60,7 +60,7 @@ def pictures(
         raise InputError(f"{dataset.name}/{dataset.split}: all pixels are void")
     chosen = order[:number] if rule == "worst" else [order[k] for k in spread(number, len(order))]
     rows = [
-        (*dataset[i], *(prediction.predict(model, dataset[i][0]) for model in models.values()))
+        (*dataset[i], *(prediction.predict(model, dataset[i][0], 0) for model in models.values()))
         for i in chosen
     ]
     agreement = {

@@ -222,16 +222,22 @@ def test_foreign_keys_are_named(tmp_path, small):
     assert "backbone.0.weight" in refused(tmp_path, {"backbone.0.weight": torch.zeros(1)} | small)
     assert "epoch: a int" in refused(tmp_path, {"epoch": 3})
     assert "holds a list" in refused(tmp_path, [1, 2])
-    text = refused(tmp_path, {"epoch": 3, "net": small})
-    assert "epoch: a int" in text and "may be under 'net'" in text
+    momenta = {"state": {0: {"step": torch.zeros(1)}}}
+    text = refused(tmp_path, {"epoch": 3, "optimizer": momenta, "runs": [{}, {"best": small}]})
+    assert "epoch: a int" in text and "may be under ['runs'][1]['best']" in text
+    text = refused(tmp_path, [{"best": small}])
+    assert "holds a list" in text and "may be under [0]['best']" in text
 
 
 @pytest.mark.parametrize("wrapper", ["segmenter", "state_dict", "model_state_dict", "model", None])
-@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.module."])
+@pytest.mark.parametrize(
+    "prefix", ["", "module.", "_orig_mod.module.", "model.", "model._orig_mod."]
+)
 def test_usual_wrappers_and_prefixes(tmp_path, small, wrapper, prefix):
     state = {f"{prefix}{key}": value for key, value in small.items()}
     unwrapped = unwrap({wrapper: state, "epoch": 3} if wrapper else state)
     assert list(unwrapped) == list(small)
+    assert list(unwrap({"model": {"state_dict": state}})) == list(small)
 
 
 def test_wrong_shapes_are_named(tmp_path, small):

@@ -4,7 +4,7 @@ import hashlib
 from types import SimpleNamespace
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageCms
 import pytest
 import torch
 from torchvision import tv_tensors
@@ -59,6 +59,26 @@ class TestImages:
             saved(tmp_path, Image.new("CMYK", (8, 8), (255, 0, 0, 0)), "x.jpg", quality=95)
         )
         assert out[4, 4, 0] < 20 and out[4, 4, 1:].min() > 235
+
+    @pytest.mark.parametrize("name", ["x.png", "x.tif", "x.jpg", "x.webp"])
+    def test_colour_profiles_are_applied(self, tmp_path, name):
+        """In this one, red and blue have changed places."""
+        profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+        swapped = profile.replace(b"rXYZ", b"tXYZ").replace(b"bXYZ", b"rXYZ")
+        swapped = swapped.replace(b"tXYZ", b"bXYZ")
+        grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
+        picture = Image.fromarray(np.stack([grey, grey.T, grey[::-1]], -1))
+        path = saved(tmp_path, picture, name, icc_profile=swapped, quality=100)
+        with Image.open(path) as stored:
+            assert abs(read_image(path).astype(int) - np.array(stored)[..., ::-1]).max() <= 2
+        for unfit in (swapped, b"damaged", profile[:200]):
+            path = saved(tmp_path, Image.fromarray(grey), "grey.png", icc_profile=unfit)
+            assert np.array_equal(read_image(path), np.dstack([grey] * 3))
+
+    def test_premultiplied_grey_lies_on_white(self, tmp_path):
+        grey = Image.merge("LA", [Image.new("L", (2, 1), 100), Image.new("L", (2, 1), 255)])
+        grey.putpixel((1, 0), (100, 0))
+        assert read_image(grey.convert("La"))[0, :, 0].tolist() == [100, 255]
 
     def test_exif_rotation_is_applied(self, tmp_path):
         exif = Image.Exif()

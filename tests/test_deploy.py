@@ -388,10 +388,23 @@ class TestExport:
             x = torch.rand(1, 3, h, w)
             got = torch.from_numpy(self.run(tmp_path / "net.onnx", image=x.numpy()))
             assert got.shape == (1, 5, -(-h // 4), -(-w // 4)) and close(got, tiny(x))
+        x = torch.rand(3, 3, 40, 50)
+        assert close(torch.from_numpy(self.run(tmp_path / "net.onnx", image=x.numpy())), tiny(x))
         nodes = onnx.load(tmp_path / "net.onnx").graph.node
         attributes = [a for node in nodes if node.op_type == "MaxPool" for a in node.attribute]
         kernels = {tuple(a.ints) for a in attributes if a.name == "kernel_shape"}
         assert kernels == {(1, 5), (5, 1)}
+
+    def test_whole_sees_images_at_the_short_side_of_the_checkpoint(self, tiny, scenes):
+        """As `predict` does, upright and lying."""
+        network = deepcopy(tiny)
+        network.card = {"short_side": 75}
+        whole = deploy.Whole(network)
+        for image in (scenes[3], scenes[3][:90, :55], scenes[3][:40]):
+            with torch.no_grad():
+                classes = whole(torch.from_numpy(image)).numpy()
+            assert (classes == rflw.predict(network, image)).mean() > 0.999
+            assert (classes == rflw.predict(network, image, 0)).mean() < 0.999
 
     def test_whole_shows_the_network_what_predict_shows_it(self, tiny, scenes):
         seen, image = [], scenes[3][:70, :101]
@@ -444,9 +457,9 @@ class TestExport:
         x = torch.rand(1, 3, 50, 81)
         program = torch.export.load(tmp_path / "net.pt2")
         assert close(program.module()(x), tiny(x))
-        assert [(limits.lower, limits.upper) for limits in program.range_constraints.values()] == [
-            (33, 16384)
-        ] * 2  # height, width
+        limits = [(size.lower, size.upper) for size in program.range_constraints.values()]
+        assert limits[1:] == [(33, 16384)] * 2  # height, width, after the batch
+        assert close(program.module()(torch.cat([x, x.flip(3)])), tiny(torch.cat([x, x.flip(3)])))
 
     def export_spoiled(self, tiny, tmp_path, monkeypatch, spoil, whole=False):
         """Export `tiny` with its classifier spoiled on the way."""
@@ -524,8 +537,8 @@ class TestExport:
             ("tflite", {}, "choose from: onnx, torch-export"),
             ("torch-export", {"calibration": [np.zeros((40, 40, 3))]}, "for onnx"),
             ("onnx", {"calibration": []}, "images to calibrate"),
-            ("onnx", {"opset": 5}, "operator set 5"),
-            ("onnx", {"opset": 99}, "operator set 99"),
+            ("onnx", {"opset": 13}, "operator set 13: PyTorch writes those from 18 to"),
+            ("onnx", {"opset": 99}, "operator set 99: PyTorch writes those from 18 to"),
         ):
             with pytest.raises(InputError, match=words):
                 deploy.export(tiny, tmp_path / "net", form, **options)

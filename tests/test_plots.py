@@ -1,5 +1,7 @@
 """Pictures hold the numbers that they were given."""
 
+from dataclasses import replace
+
 import matplotlib
 
 matplotlib.use("Agg")
@@ -85,6 +87,34 @@ def test_safe_colours_are_far_apart_to_the_colour_blind(kind):
     assert closest([*plots.DIFFERENCE.values()], BLINDNESS[kind]) > 26
     with pytest.raises(plots.InputError, match="21 classes: there are 15"):
         plots.safe(LABELS["voc"])
+
+
+def legend(name: str) -> np.ndarray:
+    labels = replace(LABELS["camvid"], classes=(name, *LABELS["camvid"].classes[1:]))
+    mask = np.zeros((120, 240), np.uint8)
+    return np.array(plots.overlay(np.zeros((120, 240, 3), np.uint8), mask, labels))
+
+
+@pytest.mark.parametrize("name", ["Straße", "дорога", "δρόμος", "طريق"])
+def test_legends_in_other_scripts(name):
+    """Pillow's own font, of ASCII alone, would draw the same box for every other character."""
+    assert not np.array_equal(legend(name), legend(name.replace(name[-2], name[1])))
+    assert plots.font_of(name).endswith(".ttf") and plots.font_of("road") == ""
+
+
+def test_a_class_that_no_font_can_write_is_named_by_its_number():
+    name = "\U000e0041"  # a tag character, which has no shape
+    assert plots.font_of(name) is None and np.array_equal(legend(name), legend("0"))
+
+
+def test_an_overlay_is_the_image_tinted():
+    image = np.full((40, 40, 3), 200, np.uint8)
+    mask = np.full((40, 40), 255, np.uint8)
+    mask[:20] = 1
+    picture = np.array(plots.overlay(image, mask, LABELS["camvid"]))
+    colour = np.array(LABELS["camvid"].colours[1])
+    assert abs(picture[0, 39] - (0.45 * 200 + 0.55 * colour)).max() <= 1
+    assert picture[30, 39].tolist() == [200] * 3
 
 
 def test_difference_says_who_is_right():

@@ -1,11 +1,13 @@
 """Prediction: what it takes and gives, views of an image, and tiles."""
 
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
 from PIL import Image
 import pytest
 import torch
+from torch import nn
 import torch.nn.functional as F
 
 from rflw import InputError, build, checkpoint, prediction, tiles
@@ -38,6 +40,7 @@ def test_is_the_best_class_of_the_resized_logits(model):
 
 def test_takes_paths_pil_images_and_arrays(model, tmp_path):
     Image.fromarray(PHOTO).save(tmp_path / "x.png")
+    np.save(tmp_path / "x.npy", PHOTO)
     expected = prediction.predict(model, PHOTO)
     for image in (
         tmp_path / "x.png",
@@ -45,6 +48,9 @@ def test_takes_paths_pil_images_and_arrays(model, tmp_path):
         Image.fromarray(PHOTO),
         torch.from_numpy(PHOTO),
         PHOTO[:, ::-1].copy()[:, ::-1],
+        np.lib.stride_tricks.as_strided(PHOTO, writeable=False),
+        np.load(tmp_path / "x.npy", mmap_mode="r"),
+        Image.fromarray(PHOTO).convert("RGBA").convert("RGBa"),
     ):
         assert np.array_equal(prediction.predict(model, image), expected), type(image)
 
@@ -66,11 +72,17 @@ def test_grey_is_three_equal_channels(model):
         (torch.zeros(40, 40, 3), "a Tensor of float32"),
         (3, "a int of int64"),
         ({"a": 1}, "a dict of object"),
+        (PHOTO > 9, "a ndarray of bool"),
+        (PHOTO.tobytes(), "a bytes of"),
+        (PHOTO.tolist(), "a list of int64"),
+        ([PHOTO, PHOTO[1:]], "a list cannot be made an array"),
+        (np.zeros((40, 40), [(f"field{i}", "u1") for i in range(99)]), "a ndarray of "),
     ],
 )
 def test_anything_else_is_refused_by_its_type(model, image, words):
-    with pytest.raises(InputError, match=f"^image: [^\n]*{words}[^\n]*$"):
+    with pytest.raises(InputError, match=f"^image: [^\n]*{words}[^\n]*$") as refusal:
         prediction.predict(model, image)
+    assert len(str(refusal.value)) < 400
 
 
 @pytest.mark.parametrize("size", [(1, 1), (32, 100)])
@@ -92,6 +104,27 @@ def test_the_network_sees_the_short_side_and_the_image_keeps_its_size(model):
         prediction.predict(model, PHOTO, short_side=20)
 
 
+@pytest.mark.parametrize(
+    ("asked", "card", "seen"),
+    [(None, 75, (75, 107)), (0, 75, (50, 71)), (None, 0, (50, 71)), (None, None, (50, 71))],
+)
+def test_the_checkpoint_says_what_the_network_sees(asked, card, seen):
+    """75 / 50 * 71 is 106.5, which is rounded up, in whole numbers."""
+    sizes = []
+
+    class Witness(nn.Module):
+        num_classes, mean, std = 2, (0.5,) * 3, (0.25,) * 3
+
+        def forward(self, x):
+            sizes.append(tuple(x.shape[2:]))
+            return torch.zeros(1, 2, 10, 10) + self.weight
+
+    witness = Witness()
+    witness.weight, witness.card = nn.Parameter(torch.zeros(1)), {"short_side": card}
+    prediction.predict(witness, PHOTO, asked)
+    assert sizes == [seen]
+
+
 def test_more_classes_than_a_byte_holds_are_refused(model):
     with pytest.raises(InputError, match="300 classes"):
         prediction.predict(SimpleNamespace(num_classes=300), PHOTO)
@@ -108,6 +141,34 @@ def test_every_module_keeps_its_mode(model):
             assert not any(module.training for module in model.modules())
             raise ZeroDivisionError
     assert [module.training for module in model.modules()] == modes
+    model.eval()
+
+
+def test_predictions_in_threads_leave_every_module_in_its_mode(model):
+    expected = prediction.predict(model, PHOTO)
+    model.train()
+    model.encoder.stem.bn.eval()
+    modes = [module.training for module in model.modules()]
+    weights = {key: value.clone() for key, value in model.state_dict().items()}
+    with ThreadPoolExecutor(3) as pool:
+        found = [*pool.map(lambda _: prediction.predict(model, PHOTO), range(6))]
+        with pytest.raises(InputError):
+            [*pool.map(lambda size: prediction.predict(model, PHOTO[:size]), (50, 20, 50))]
+    assert all(np.array_equal(classes, expected) for classes in found)
+    assert [module.training for module in model.modules()] == modes and not prediction.INSIDE
+    assert all(torch.equal(value, weights[key]) for key, value in model.state_dict().items())
+    model.eval()
+
+
+def test_evaluating_ends_with_the_last_that_is_within(model):
+    model.train()
+    first, second = prediction.evaluating(model), prediction.evaluating(model)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert not model.training and not model.encoder.stem.bn.training
+    second.__exit__(None, None, None)
+    assert model.training and model.encoder.stem.bn.training
     model.eval()
 
 

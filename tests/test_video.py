@@ -1,5 +1,6 @@
 """Videos, folders and reading ahead."""
 
+from fractions import Fraction
 from pathlib import Path
 import sys
 import threading
@@ -26,9 +27,9 @@ def masks():
 
 def test_masks_come_back_from_a_video_as_they_were(tmp_path, masks):
     clip(tmp_path / "x.mkv", masks)
-    skipped = []
-    found = list(video.read_video(tmp_path / "x.mkv", skipped))
-    assert [number for number, _ in found] == list(range(6)) and skipped == []
+    notes = []
+    found = list(video.read_video(tmp_path / "x.mkv", notes))
+    assert [float(time) for time, _ in found] == [i / 12.5 for i in range(6)] and notes == []
     assert all(
         (image == mask[..., None]).all() for (_, image), mask in zip(found, masks, strict=True)
     )
@@ -51,20 +52,123 @@ def test_pictures_come_back_nearly(tmp_path):
     assert np.abs(found[0].astype(int) - picture[:40, :52]).mean() < 6
 
 
-def test_broken_frames_are_skipped_and_counted(tmp_path, masks):
+def film(path, frames, codec="libx264", times=None, prepare=None, **options):
+    """RGB frames as other programs write them; times: in milliseconds."""
     import av
 
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream(codec, rate=10, options=options)
+        stream.height, stream.width, stream.pix_fmt = *frames[0].shape[:2], "yuv420p"
+        stream.time_base = stream.codec_context.time_base = Fraction(1, 1000 if times else 10)
+        if prepare:
+            prepare(stream)
+        for i, picture in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+            frame.pts, frame.time_base = times[i] if times else i, stream.time_base
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode(None))
+
+
+def damaged(path, target, numbers):
+    """A copy of a film in which the packets of some numbers hold nothing."""
+    import av
+
+    data = path.read_bytes()
+    with av.open(path) as file:
+        packets = [bytes(packet) for packet in file.demux(file.streams.video[0])]
+    for number in numbers:
+        assert data.count(packets[number]) == 1
+        data = data.replace(packets[number], b"U" * len(packets[number]))
+    target.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("broken", "shown"),
+    [((2,), (0, 1, 1, 3, 4, 5)), ((0, 1), (2, 2, 2, 3, 4, 5)), ((4, 5), (0, 1, 2, 3, 3, 3))],
+)
+def test_the_picture_before_stands_for_a_broken_frame(tmp_path, masks, broken, shown):
     clip(tmp_path / "x.mkv", masks)
-    with av.open(tmp_path / "x.mkv") as file:
-        third = [bytes(packet) for packet in file.demux(file.streams.video[0])][2]
-    data = (tmp_path / "x.mkv").read_bytes()
-    assert data.count(third) == 1
-    (tmp_path / "broken.mkv").write_bytes(data.replace(third, b"U" * len(third)))
-    skipped = []
-    found = list(video.read_video(tmp_path / "broken.mkv", skipped))
-    assert len(skipped) == 1 and "broken.mkv: frame 2" in skipped[0]
-    assert [number for number, _ in found] == [0, 1, 3, 4, 5]
-    assert all((image == masks[number][..., None]).all() for number, image in found)
+    damaged(tmp_path / "x.mkv", tmp_path / "broken.mkv", broken)
+    notes = []
+    found = list(video.read_video(tmp_path / "broken.mkv", notes))
+    assert notes[0].startswith(f"{tmp_path / 'broken.mkv'}: {len(broken)} broken frames")
+    assert [float(time) for time, _ in found] == [i / 12.5 for i in range(6)]
+    for number, (_, image) in zip(shown, found, strict=True):
+        assert (image == masks[number][..., None]).all()
+
+
+CORNERS = np.zeros((64, 96, 3), np.uint8)
+CORNERS[:20, :30], CORNERS[:20, 60:], CORNERS[40:, 70:] = 80, 160, 240
+
+
+@pytest.mark.parametrize("degrees", [0, 90, 180, 270])
+@pytest.mark.parametrize(("hflip", "vflip"), [(0, 0), (1, 0), (0, 1)])
+def test_films_are_turned_and_mirrored_as_a_player_does(tmp_path, degrees, hflip, vflip):
+    """The matrix turns first, counterclockwise, then mirrors."""
+    film(
+        tmp_path / "x.mp4",
+        [CORNERS],
+        prepare=lambda stream: stream.set_display_rotation(degrees, bool(hflip), bool(vflip)),
+        crf="1",
+    )
+    expected = np.rot90(CORNERS, degrees // 90)[:: 1 - 2 * vflip, :: 1 - 2 * hflip]
+    ((_, image),) = video.read_video(tmp_path / "x.mp4", [])
+    assert image.shape == expected.shape and abs(image.astype(int) - expected).mean() < 4
+
+
+TIMES = [0, 100, 200, 1000, 2000, 2100, 2200, 2300, 5000, 5100]
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "options"),
+    [("x.mp4", "libx264", {"bf": "2"}), ("x.webm", "libvpx", {}), ("x.ts", "libx264", {})],
+)
+def test_every_frame_keeps_its_time(tmp_path, name, codec, options):
+    frames = [np.full((48, 64, 3), 20 * i, np.uint8) for i in range(10)]
+    film(tmp_path / name, frames, codec, TIMES, **options)
+    found = list(video.read_video(tmp_path / name, []))
+    assert [round(1000 * time) for time, _ in found] == TIMES
+    for lossless, target in ((True, "y.mkv"), (False, "y.mp4")):
+        writer = video.VideoWriter(str(tmp_path / target), 2, (48, 64), lossless)
+        for seconds, image in found:
+            writer.write(image[..., 0] if lossless else image, seconds)
+        writer.close()
+        again = list(video.read_video(tmp_path / target, []))
+        assert [round(1000 * time) for time, _ in again] == TIMES
+        assert [round(image.mean() / 20) for _, image in again] == list(range(10))
+
+
+def test_avi_has_an_order_but_no_times(tmp_path):
+    """With B-frames its packets' times go back and forth."""
+    frames = [np.full((48, 64, 3), 20 * i, np.uint8) for i in range(10)]
+    film(tmp_path / "x.avi", frames, "mpeg4", bf="2")
+    found = list(video.read_video(tmp_path / "x.avi", []))
+    assert [round(10 * time) for time, _ in found] == list(range(10))
+    assert [round(image.mean() / 20) for _, image in found] == list(range(10))
+
+
+def test_pixels_become_square(tmp_path):
+    def wide(stream):
+        stream.codec_context.sample_aspect_ratio = Fraction(4, 3)
+
+    film(tmp_path / "x.mp4", [CORNERS], prepare=wide, crf="1")
+    ((_, image),) = video.read_video(tmp_path / "x.mp4", [])
+    assert (
+        image.shape == (64, 128, 3) and (image[60, 100:] > 200).all() and image[60, 85].max() < 40
+    )
+
+
+def test_frames_that_change_size_are_shown_at_the_first_ones(tmp_path):
+    """Raw H.264 films, one after the other."""
+    sizes = ((48, 64), (96, 128), (40, 40))
+    for i, size in enumerate(sizes):
+        film(tmp_path / f"{i}.ts", [np.full((*size, 3), 50 + 50 * i, np.uint8)] * 12)
+    (tmp_path / "x.ts").write_bytes(b"".join((tmp_path / f"{i}.ts").read_bytes() for i in range(3)))
+    found = list(video.read_video(tmp_path / "x.ts", []))
+    assert {image.shape for _, image in found} == {(48, 64, 3)}
+    assert [round(image.mean() / 50) for _, image in found] == [1] * 12 + [2] * 12 + [3] * 12
+    times = [time for time, _ in found]
+    assert all(0 < later - time < 1 for time, later in zip(times, times[1:]))
 
 
 def test_other_files_are_refused(tmp_path, monkeypatch):
@@ -83,25 +187,35 @@ def test_a_video_that_is_cut_off_gives_what_there_is(tmp_path, masks):
     (tmp_path / "cut.mkv").write_bytes(data[: len(data) * 2 // 3])
     frames = list(video.read_video(tmp_path / "cut.mkv", []))
     assert 0 < len(frames) < 6
-    assert all((image == masks[number][..., None]).all() for number, image in frames)
+    assert all((image == mask[..., None]).all() for mask, (_, image) in zip(masks, frames))
     (tmp_path / "header.mkv").write_bytes(data[: data.index(b"V_FFV1") + 300])
     with pytest.raises(InputError, match="header.mkv: "):
         list(video.read_video(tmp_path / "header.mkv", []))
 
 
-def test_photos_of_a_folder(tmp_path):
-    for name in ("b.png", "a.JPG", ".hidden.png"):
-        Image.new("RGB", (40, 40)).save(tmp_path / name)
-    (tmp_path / "notes.txt").write_text("x")
-    (tmp_path / "c.png").write_text("no picture")
-    found = video.photos(tmp_path)
-    assert [path.name for path in found] == ["a.JPG", "b.png", "c.png"]
-    skipped = []
-    assert [path.name for path, _ in video.read_photos(found, skipped)] == ["a.JPG", "b.png"]
-    assert len(skipped) == 1 and "c.png" in skipped[0]
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="no photos"):
-        video.photos(tmp_path / "empty")
+def test_every_entry_of_a_folder_is_taken_or_spoken_of(tmp_path):
+    for name in ("b.png", "a.JPG", "d.jfif", "e.jp2", ".hidden.png"):
+        form = {"d.jfif": "JPEG", "e.jp2": "JPEG2000"}.get(name)
+        Image.new("RGB", (40, 40)).save(tmp_path / name, form)
+    pictures = [Image.new("RGB", (40, 40), colour) for colour in ("red", "blue", "white")]
+    pictures[0].save(tmp_path / "f.tif", save_all=True, append_images=pictures[1:])
+    for name in ("c.png", "notes.txt", "g.heic", "film.mp4"):
+        (tmp_path / name).write_text("no picture")
+    (tmp_path / "day2").mkdir()
+    skipped, notes = {}, []
+    found = video.files_of(tmp_path, skipped)
+    taken = ["a.JPG", "b.png", "c.png", "d.jfif", "e.jp2", "f.tif", "film.mp4"]
+    assert [path.name for path in found] == taken
+    assert {path.name for path in skipped} == {".hidden.png", "notes.txt", "g.heic", "day2"}
+    assert all(line.startswith(f"{path}: ") for path, line in skipped.items())
+    read = [path.name for path, _ in video.read_photos(found[:-1], skipped, notes)]
+    assert read == ["a.JPG", "b.png", "d.jfif", "e.jp2", "f.tif"]
+    assert "not an image" in skipped[tmp_path / "c.png"]
+    assert notes == [f"{tmp_path / 'f.tif'}: the first of its 3 pictures"]
+    (tmp_path / "day2/day3").mkdir()
+    for folder, words in (("day2/day3", "no photos or videos in it$"), ("day2", "day2/day3")):
+        with pytest.raises(InputError, match=words):
+            video.files_of(tmp_path / folder, {})
 
 
 def test_reading_ahead_keeps_the_order_and_what_is_raised():

@@ -4,11 +4,12 @@ An image is (H, W, 3) uint8 RGB, a mask (H, W) uint8 with classes 0..K-1 and 255
 """
 
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 import warnings
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from rflw.data.labels import VOID
 from rflw.errors import InputError, reading
@@ -20,8 +21,8 @@ FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP
 def read_image(source: str | Path | Image.Image) -> np.ndarray:
     """Read an image as a viewer shows it.
 
-    EXIF rotation is applied, transparency laid on white, 16-bit grey scaled to 8 bits, grey, CMYK
-    and palette converted.
+    EXIF rotation and colour profile are applied, transparency is laid on white, 16-bit grey scaled
+    to 8 bits, and grey, CMYK and palette are converted. Of several pictures it is the first.
 
     Args:
         source: a file, or a PIL image.
@@ -34,22 +35,46 @@ def read_image(source: str | Path | Image.Image) -> np.ndarray:
     """
     where = "image" if isinstance(source, Image.Image) else str(source)
     image = _decoded(source, where)
-    if image.mode.startswith("I"):  # I;16 and its kin: 16 bits of grey
-        grey = np.asarray(image).astype(np.int64)
-        if grey.min() < 0 or grey.max() > 65535:
-            raise InputError(f"{where}: grey values outside 0..65535")
-        image = Image.fromarray((grey // 257).astype(np.uint8))
-    elif image.mode == "F":
-        raise InputError(
-            f"{where}: floating point pixels have no known range; convert it to 8 or 16 bits"
-        )
-    elif image.has_transparency_data:
-        layer = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
-    try:
-        return np.array(image.convert("RGB"))
-    except ValueError as e:
-        raise InputError(f"{where}: pixels of mode {image.mode} cannot be shown as RGB") from e
+    with reading(where):  # Pillow cannot convert every mode
+        if image.mode.startswith("I"):  # I;16 and its kin: 16 bits of grey
+            grey = np.asarray(image).astype(np.int64)
+            if grey.min() < 0 or grey.max() > 65535:
+                raise InputError(f"{where}: grey values outside 0..65535")
+            profile, image = (
+                image.info.get("icc_profile"),
+                Image.fromarray((grey // 257).astype(np.uint8)),
+            )
+            image.info["icc_profile"] = profile
+        elif image.mode == "F":
+            raise InputError(
+                f"{where}: floating point pixels have no known range; convert it to 8 or 16 bits"
+            )
+        return np.array(_in_srgb(_on_white(image)))
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """Transparency laid on white; grey stays grey, and CMYK as it is."""
+    if image.has_transparency_data:
+        grey = image.mode in ("LA", "La")
+        layer = image.convert("LA" if grey else "RGBA").convert("RGBA")
+        below = Image.new("RGBA", layer.size, "white")
+        laid = Image.alpha_composite(below, layer).convert("L" if grey else "RGB")
+        laid.info = image.info
+        return laid
+    return (
+        image if image.mode in ("L", "CMYK") else image.convert("L" if image.mode == "1" else "RGB")
+    )
+
+
+def _in_srgb(image: Image.Image) -> Image.Image:
+    """RGB as a viewer shows it, by the file's colour profile; one that does not fit is ignored."""
+    if profile := image.info.get("icc_profile"):
+        try:
+            srgb = ImageCms.createProfile("sRGB")
+            return ImageCms.profileToProfile(image, BytesIO(profile), srgb, outputMode="RGB")
+        except (ImageCms.PyCMSError, TypeError):
+            pass
+    return image.convert("RGB")
 
 
 CONVERT = "`rflw data convert` makes index masks of it"
@@ -156,10 +181,28 @@ def check_labels(
     return mask
 
 
-def open_picture(source) -> Image.Image:
-    """Pillow's `Image.open`, for photos alone."""
+def photo_endings() -> set[str]:
+    """Endings of the names of photos: ".png", ..."""
     Image.init()  # else Pillow does not know the rarer formats yet
-    return Image.open(source, formats=[name for name in FORMATS if name in Image.OPEN])
+    return {end for end, name in Image.registered_extensions().items() if name in FORMATS}
+
+
+def open_picture(path: str | Path) -> Image.Image:
+    """Pillow's `Image.open`, for photos alone."""
+    Image.init()
+    try:
+        return Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN])
+    except Image.DecompressionBombError as e:
+        raise InputError(
+            f"{path}: cannot be read ({str(e).split(',')[0]}; `rflw predict --max-pixels N` takes "
+            "more, or in Python a larger PIL.Image.MAX_IMAGE_PIXELS)"
+        ) from e
+
+
+def pages(path: str | Path) -> int:
+    """How many pictures a file holds that are shown one by one: pages, or an animation."""
+    with reading(path), open_picture(path) as image:
+        return 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
 
 
 def _decoded(source, where: str) -> Image.Image:

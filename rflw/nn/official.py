@@ -2,6 +2,7 @@
 code in them is run.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from pickle import UnpicklingError
 import re
@@ -95,7 +96,8 @@ def to_theirs(key: str, modules: dict[str, str]) -> str:
 # two names.
 SCALAR, DTYPE = np.float64(0).__reduce__()[0], type(np.dtype("float64"))
 NUMPY = [(SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
-WRAPPERS = ("segmenter", "state_dict", "model_state_dict", "model")
+WRAPPERS = ("segmenter", "state_dict", "model_state_dict", "model", "net", "network")
+PREFIXES = r"^((module|_orig_mod|model|segmenter|net|network)\.)+"  # no published key begins so
 
 
 def load_tensors(path: str | Path, device) -> dict:
@@ -122,23 +124,33 @@ def load_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str
 
 
 def unwrap(loaded) -> dict[str, Tensor]:
-    """The state dict in what a file holds: bare or under a usual name, without prefixes of
-    wrappers.
+    """The state dict in what a file holds: bare or under usual names, without prefixes of wrappers.
 
     Raises:
         InputError: that names the first entry that is no tensor, and where there are some instead.
     """
-    if isinstance(loaded, dict):
-        inner = (loaded[name] for name in WRAPPERS if isinstance(loaded.get(name), dict))
-        loaded = next(inner, loaded)
+    number, place = max(places(loaded), default=(0, ""))
+    hint = f"; its weights may be under {place}" if number else ""
+    while name := next(
+        (n for n in WRAPPERS if isinstance(loaded, dict) and isinstance(loaded.get(n), dict)), None
+    ):
+        loaded = loaded[name]
     if not isinstance(loaded, dict) or not loaded:
-        raise InputError(f"holds a {type(loaded).__name__}, not a dict of named tensors")
+        raise InputError(f"holds a {type(loaded).__name__}, not a dict of named tensors{hint}")
     for key, value in loaded.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
-            dicts = [name for name, value in loaded.items() if isinstance(value, dict)]
-            hint = f"; its weights may be under {dicts[0]!r}" if dicts else ""
             raise InputError(f"{key}: a {type(value).__name__}, not a named tensor{hint}")
-    return {re.sub(r"^((module|_orig_mod)\.)+", "", key): value for key, value in loaded.items()}
+    return {re.sub(PREFIXES, "", key): value for key, value in loaded.items()}
+
+
+def places(loaded, path: str = "") -> Iterator[tuple[int, str]]:
+    """(number of tensors, place as one would index it) of each dict of tensors in what a file holds."""
+    if isinstance(loaded, dict) and path:
+        yield sum(isinstance(value, Tensor) for value in loaded.values()), path
+    if isinstance(loaded, dict | list | tuple) and len(path) < 200:  # may hold itself
+        entries = loaded.items() if isinstance(loaded, dict) else enumerate(loaded)
+        for key, value in entries:
+            yield from places(value, f"{path}[{key!r}]")
 
 
 def first_not_numbers(state: dict) -> str | None:

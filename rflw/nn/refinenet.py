@@ -6,6 +6,7 @@ Letters in shape comments: B batch, C channels, H and W rows and columns, K clas
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral
 
 from torch import Tensor, nn
 
@@ -213,9 +214,10 @@ def build(name: str, num_classes: int = 21, weights: str | None = None) -> Refin
             f"unknown model {name!r}: a form ({', '.join(sorted(forms))}), a dash and an encoder "
             f"({', '.join(sorted(ENCODERS))}, timm:<name>)"
         )
-    if type(num_classes) is not int or not 1 <= num_classes <= MAX_CLASSES:
+    whole = isinstance(num_classes, Integral) and not isinstance(num_classes, bool)  # NumPy's, too
+    if not whole or not 1 <= num_classes <= MAX_CLASSES:
         raise InputError(
             f"{name}: the number of classes must be a whole number from 1 to {MAX_CLASSES}, not {num_classes!r}"
         )
     encoder = make_encoder(name[len(prefix) + 1 :], weights)
-    return RefineNet(name, encoder, num_classes, forms[prefix])
+    return RefineNet(name, encoder, int(num_classes), forms[prefix])
