@@ -342,7 +342,7 @@ class Tally:
 
     def end(self, named: list[Path], summary: bool) -> None:
         """Print it. The exit code is 1 if a file that was named is skipped, 2 if all are."""
-        if not self.frames and [*self.skipped] == named:
+        if not self.frames and self.skipped.keys() == {*named}:
             raise InputError("; ".join(self.skipped.values()))
         lines = [*self.notes, *(f"skipped: {line}" for line in self.skipped.values())]
         for line in lines[:20]:

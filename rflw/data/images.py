@@ -3,6 +3,7 @@
 An image is (H, W, 3) uint8 RGB, a mask (H, W) uint8 with classes 0..K-1 and 255 as void.
 """
 
+from contextlib import suppress
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -36,44 +37,34 @@ def read_image(source: str | Path | Image.Image) -> np.ndarray:
     where = "image" if isinstance(source, Image.Image) else str(source)
     image = _decoded(source, where)
     with reading(where):  # Pillow cannot convert every mode
+        profile = image.info.get("icc_profile")
         if image.mode.startswith("I"):  # I;16 and its kin: 16 bits of grey
             grey = np.asarray(image).astype(np.int64)
             if grey.min() < 0 or grey.max() > 65535:
                 raise InputError(f"{where}: grey values outside 0..65535")
-            profile, image = (
-                image.info.get("icc_profile"),
-                Image.fromarray((grey // 257).astype(np.uint8)),
-            )
-            image.info["icc_profile"] = profile
+            image = Image.fromarray((grey // 257).astype(np.uint8))
         elif image.mode == "F":
             raise InputError(
                 f"{where}: floating point pixels have no known range; convert it to 8 or 16 bits"
             )
-        return np.array(_in_srgb(_on_white(image)))
+        return np.array(_in_srgb(_on_white(image), profile))
 
 
 def _on_white(image: Image.Image) -> Image.Image:
-    """Transparency laid on white; grey stays grey, and CMYK as it is."""
+    """L, CMYK or RGB, without transparency."""
+    mode = "L" if image.mode in ("1", "L", "LA", "La") else "RGB"
     if image.has_transparency_data:
-        grey = image.mode in ("LA", "La")
-        layer = image.convert("LA" if grey else "RGBA").convert("RGBA")
-        below = Image.new("RGBA", layer.size, "white")
-        laid = Image.alpha_composite(below, layer).convert("L" if grey else "RGB")
-        laid.info = image.info
-        return laid
-    return (
-        image if image.mode in ("L", "CMYK") else image.convert("L" if image.mode == "1" else "RGB")
-    )
+        layer = image.convert("LA" if mode == "L" else "RGBA").convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+    return image if image.mode == "CMYK" else image.convert(mode)
 
 
-def _in_srgb(image: Image.Image) -> Image.Image:
+def _in_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     """RGB as a viewer shows it, by the file's colour profile; one that does not fit is ignored."""
-    if profile := image.info.get("icc_profile"):
-        try:
-            srgb = ImageCms.createProfile("sRGB")
+    if profile:
+        srgb = ImageCms.createProfile("sRGB")
+        with suppress(ImageCms.PyCMSError, TypeError):
             return ImageCms.profileToProfile(image, BytesIO(profile), srgb, outputMode="RGB")
-        except (ImageCms.PyCMSError, TypeError):
-            pass
     return image.convert("RGB")
 
 
@@ -124,10 +115,7 @@ def open_mask(path: str | Path, lossy: bool = False) -> tuple[Image.Image, int]:
     16 bits of colour, TIFF where 0 is white.
     """
     with reading(path):
-        try:
-            image = open_picture(path)
-        except UnidentifiedImageError as e:
-            raise InputError(f"{path}: not an image that can be read") from e
+        image = open_picture(path)
         code = image.tile[0].args if image.tile else ""
         code = code if isinstance(code, str) else str(code[0])
         packed = str(image.info.get("compression"))
@@ -188,7 +176,7 @@ def photo_endings() -> set[str]:
 
 
 def open_picture(path: str | Path) -> Image.Image:
-    """Pillow's `Image.open`, for photos alone."""
+    """Pillow's `Image.open`, for photos alone. Raises InputError for what is none or too large."""
     Image.init()
     try:
         return Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN])
@@ -197,6 +185,8 @@ def open_picture(path: str | Path) -> Image.Image:
             f"{path}: cannot be read ({str(e).split(',')[0]}; `rflw predict --max-pixels N` takes "
             "more, or in Python a larger PIL.Image.MAX_IMAGE_PIXELS)"
         ) from e
+    except UnidentifiedImageError as e:
+        raise InputError(f"{path}: not an image that can be read") from e
 
 
 def pages(path: str | Path) -> int:
@@ -208,8 +198,5 @@ def pages(path: str | Path) -> int:
 def _decoded(source, where: str) -> Image.Image:
     with reading(where), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # beyond twice the limit Pillow raises an error
-        try:
-            image = source if isinstance(source, Image.Image) else open_picture(source)
-            return ImageOps.exif_transpose(image).copy()  # reads all of it
-        except UnidentifiedImageError as e:
-            raise InputError(f"{where}: not an image that can be read") from e
+        image = source if isinstance(source, Image.Image) else open_picture(source)
+        return ImageOps.exif_transpose(image)  # reads all of it, and copies
