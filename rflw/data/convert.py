@@ -46,12 +46,7 @@ def convert(
         InputError: that names a file and what of it has no label.
     """
     masks, out, table = Path(masks), Path(out).absolute(), dict(table or {})
-    files = walk(masks)
-    odd = next((path for path in files if path.suffix.lower() not in ENDINGS), None)
-    if odd or not files:
-        raise InputError(f"{odd or masks}: {'no mask' if odd else 'no masks in it'}")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())) or masks.resolve() in out.parents:
-        raise InputError(f"{out}: not a new folder outside of {masks}")
+    files = _files(masks, out)
     by_colour = colours is not None or any(isinstance(key, tuple) for key in table)
     known = {} if colours in (None, "found") else read_colours(Path(colours))
     known |= {_packed(key): label for key, label in table.items()}
@@ -66,7 +61,26 @@ def convert(
         free = (label for label in range(VOID) if label not in known.values())
         known |= dict(zip(sorted(counts.keys() - known.keys()), free))
     labels = {value: _label(value, known, by_colour, first, nearest) for value in sorted(counts)}
-    lost = [value for value, label in labels.items() if label is None]
+    _refuse_lost([value for value in labels if labels[value] is None], places, by_colour)
+    with writing(out):
+        _write(files, masks, out, labels, partial(_values, by_colour=by_colour, lossy=nearest))
+    return {
+        _text(value, by_colour): {"label": label, "pixels": counts[value]}
+        for value, label in labels.items()
+    }
+
+
+def _files(masks: Path, out: Path) -> list[Path]:
+    files = walk(masks)
+    odd = next((path for path in files if path.suffix.lower() not in ENDINGS), None)
+    if odd or not files:
+        raise InputError(f"{odd or masks}: {'no mask' if odd else 'no masks in it'}")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())) or masks.resolve() in out.parents:
+        raise InputError(f"{out}: not a new folder outside of {masks}")
+    return files
+
+
+def _refuse_lost(lost: list[int], places: dict[int, Path], by_colour: bool) -> None:
     if lost:
         more = f", one of {len(lost)} without a label" if lost[1:] else ", which has no label"
         kind, text = "colour" if by_colour else "number", _text(lost[0], by_colour)
@@ -74,12 +88,6 @@ def convert(
             f"{places[lost[0]]}: {kind} {text}{more}: --map {text}=N gives it one, {VOID} is "
             "void; of lossy, scaled or smoothed masks --nearest takes the nearest that is given"
         )
-    with writing(out):
-        _write(files, masks, out, labels, partial(_values, by_colour=by_colour, lossy=nearest))
-    return {
-        _text(value, by_colour): {"label": label, "pixels": counts[value]}
-        for value, label in labels.items()
-    }
 
 
 def _write(files: list[Path], masks: Path, out: Path, labels: dict, read) -> None:
