@@ -28,7 +28,9 @@ define COPY
 rm -rf $(SOURCE) $(HTML) _build/.doctrees _build/jupyter_execute
 mkdir -p $(SOURCE)/data
 cp -R _config.yml _toc.yml CHANGELOG.md book notebooks $(SOURCE)
-cp -R $(wildcard data/paper data/results) $(WEB) $(SOURCE)/data
+cp -R $(wildcard data/paper data/results) $(SOURCE)/data
+mkdir $(SOURCE)/data/web
+if [ -f $(WEB)/networks.json ]; then cp -R $(WEB) $(SOURCE)/data; else echo '{"networks": []}' > $(SOURCE)/data/web/networks.json; fi
 endef
 
 .PHONY: help env web book html serve notebooks test browser reliability gpu lowest coverage lock clean
@@ -60,7 +62,7 @@ $(WEB)/ort.wasm.min.mjs: book/web/package-lock.json | $(READY)
 	cp _build/npm/node_modules/onnxruntime-web/dist/ort.wasm.min.mjs $(WEB)
 	rm -rf _build/npm
 
-# Without npm's registry the book is built all the same; that page then says that its network is missing.
+# Without npm's registry the book is built all the same, and that page says that it has no network.
 web: $(READY)
 	-$(MAKE) --no-print-directory $(WEB)/networks.json
 

@@ -912,7 +912,7 @@ def _pixels(size: str) -> list[int]:
 
 
 EXPERIMENTS = frozenset(
-    "train eval check bench complexity probe saturation erf pictures reliability".split()
+    "train first-steps eval check bench complexity probe saturation erf pictures reliability".split()
 )
 
 

@@ -248,7 +248,9 @@ document.addEventListener("DOMContentLoaded", async () => {
     return say("This browser lacks WebAssembly SIMD, which the network needs. Browsers since 2021, Safari since 2023, have it.");
   const folder = new URL("../web/", location).href;
   try {
-    page(place, await (await fetch(folder + "networks.json")).json(), folder);
+    const listed = await (await fetch(folder + "networks.json")).json();
+    if (!listed.networks.length) return say("This copy of the book was built without its networks, which need npm's registry.");
+    page(place, listed, folder);
   } catch {
     say("The list of networks did not arrive. Load this page again to retry.");
   }

@@ -197,6 +197,11 @@ def networks() -> list[dict]:
     return json.loads((HTML / "web/networks.json").read_text())["networks"]
 
 
+with_network = pytest.mark.skipif(
+    not networks(), reason="the book was built without npm's registry"
+)
+
+
 @pytest.mark.parametrize("network", networks(), ids=lambda network: network["name"])
 def test_a_photo_is_labelled_in_the_browser_as_by_the_package(reader, network):
     import rflw
@@ -216,6 +221,7 @@ def test_a_photo_is_labelled_in_the_browser_as_by_the_package(reader, network):
     assert tab.inner_text("#photo .classes li >> nth=0").strip().startswith(most)
 
 
+@with_network
 def test_a_broken_photo_gives_a_message(reader):
     tab, choose = reader("book/photo.html"), "#photo input[type=file]"
     tab.wait_for_selector(choose)
@@ -235,6 +241,7 @@ def test_a_broken_photo_gives_a_message(reader):
     assert not tab.faults
 
 
+@with_network
 def test_a_network_that_does_not_arrive_gives_a_message(reader):
     tab = reader("book/photo.html")
     tab.route("**/*.onnx", lambda route: route.fulfill(body=b"half of it"))
@@ -245,6 +252,7 @@ def test_a_network_that_does_not_arrive_gives_a_message(reader):
     said(tab, "camvid.onnx did not arrive (")
 
 
+@with_network
 def test_no_camera_no_simd_and_no_server_give_messages(reader):
     tab = reader("book/photo.html")
     denied = "() => Promise.reject(new DOMException('', 'NotAllowedError'))"
@@ -260,6 +268,7 @@ def test_no_camera_no_simd_and_no_server_give_messages(reader):
     said(tab, "lacks WebAssembly SIMD")
 
 
+@with_network
 def test_a_huge_photo_is_scaled_with_a_note(reader):
     tab, large = reader("book/photo.html"), io.BytesIO()
     Image.new("RGB", (5000, 3000), "grey").save(large, "PNG")
