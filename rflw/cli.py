@@ -62,8 +62,9 @@ def run() -> None:
 
 def fail(message: str, code: int = 2) -> None:
     words = " ".join(message.split())
-    # names from a file may be of any length
-    print("rflw:", words if len(words) < 5000 else f"{words[:5000]} ...", file=sys.stderr)
+    if len(words) > 5000:  # names from a file may be of any length
+        words = f"{words[:2500]} ... {words[-2500:]}"
+    print("rflw:", words, file=sys.stderr)
     raise SystemExit(code)
 
 

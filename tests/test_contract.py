@@ -225,9 +225,9 @@ def test_pictures_are_drawn(folder):
     assert Image.open(folder / "grid.png").format == "PNG"
 
 
-def test_a_campaign_that_has_nothing_to_do(folder):
+def test_a_campaign_without_a_run_of_that_name_is_refused(folder):
     words = ("--only", "no-such-run", "--runs", folder / "runs", "--results", folder / "empty")
-    assert rflw("campaign", "run", *words)[0] == 0
+    assert rflw("campaign", "run", *words)[0] == 2
 
 
 def test_data_that_are_not_as_they_should_be_give_exit_code_1(folder):
@@ -247,6 +247,9 @@ REFUSED = (  # a command, and what its one line on stderr names
     ("complexity", "--all"),
     ("complexity refinenet-lw-resnet50 --classes many", "--classes"),
     ("complexity refinenet-lw-mobilenet_v2 --size 32 64", "32"),
+    ("first-steps no-such-recipe", "no-such-recipe"),
+    ("lists {tmp}/nowhere", "nowhere"),
+    ("data convert {tmp}/nowhere -o {tmp}/x", "nowhere"),
     ("predict", "images"),
     ("predict {tmp}/none.jpg -o {tmp}/x", "none.jpg"),
     ("predict {tmp}/text.jpg -o {tmp}/x", "text.jpg"),
