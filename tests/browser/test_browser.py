@@ -128,14 +128,14 @@ MADE_BY = {"record", "command", "seed", "commit", "hardware"}
 @pytest.mark.parametrize(
     ("page", "kind", "words"),
     [
-        ("intro", "counted in", MADE_BY),
-        ("intro", "claim", MADE_BY),
-        ("intro", "computed in", {"command", "stored with"}),
-        ("explore", "record", MADE_BY),
+        ("book/intro", "counted in", MADE_BY),
+        ("book/deviations", "claim", MADE_BY),
+        ("notebooks/01_architecture", "computed in", {"command", "stored with"}),
+        ("book/explore", "record", MADE_BY),
     ],
 )
 def test_a_number_shows_its_origin(reader, width, page, kind, words):
-    tab = reader(f"book/{page}.html", width)
+    tab = reader(f"{page}.html", width)
     having = f":has(> span:first-child > b:text-is('{kind}'))"
     key = tab.locator(f"button.num + .origin{having}").first.get_attribute("id")
     tab.locator(f"button.num[popovertarget='{key}']").click()
