@@ -34,7 +34,6 @@ def show(bar: tqdm, state, images_per_s: float) -> None:
 def write_log(path: Path, curve: list[dict]) -> None:
     """The curve as a table; `live` is the smallest share of a stage."""
     rows = [row | {"live": min(live.of_stages(row["live"]).values())} for row in curve]
-
     table = pd.DataFrame(rows, columns=COLUMNS)
     write_whole(path, lambda partial: table.to_csv(partial, index=False))
 

@@ -6,6 +6,7 @@ stand-in, but for numbers (no dimensions), copies, and indices.
 """
 
 import torch
+from torch import library
 from torch.utils import backend_registration
 from torch.utils._pytree import tree_flatten, tree_map_only
 
@@ -94,7 +95,7 @@ def install() -> None:
     torch.serialization.register_package(
         0, lambda storage: None, lambda storage, at: storage if at.startswith(NAME) else None
     )
-    library = torch.library.Library("aten", "IMPL")
+    kernels = library.Library("aten", "IMPL")
 
     def empty(size, **options):
         return OnStandIn(torch.empty(size, dtype=options.get("dtype"), device="cpu"))
@@ -107,10 +108,10 @@ def install() -> None:
         arrays[1].copy_(arrays[0])
         return target
 
-    library.impl("_copy_from", copy_from, "PrivateUse1")
-    library.impl("empty.memory_format", empty, "PrivateUse1")
-    library.impl("empty_strided", empty_strided, "PrivateUse1")
-    state["library"] = library
+    kernels.impl("_copy_from", copy_from, "PrivateUse1")
+    kernels.impl("empty.memory_format", empty, "PrivateUse1")
+    kernels.impl("empty_strided", empty_strided, "PrivateUse1")
+    state["kernels"] = kernels
 
 
 def attach(monkeypatch) -> None:

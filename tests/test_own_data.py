@@ -14,7 +14,7 @@ from rflw import InputError
 from rflw.data.check import absent_classes, check, check_labels, smoothed
 from rflw.data.convert import convert
 from rflw.data.images import read_mask
-from rflw.data.readers import MEMORY, in_memory, open_dataset, own_labels
+from rflw.data.readers import MEMORY, in_memory, open_dataset, own_labels, sizes
 
 LABELS = np.repeat(np.arange(4, dtype=np.uint8), 40).reshape(4, 40)[:, :37].repeat(12, 0)
 PHOTO = np.full((*LABELS.shape, 3), 90, np.uint8)
@@ -282,6 +282,7 @@ def test_memory_is_judged_by_all_images(tmp_path, monkeypatch):
     for limit, held in ((bytes_of_all, False), (bytes_of_all + 1, True)):
         monkeypatch.setattr("rflw.data.readers.MEMORY", limit)
         assert (in_memory(data) is not data) == held
+    assert sizes(in_memory(data)) == sizes(data) and (600, 500) in sizes(data)
 
 
 class TestConvert:

@@ -493,6 +493,7 @@ def spread(number: int, of: int) -> list[int]:
 
 def sizes(dataset) -> list[tuple[int, int]]:
     """(H, W) of every image, from the headers of files; other data sets have one size."""
+    dataset = getattr(dataset, "dataset", dataset)  # that of `Cached`
     if hasattr(dataset, "size"):
         return [dataset.size(i) for i in range(len(dataset))]
     return [dataset[0][0].shape[:2]] * len(dataset)
