@@ -205,19 +205,18 @@ def _grid(data: str, form: str, how: str, init: str) -> Recipe:
     return _compared(data, form, how, init, f"{data}-grid-{how}-{init}", epochs, **parts)
 
 
-def _nyu_long(encoder: str, epochs: int) -> Recipe:
-    """The network for NYUDv2 to use: AdamW's rates, a longer warm-up for safety, whole frames."""
+def _nyu_to_use(kind: str, encoder: str, epochs: int, **size) -> Recipe:
+    """The network for NYUDv2 to use: AdamW's rates, a longer warm-up for safety."""
     stage = Stage("nyu", epochs, *ADAMW["rates"], schedule="poly", warmup=200)
     return Recipe(
-        _name("nyu-long", "refinenet-lw", encoder),
+        _name(kind, "refinenet-lw", encoder),
         f"refinenet-lw-{encoder}",
         (stage,),
-        crop=(320, 320),
-        scale=(0.5, 1.5),
         optimiser="adamw",
         weight_decay=0.01,
         ema=0.99,
         val_every=epochs,
+        **size,
     )
 
 
@@ -274,7 +273,10 @@ RECIPES = {
         *(_camvid("refinenet-lw", f"efficientnet_lite{n}") for n in (1, 2)),
         *(_camvid_tune(what, **changes) for what, changes in TUNED.items()),
         _camvid_long("efficientnet_lite2", 64),
-        _nyu_long("mobilenet_v2", 60),
+        _nyu_to_use("nyu-long", "mobilenet_v2", 60, crop=(320, 320), scale=(0.5, 1.5)),
+        _nyu_to_use(  # a quarter of the pixels, where whole frames take too long
+            "nyu-half", "mobilenet_v2", 30, crop=(160, 208), scale=(0.25, 0.75), val_scale=0.5
+        ),
         *(_grid(data, form, *cell) for data in COMPARED_ON for cell in GRID for form in COMPARED),
         *(
             _compared(data, form, *cell, f"{data}-tuned", {"camvid": 20, "nyu": 15}[data])
