@@ -275,7 +275,7 @@ RECIPES = {
         _camvid_long("efficientnet_lite2", 64),
         _nyu_to_use("nyu-long", "mobilenet_v2", 60, crop=(320, 320), scale=(0.5, 1.5)),
         _nyu_to_use(  # a quarter of the pixels, where whole frames take too long
-            "nyu-half", "mobilenet_v2", 30, crop=(160, 208), scale=(0.25, 0.75), val_scale=0.5
+            "nyu-half", "mobilenet_v2", 24, crop=(160, 208), scale=(0.25, 0.75), val_scale=0.5
         ),
         *(_grid(data, form, *cell) for data in COMPARED_ON for cell in GRID for form in COMPARED),
         *(
