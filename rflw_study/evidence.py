@@ -52,7 +52,8 @@ BETWEEN_PROCESSES = 0.10
 CONSTANT = 0.90  # accuracy of answers that never change: heads beside it say nothing
 MOVED = 0.05  # change of the norm of RCU weights, below which training left them as they were
 PROTOCOL = paper.FOLDER.parent / "protocol.yaml"
-CAUSES = r"^ *(margin|least_seeds|live_share|ceiling):|at_least:"  # lines that decide a verdict
+# Lines that decide a verdict: margins, bounds, splits, and what is compared.
+CAUSES = r"^ *(margin|least_seeds|live_share|ceiling|scored):|better:"
 
 
 @dataclass(frozen=True)
@@ -151,24 +152,24 @@ def protocol(path: Path | None = None) -> Protocol:
 
 @cache
 def fixed(path: Path | None = None) -> tuple[str, str]:
-    """Commit and time of the last change of a margin or bound in the protocol; "" where unknown."""
+    """Commit and time of the last change of such a line in the protocol; "" where unknown.
+
+    A merge counts with what it changes in the branch that it goes into.
+    """
     path = path or PROTOCOL
 
     def git(*words: str) -> str:
-        run = subprocess.run(
-            ["git", *words], cwd=path.parent, capture_output=True, text=True, timeout=20
-        )
-        return run.stdout.strip()
+        words = ("git", "-C", str(path.parent), *words)
+        return subprocess.run(words, capture_output=True, text=True, timeout=20).stdout.strip()
 
     try:
-        if git("rev-parse", "--is-shallow-repository") == "false":
-            commit, _, day = git(
-                "log", "-1", "--format=%h %aI", f"-G{CAUSES}", "--", path.name
-            ).partition(" ")
-            return commit, day
+        if git("rev-parse", "--is-shallow-repository") != "false":
+            return "", ""
+        last = ("log", "-1", "-s", "--diff-merges=first-parent", "--format=%h %aI", f"-G{CAUSES}")
+        commit, _, day = git(*last, "--", path.name).partition(" ")
+        return commit, day
     except (OSError, subprocess.TimeoutExpired):
-        pass
-    return "", ""
+        return "", ""
 
 
 def unfit(run: dict | None) -> str:

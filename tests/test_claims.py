@@ -374,9 +374,35 @@ def test_a_margin_that_is_newer_than_its_runs_is_named(results, tuned, monkeypat
         claims.judge(late, results.records)
 
 
-def test_the_margins_of_the_protocol_have_a_commit():
-    commit, day = evidence.fixed()
-    assert (len(commit) >= 7 and day.startswith("2026-")) or (commit, day) == ("", "")
+def test_the_commit_of_the_margins_may_be_a_merge(tmp_path):
+    import subprocess
+
+    def git(*words):
+        who = ("-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false")
+        command = ["git", "-C", str(tmp_path), *who, *words]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    path = tmp_path / "protocol.yaml"
+    assert evidence.fixed(path) == ("", "")
+    git("init", "-q", "-b", "main")
+    git("commit", "-q", "--allow-empty", "-m", "first")
+    git("checkout", "-q", "-b", "side")
+    git("commit", "-q", "--allow-empty", "-m", "second")
+    git("checkout", "-q", "main")
+    git("merge", "-q", "--no-ff", "--no-commit", "side")
+    path.write_text("    margin: 1.0\n", encoding="utf-8")
+    git("add", ".")
+    git("commit", "-q", "-m", "merge that brings the margin")
+    merge = git("log", "-1", "--format=%h")
+    path.write_text("# words\n    margin: 1.0\n", encoding="utf-8")
+    git("commit", "-q", "-a", "-m", "words")
+    evidence.fixed.cache_clear()
+    assert evidence.fixed(path)[0] == merge
+    path.write_text("# words\n    margin: 2.0\n", encoding="utf-8")
+    git("commit", "-q", "-a", "-m", "margin")
+    evidence.fixed.cache_clear()
+    assert evidence.fixed(path)[0] == git("log", "-1", "--format=%h") != merge
+    evidence.fixed.cache_clear()
 
 
 def test_tolerances_stand_since_the_commit_that_they_name():
