@@ -1,6 +1,8 @@
 """What the book's pages show of claims, records, recipes and packages: see `derived`."""
 
+from collections.abc import Callable
 from dataclasses import MISSING, fields
+from functools import wraps
 from importlib import metadata
 import json
 from pathlib import Path
@@ -35,6 +37,24 @@ MARKS = {
 NOT_MEASURED = "not measured yet"
 
 
+def table(caption: str, columns: str) -> Callable:
+    """Makes a table of a function that yields rows: cells, or attributes of `<tr>` before them.
+
+    Args:
+        columns: Their headings, with | between.
+    """
+
+    def decorate(rows_of):
+        @wraps(rows_of)
+        def shown(book):
+            rows = [row if isinstance(row[0], dict) else ({}, *row) for row in rows_of(book)]
+            return caption, columns.split("|"), rows
+
+        return shown
+
+    return decorate
+
+
 def topics(book) -> dict[str, dict]:
     """What `topics.yaml` says of each aim, with the verdicts on the paper's own claims under it.
 
@@ -65,38 +85,53 @@ def folded(summary: str, lines) -> Markup:
     return Markup(html).format(summary, BREAK.join(filter(None, lines)))
 
 
+@table(
+    "Every claim, what the paper says, what was measured.",
+    "claim|paper|ours|level of evidence|verdict|evidence",
+)
 def ledger(book):
     topic = _topics(book)
     order = [*topic["aims"], ""]
-    columns = ["claim", "paper", "ours", "level of evidence", "verdict", "evidence"]
-    quoted = Markup('<a class="where" href="#claim-{}">{}</a> <q>{}</q>{}')
-    rows = []
     head = {f"aim-{aim}" for aim in order}
-    place = {v: (order.index(v.claim.aim), v.claim.id not in head) for v in book.verdicts}
-    for v in sorted(book.verdicts, key=place.get):  # each aim heads its claims
+    place = lambda v: (order.index(v.claim.aim), v.claim.id not in head)
+    for v in sorted(book.verdicts, key=place):  # each aim heads its claims
         claim, ours = v.claim, claims.shown(v.ours, v.claim) if v.ours else "none"
-        sort = "quoted" if not claim.test else "repeated" if claim.repeats else "own"
-        about = topic["aims"][claim.aim]["title"] if claim.test else "quoted"
-        repeats = claim.repeats and Markup('Repeats <a href="#claim-{0}">{0}</a>.').format(
-            claim.repeats
+        level = f"none yet: asks for {v.level}" if claim.test and is_open(v) else v.level
+        attributes = {
+            "id": f"claim-{claim.id}",
+            "data-verdict": v.verdict,
+            "data-aim": topic["aims"][claim.aim]["title"] if claim.test else "quoted",
+            "data-level": "none yet" if claim.test and is_open(v) else v.level,
+            "data-source": "quoted" if not claim.test else "repeated" if claim.repeats else "own",
+            "data-where": claim.where,
+        }
+        why = folded("tolerance and test", (_tolerance(claim), claim.note)) if claim.test else ""
+        quote = Markup('<a class="where" href="#claim-{}">{}</a> <q>{}</q>{}').format(
+            claim.id, claim.where, claim.quote, why
         )
-        why = folded("tolerance and test", (_tolerance(claim), claim.note))
-        links = [book.record(name) for name in v.records]
-        links = folded(f"{len(links)} records", links) if len(links) > 3 else BREAK.join(links)
-        chapter = book.titled(topic["kinds"][claim.kind]) if claim.test else ""
-        chapter = chapter and Markup("Chapter: {}").format(chapter)
-        says = v.says if v.says != ours else ""
-        evidence = BREAK.join(filter(None, (says, links, *_theirs(claim), repeats, chapter)))
-        quote = quoted.format(claim.id, claim.where, claim.quote, why if claim.test else "")
         verdict = Markup('<span class="verdict">{}</span>').format(v.verdict)
-        open_ = claim.test and mark(v.verdict)[0] in ("not decided", "not tested")
-        level = f"none yet: asks for {v.level}" if open_ else v.level
-        data = {"data-verdict": v.verdict, "data-aim": about}
-        data["data-level"] = "none yet" if open_ else v.level
-        attributes = {"id": f"claim-{claim.id}"} | data
-        attributes |= {"data-source": sort, "data-where": claim.where}
-        rows.append((attributes, quote, claim.stated, ours, level, verdict, evidence))
-    return "Every claim, what the paper says, what was measured.", columns, rows
+        yield attributes, quote, claim.stated, ours, level, verdict, _evidence(book, topic, v, ours)
+
+
+def _evidence(book, topic: dict, v, ours: str) -> Markup:
+    """What the records say of a claim, their links, what others measured, and the chapter."""
+    links = [book.record(name) for name in v.records]
+    links = folded(f"{len(links)} records", links) if len(links) > 3 else BREAK.join(links)
+    chapter = book.titled(topic["kinds"][v.claim.kind]) if v.claim.test else ""
+    repeats = Markup('Repeats <a href="#claim-{0}">{0}</a>.').format(v.claim.repeats)
+    parts = (
+        v.says if v.says != ours else "",
+        links,
+        *_theirs(v.claim),
+        v.claim.repeats and repeats,
+        chapter and Markup("Chapter: {}").format(chapter),
+    )
+    return BREAK.join(filter(None, parts))
+
+
+def is_open(v) -> bool:
+    """Whether a verdict decides nothing."""
+    return mark(v.verdict)[0] in ("not decided", "not tested")
 
 
 def _tolerance(claim) -> str:
@@ -155,7 +190,7 @@ def squares(book) -> Markup:
         drawn = []
         for v in verdicts:
             words, sign = mark(v.verdict)
-            level = "" if words in ("not decided", "not tested") else v.level
+            level = "" if is_open(v) else v.level
             seen.add(words)
             levels.add(level)
             claim = v.claim
@@ -170,91 +205,87 @@ def squares(book) -> Markup:
     return html.format(Markup().join(rows), Markup().join(keys))
 
 
+@table(
+    "The paper's four aims (section 4), and what is known of each.",
+    "aim|the paper says|what we found|key number|on which evidence",
+)
 def aims(book):
-    """The paper's four aims: what it says, what was found, the key number, and on what evidence."""
     judged = {v.claim.id: v for v in book.verdicts}
-    rows = []
     for aim, topic in list(topics(book).items())[:4]:
         v, under = judged[f"aim-{aim}"], [v.verdict for v in topic["verdicts"]]
         count = [(words, sum(mark(u)[0] == words for u in under)) for words in MARKS]
         counts = f"Of {len(under)} claims: {', '.join(f'{n} {words}' for words, n in count if n)}."
         number = claims.shown(v.ours, v.claim) if v.ours else "none yet"
         number = BREAK.join(filter(None, (number, v.claim.note)))
-        on = v.level if mark(v.verdict)[0] not in ("not decided", "not tested") else v.says
+        on = v.says if is_open(v) else v.level
         verdict = Markup('<b class="verdict">{}</b>').format(
             book.link(v.verdict, CLAIMS, f"#claim-aim-{aim}")
         )
         quote = Markup("<q>{}</q>").format(v.claim.quote)
         where = [*_theirs(v.claim), *filter(None, map(book.titled, topic["pages"]))]
         found = BREAK.join([verdict, counts])
-        rows.append(({}, topic["title"], quote, found, number, BREAK.join([on, *where])))
-    caption = "The paper's four aims (section 4), and what is known of each."
-    return (
-        caption,
-        ["aim", "the paper says", "what we found", "key number", "on which evidence"],
-        rows,
-    )
+        yield topic["title"], quote, found, number, BREAK.join([on, *where])
 
 
+@table(
+    "The paper against itself: what it prints, and what its own numbers imply.",
+    "from|the paper also says|which implies",
+)
 def itself(book):
-    """What the paper's own numbers imply: nothing of ours is in it."""
+    """Nothing of ours is in it."""
     area = evidence.AREA
-    rows = []
-    for id, model in (
-        ("fps-fastest-original", "RefineNet-50"),
-        ("fps-fastest-lw", "RefineNet-LW-50"),
-        ("fps-slowest-original", "RefineNet-152"),
-        ("fps-slowest-lw", "RefineNet-LW-152"),
+    for which, model in (
+        ("fastest-original", "RefineNet-50"),
+        ("fastest-lw", "RefineNet-LW-50"),
+        ("slowest-original", "RefineNet-152"),
+        ("slowest-lw", "RefineNet-LW-152"),
     ):
-        ms, fps = paper.cell(2, model, "Runtime"), paper.statement(id)
+        ms, fps = paper.cell(2, model, "Runtime"), paper.statement(f"fps-{which}")
         implied = f"{1000 / (ms.value * area):.1f} FPS, if time grows with the area"
-        rows.append(
-            ({}, f"{model}: {ms} ms at 625x468", f"{fps.value:.0f} FPS at 512x512", implied)
-        )
-    heavy, light = "RefineNet-101", "RefineNet-LW-101"
-    ms = [paper.value(2, model, "Runtime") for model in (heavy, light)]
-    ops = [paper.value(3, model, "FLOPS") for model in (heavy, light)]
+        yield f"{model}: {ms} ms at 625x468", f"{fps.value:.0f} FPS at 512x512", implied
+    models = ("RefineNet-101", "RefineNet-LW-101")
+    ms = [paper.value(2, model, "Runtime") for model in models]
+    ops = [paper.value(3, model, "FLOPS") for model in models]
     saved = f"{ops[0] / ops[1]:.2f} times fewer operations"
-    faster = f"{ms[0] / ms[1]:.2f} times faster"
-    rows.append(
-        ({}, f"ResNet-101: {ops[0]:.0f} and {ops[1]:.0f} B, {ms[0]} and {ms[1]} ms", saved, faster)
-    )
-    for model, b, t in zip((heavy, light), ops, ms):
+    both = f"ResNet-101: {ops[0]:.0f} and {ops[1]:.0f} B, {ms[0]} and {ms[1]} ms"
+    yield both, saved, f"{ms[0] / ms[1]:.2f} times faster"
+    for model, b, t in zip(models, ops, ms):
         rate = f"{2 * b / area / t:.1f} TFLOP/s, a multiply-add being two operations"
-        rows.append(({}, f"{model}: {b:.0f} B at 512x512, {t} ms at 625x468", "no rate", rate))
+        yield f"{model}: {b:.0f} B at 512x512, {t} ms at 625x468", "no rate", rate
+    for form in ("", "LW-"):
+        deeper, less = (paper.value(2, f"RefineNet-{form}{n}", "Runtime") for n in (101, 50))
+        added = f"{deeper - less:.2f} ms for the same layers of the encoder"
+        yield (
+            f"RefineNet-{form}101 and -50: {deeper} and {less} ms",
+            "the encoder is the same",
+            added,
+        )
+    classes = int(paper.statement("voc-classes").value)
+    for place in ("Before RCU", "After CRP"):
+        right = paper.value(4, place, "acc")
+        wrong = f"{(1 - right / 100) * classes:.2f} of {classes} answers wrong for an image"
+        nothing = f"an answer that never names a class has one wrong or more: {100 - 100 / classes:.0f} % at most"
+        yield f"Table 4, {place.lower()}: {right} %", f"{classes} classes", f"{wrong}; {nothing}"
     test = "NYUDv2's 654 images are named as for testing, Person-Part's 1817 as for validation"
-    rows.append(
-        (
-            {},
-            'Table 2: "on the test sets of NYUDv2 and PASCAL Person-Part"',
-            test,
-            "no test set of Person-Part",
-        )
-    )
-    rows.append(
-        (
-            {},
-            'Table 5: "on the test set of PASCAL Context"',
-            "5105 validation images",
-            "no test set of Context",
-        )
-    )
-    caption = "The paper against itself: what it prints, and what its own numbers imply."
-    return caption, ["from", "the paper also says", "which implies"], rows
+    two = 'Table 2: "on the test sets of NYUDv2 and PASCAL Person-Part"'
+    yield two, test, "no test set of Person-Part"
+    five = 'Table 5: "on the test set of PASCAL Context"'
+    yield five, "5105 validation images", "no test set of Context"
 
 
+@table(
+    "Every record; its name leads to the file.",
+    "record and command|kind|seed|commit|hardware|date|minutes|status|mIoU",
+)
 def records(book):
-    columns = "record and command|kind|seed|commit|hardware|date|minutes|status|mIoU".split("|")
     file = Markup(f'<a href="{"../" * book.env.docname.count("/")}results/{{0}}.json">{{0}}</a>')
-    rows = []
     for name, record in book.records.items():
         miou = record["metrics"].get("miou")
         command = Markup("{} <div>{}</div>").format(file.format(name), record["command"])
         took, day = f"{record['wall_s'] / 60:.1f}", record["started"][:10]
         score = "" if miou is None else f"{100 * miou:.1f} %"
         origin = (record["kind"], record["seed"], commit(record), hardware(record), day, took)
-        rows.append(({"id": f"record-{name}"}, command, *origin, record["status"], score))
-    return "Every record; its name leads to the file.", columns, rows
+        yield {"id": f"record-{name}"}, command, *origin, record["status"], score
 
 
 def spent(book) -> pd.DataFrame:
@@ -272,28 +303,28 @@ def spent(book) -> pd.DataFrame:
     )
 
 
+@table(
+    "Every experiment: its runs, and what they took.",
+    "experiment|runs|failed|minutes a run, median|hours in all|memory, GiB at most|hardware",
+)
 def compute(book):
-    columns = (
-        "experiment|runs|failed|minutes a run, median|hours in all|memory, GiB at most|hardware"
-    )
-    rows = []
     for (_, name), runs in spent(book).groupby(["study", "experiment"]):
         median, hours = f"{runs.minutes.median():.1f}", f"{runs.minutes.sum() / 60:.2f}"
         memory = f"{runs.memory.max() / 1024:.1f}" if runs.memory.max() else ""
         machines = BREAK.join(sorted(set(runs.hardware)))
-        rows.append(({}, name, len(runs), runs.failed.sum(), median, hours, memory, machines))
-    return "Every experiment: its runs, and what they took.", columns.split("|"), rows
+        yield name, len(runs), runs.failed.sum(), median, hours, memory, machines
 
 
+@table("All records by the hardware that they ran on.", "hardware|records|hours")
 def machines(book):
     sums = spent(book).groupby("hardware").minutes.agg(["count", "sum"])
     sums.loc["all"] = sums.sum()
-    rows = [({}, name, int(n), f"{minutes / 60:.1f}") for name, n, minutes in sums.itertuples()]
-    return "All records by the hardware that they ran on.", ["hardware", "records", "hours"], rows
+    for name, number, minutes in sums.itertuples():
+        yield name, int(number), f"{minutes / 60:.1f}"
 
 
+@table("What it takes to run everything again.", "command|what it does|takes|hardware|from")
 def times(book):
-    rows = []
     bench = book.records.get("bench-rerun", {"metrics": {"rows": []}})
     minutes = {row["what"]: row["minutes"] for row in bench["metrics"]["rows"]}
     for command, does in (
@@ -302,27 +333,26 @@ def times(book):
     ):
         cells = (NOT_MEASURED, "", "")
         if command in minutes:
-            took = f"{minutes[command]:.1f} minutes"
-            cells = took, hardware(bench), book.record("bench-rerun")
-        rows.append(({}, CODE.format(command), does, *cells))
+            cells = f"{minutes[command]:.1f} minutes", hardware(bench), book.record("bench-rerun")
+        yield CODE.format(command), does, *cells
     runs = [r for r in book.records.values() if r["kind"] == "train" and r["status"] == "done"]
     for tier in ("cpu", "gpu"):
         mine = [r for r in runs if ("gpu" in r["hardware"]) == (tier == "gpu")]
-        command = CODE.format(f"rflw campaign run --tier {tier}")
         does, cells = "the trainings that a processor is too slow for", (NOT_MEASURED, "", "")
         if mine:
             does = f"the {len(mine)} trainings on record, one after another"
             took = f"{sum(r['wall_s'] for r in mine) / 3600:.1f} hours"
-            link = book.link("records", RECORDS)
-            cells = took, BREAK.join(sorted({hardware(r) for r in mine})), link
-        rows.append(({}, command, does, *cells))
-    columns = ["command", "what it does", "takes", "hardware", "from"]
-    return "What it takes to run everything again.", columns, rows
+            machines = BREAK.join(sorted({hardware(r) for r in mine}))
+            cells = took, machines, book.link("records", RECORDS)
+        yield CODE.format(f"rflw campaign run --tier {tier}"), does, *cells
 
 
+@table(
+    "What one setting changes in mIoU, with the 95 % interval over seeds where there are several.",
+    "setting|change in mIoU|seeds|data|from",
+)
 def effects(book):
     """The pairs of `effects.csv`: runs that differ in nothing but one setting."""
-    rows = []
     pairs = pd.read_csv(Path(book.env.srcdir) / "book/effects.csv")
     for setting, before, after, data in pairs.itertuples(index=False):
         first, second = scores(book, before), scores(book, after)
@@ -334,9 +364,7 @@ def effects(book):
             seeds = sorted(first.keys() & second.keys())
             links = [book.record(runs[seed][1]) for seed in seeds for runs in (first, second)]
             links = folded(f"{len(links)} records", links)
-            rows.append(({}, setting, f"{change:+.1f} points", change.n, data, links))
-    caption = "What one setting changes in mIoU, with the 95 % interval over seeds where there are several."
-    return caption, ["setting", "change in mIoU", "seeds", "data", "from"], rows
+            yield setting, f"{change:+.1f} points", change.n, data, links
 
 
 def scores(book, name: str) -> dict[int, tuple[float, str]]:
@@ -347,19 +375,20 @@ def scores(book, name: str) -> dict[int, tuple[float, str]]:
     return {record["seed"]: (100 * record["metrics"]["miou"], name)} if record else {}
 
 
+@table("Versions that the records were measured with.", "package|version|records")
 def versions(book):
     used = [pair for record in book.records.values() for pair in record["versions"].items()]
-    rows = []
     for package, found in pd.DataFrame(used, columns=["package", "version"]).groupby("package"):
-        rows.append(({}, package, ", ".join(sorted(set(found.version))), len(found)))
-    caption = "Versions that the records were measured with."
-    return caption, ["package", "version", "records"], rows
+        yield package, ", ".join(sorted(set(found.version))), len(found)
 
 
+@table(
+    "What each stored notebook was executed with: hashes of its cells and of what it imports.",
+    "notebook|cells|sources|modules",
+)
 def stamps(book):
     script = Path(book.env.srcdir) / "notebooks/stamps.py"
     stamp_of = runpy.run_path(str(script))["stamp"]
-    rows = []
     for name, stamp in json.loads(script.with_suffix(".json").read_text()).items():
         now = stamp_of(script.with_name(name), REPOSITORY)
         hashes = [
@@ -367,38 +396,36 @@ def stamps(book):
             for part in ("sources", "modules")
         ]
         page = book.link(name, f"notebooks/{Path(name).stem}")
-        rows.append(({"id": f"stamp-{name}"}, page, stamp["cells"], *hashes))
-    caption = (
-        "What each stored notebook was executed with: hashes of its cells and of what it imports."
-    )
-    return caption, ["notebook", "cells", "sources", "modules"], rows
+        yield {"id": f"stamp-{name}"}, page, stamp["cells"], *hashes
 
 
+@table(
+    "The packages of the lock file and their licences, as they name them.",
+    "package|version|licence",
+)
 def licences(book):
+    """Packages that are for other systems are left out."""
     lock = (REPOSITORY / "requirements.lock").read_text(encoding="utf-8")
-    locked = sorted(set(re.findall(r"(?m)^([A-Za-z0-9][\w.-]*)==([^\s;]+)", lock)))
-    rows = []
-    for name, version in locked:
+    for name, version in sorted(set(re.findall(r"(?m)^([A-Za-z0-9][\w.-]*)==([^\s;]+)", lock))):
         try:
             package = metadata.metadata(name)
         except metadata.PackageNotFoundError:
             continue
         line = (package.get("License") or "").strip()
+        text = "" if len(line) >= 80 or "\n" in line else line  # some have all of it there
         classes = [c for c in package.get_all("Classifier") or () if c.startswith("License ::")]
-        licence = package.get("License-Expression") or (
-            line if len(line) < 80 and "\n" not in line else ""
-        )
-        licence = licence or ", ".join(c.split(" :: ")[-1] for c in classes)
-        rows.append(({}, name, version, licence or "not named in its metadata"))
-    absent = f" {len(locked) - len(rows)} that are for other systems are left out."
-    caption = f"{len(rows)} packages and their licences, as they name them.{absent}"
-    return caption, ["package", "version", "licence"], rows
+        named = package.get("License-Expression") or text
+        named = named or ", ".join(each.split(" :: ")[-1] for each in classes)
+        yield name, version, named or "not named in its metadata"
 
 
+@table(
+    "Parameters and multiply-adds at 512x512 pixels with 21 classes; convolutions and pools are "
+    "counted.",
+    "network|parameters, M|multiply-adds, B|parameters in the decoder, %|multiply-adds",
+)
 def explorer(book):
     """`explore.js` counts these networks anew for other sizes, classes and conventions."""
-    columns = "network|parameters, M|multiply-adds, B|parameters in the decoder, %|multiply-adds"
-    rows = []
     for row in book.records["complexity"]["metrics"]["rows"]:
         model, params, macs = row["model"], row["params"], row["macs"]
         decoder = row["parts"]["decoder"]["params"]
@@ -406,32 +433,27 @@ def explorer(book):
         attributes = {"data-model": model, "data-counts": json.dumps(data | {"decoder": decoder})}
         billions = f"{(macs['conv'] + macs['pool']) / 1e9:.2f}"
         share, bar = f"{100 * decoder / params:.0f}", Markup('<span class="bar"></span>')
-        rows.append((attributes, model, f"{params / 1e6:.2f}", billions, share, bar))
-    height, width = row["size"]
-    caption = (
-        f"Parameters and multiply-adds at {width}x{height} pixels with {row['classes']} classes; "
-        "convolutions and pools are counted."
-    )
-    return caption, columns.split("|"), rows
+        yield attributes, model, f"{params / 1e6:.2f}", billions, share, bar
 
 
+@table("What holds unless a recipe says otherwise.", "setting|value")
 def recipe_defaults(book):
     defaults = [f for kind in (Recipe, Stage) for f in fields(kind) if f.default is not MISSING]
-    rows = [({}, CODE.format(f.name), figure(f.default)) for f in defaults if f.name != "note"]
-    return "What holds unless a recipe says otherwise.", ["setting", "value"], rows
+    yield from ((CODE.format(f.name), figure(f.default)) for f in defaults if f.name != "note")
 
 
+@table(
+    "All recipes, and what they say.",
+    "recipe|network|stages: encoder's and decoder's rate|other settings",
+)
 def recipes(book):
-    rows = []
     for recipe in RECIPES.values():
         stages = [
             f"{s.data} {s.epochs} epochs: {s.encoder_lr:g}, {s.decoder_lr:g}{changed(s)}"
             for s in recipe.stages
         ]
         settings = changed(recipe).removeprefix(", ")
-        rows.append(({}, CODE.format(recipe.name), recipe.model, "; ".join(stages), settings))
-    columns = ["recipe", "network", "stages: encoder's and decoder's rate", "other settings"]
-    return "All recipes, and what they say.", columns, rows
+        yield CODE.format(recipe.name), recipe.model, "; ".join(stages), settings
 
 
 def changed(settings: Recipe | Stage) -> str:
@@ -452,8 +474,8 @@ def figure(value) -> str:
     return "none" if value in (None, "", (), []) else str(value)
 
 
+@table("What was tried, and what was counted.", "what|figures|command|minutes|hardware|record")
 def reliability(book):
-    rows = []
     for name, record in book.records.items():
         if record["kind"] == "reliability":
             counts = {key: value for key, value in record["metrics"].items() if key != "what"}
@@ -463,6 +485,4 @@ def reliability(book):
             figures = BREAK.join(lines) + (folded("in detail", [more]) if counts else "")
             took, command = f"{record['wall_s'] / 60:.1f}", CODE.format(record["command"])
             origin = (command, took, hardware(record), book.record(name))
-            rows.append(({}, record["metrics"]["what"], figures, *origin))
-    columns = ["what", "figures", "command", "minutes", "hardware", "record"]
-    return "What was tried, and what was counted.", columns, rows
+            yield record["metrics"]["what"], figures, *origin
