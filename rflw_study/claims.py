@@ -154,7 +154,10 @@ class Verdict:
 def number(value: float, unit: str, decimals: int = 0) -> str:
     """One of our numbers with the digits that its unit bears, at least `decimals`: "78.4 %"."""
     digits = max(decimals, DIGITS.get(unit, 0))
-    return f"{value:z.{digits}f} {UNITS.get(unit, unit)}".strip()  # z: no "-0.0"
+    unit = UNITS.get(unit, unit)
+    if value == 1:
+        unit = unit.replace("families", "family")
+    return f"{value:z.{digits}f} {unit}".strip()  # z: no "-0.0"
 
 
 def shown(value: Interval, claim: Claim) -> str:

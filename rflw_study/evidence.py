@@ -373,7 +373,7 @@ def compare(claim, recorded: list[dict]) -> Answers:
     for data, on in rules.data.items():
         mine = differences(data, recorded)[name]
         if not mine.points:
-            waiting.append(mine.against or f"{data}: none of {on.recipes}")
+            waiting.append(f"{data} ({mine.against})" if mine.against else data)
             continue
         points = list(mine.points.values())
         least = rules.least_seeds if len(points) < rules.least_seeds else 0
@@ -397,7 +397,7 @@ def compare(claim, recorded: list[dict]) -> Answers:
                 contrary and not mine.against,
             )
         )
-    return answers, "no voting runs yet (" + "; ".join(waiting) + ")" if waiting else ""
+    return answers, f"no trainings yet on {', '.join(waiting)}" if waiting else ""
 
 
 def differences(data: str, recorded: list[dict]) -> dict[str, Difference]:
@@ -489,7 +489,7 @@ def families(claim, recorded: list[dict]) -> Answers:
         return [], "no light-weight network whose live units are on record"
     level = DATA if any(data not in PAPER_DATA for data, _ in runs.values()) else COMBINATION
     names = tuple(name for _, name in runs.values())
-    few = "" if len(runs) >= claim.value else "more families may follow"
+    few = "" if len(runs) >= claim.value else f"the claim needs {claim.value:.0f}"
     return [Answer(", ".join(runs), _alone(len(runs)), names, level, few)], ""
 
 

@@ -280,7 +280,7 @@ def around(mean, spread=1.0):
 def test_equivalence_decides(results, tuned, id, gaps, verdict):
     before = results.verdict(id)
     assert (before.verdict, before.ours) == ("not decided", None)
-    assert before.says.startswith("no voting runs yet (camvid: none of camvid-tuned-*-")
+    assert before.says.startswith("no trainings yet on camvid, nyu")
     pair(results, id, gaps)
     judged = results.verdict(id)
     assert (judged.verdict, judged.level) == (f"{verdict} on substitute data", "substitute data")
@@ -337,7 +337,7 @@ def test_networks_that_are_dead_or_unknown_do_not_vote(results, tuned, live, say
 def test_only_seeds_of_both_count(results, tuned):
     results.train("camvid-tuned-original-efficientnet_lite0", 60.0, 60.0, 60.0)
     results.train("camvid-tuned-lw-efficientnet_lite0", 60.0, 60.0, 60.0, seeds=(3, 4, 5))
-    assert results.verdict(KEPT).says.startswith("no voting runs yet")
+    assert results.verdict(KEPT).says.startswith("no trainings yet on ")
 
 
 def test_holm_corrects_within_a_data_set(results, tuned):

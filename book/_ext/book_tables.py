@@ -207,24 +207,20 @@ def squares(book) -> Markup:
 
 @table(
     "The paper's four aims (section 4), and what is known of each.",
-    "aim|the paper says|what we found|key number|on which evidence",
+    "aim|the paper says|we found|key number|what it is, and its evidence",
 )
 def aims(book):
     judged = {v.claim.id: v for v in book.verdicts}
     for aim, topic in list(topics(book).items())[:4]:
-        v, under = judged[f"aim-{aim}"], [v.verdict for v in topic["verdicts"]]
-        count = [(words, sum(mark(u)[0] == words for u in under)) for words in MARKS]
-        counts = f"Of {len(under)} claims: {', '.join(f'{n} {words}' for words, n in count if n)}."
-        number = claims.shown(v.ours, v.claim) if v.ours else "none yet"
-        number = BREAK.join(filter(None, (number, v.claim.note)))
-        on = v.says if is_open(v) else v.level
+        v = judged[f"aim-{aim}"]
         verdict = Markup('<b class="verdict">{}</b>').format(
             book.link(v.verdict, CLAIMS, f"#claim-aim-{aim}")
         )
         quote = Markup("<q>{}</q>").format(v.claim.quote)
+        number = claims.shown(v.ours, v.claim) if v.ours else "none yet"
+        on = f"Evidence: {v.says if is_open(v) else v.level}."
         where = [*_theirs(v.claim), *filter(None, map(book.titled, topic["pages"]))]
-        found = BREAK.join([verdict, counts])
-        yield topic["title"], quote, found, number, BREAK.join([on, *where])
+        yield topic["title"], quote, verdict, number, BREAK.join([v.claim.note, on, *where])
 
 
 @table(
