@@ -371,7 +371,7 @@ def predict(
     short_side: Annotated[
         int | None, Option(help="Shorter side to resize to; 0: none; default: the checkpoint's.")
     ] = None,
-    precision: Precision = "auto",
+    precision: Precision = "fp32",
     batch: Annotated[int, Option(min=1, help="Images of one size that are labelled at once.")] = 1,
     compiled: Annotated[bool, Option("--compile", help="Compile first, for videos.")] = False,
     tile: Tile = None,

@@ -297,7 +297,7 @@ def test_complexity(rflw):
 def test_predict_writes_an_index_mask_and_an_overlay(rflw, network, photo, monkeypatch):
     decoded, real = [], images.read_image
     monkeypatch.setattr(video, "read_image", lambda path: decoded.append(path) or real(path))
-    code, out, err = rflw(f"predict {photo} --checkpoint {network} --precision fp32 -o out")
+    code, out, err = rflw(f"predict {photo} --checkpoint {network} -o out")
     assert (code, out.split(), err) == (0, ["out/street_mask.png", "out/street_overlay.png"], "")
     assert decoded == [Path(photo)]  # once
     with Image.open("out/street_mask.png") as mask, Image.open("out/street_overlay.png") as overlay:
@@ -393,7 +393,7 @@ def test_predict_takes_a_folder_skips_what_is_broken_and_counts(rflw, network):
     Path("photos/0.txt").write_text("no photo either")
     Image.fromarray(PHOTO[:20, :30]).save("photos/tiny.png")
     write_film("photos/film.mkv", [PHOTO[..., 0]])
-    words = f"predict photos --checkpoint {network} --precision fp32 --batch 2"
+    words = f"predict photos --checkpoint {network} --batch 2"
     code, out, err = rflw(f"{words} -o out")
     said = r"^5 frames in \d+\.\d s, \d+\.\d\d frames/s from file to file; the network alone "
     assert code == 0 and re.search(said + r"\d+\.\d\d; 4 skipped$", out, re.MULTILINE)
@@ -445,7 +445,7 @@ def test_predict_takes_a_video_and_counts_broken_frames(rflw, network):
         third = [bytes(packet) for packet in file.demux(file.streams.video[0])][2]
     broken = Path("whole.mkv").read_bytes().replace(third, b"U" * len(third))
     Path("film.mkv").write_bytes(broken)
-    words = f"predict film.mkv --checkpoint {network} --precision fp32 -o out"
+    words = f"predict film.mkv --checkpoint {network} -o out"
     code, out, err = rflw(f"{words} --batch 4")
     assert code == 0 and err.startswith("rflw: film.mkv: 1 broken") and err.count("\n") == 1
     assert re.search(r"^6 frames in .*; 0 skipped$", out, re.MULTILINE)

@@ -11,7 +11,7 @@ from PIL import Image
 import pytest
 
 from rflw import InputError
-from rflw.data.check import absent_classes, check, check_labels, smoothed
+from rflw.data.check import check, check_labels, smoothed, unmeant
 from rflw.data.convert import convert
 from rflw.data.images import read_mask
 from rflw.data.readers import MEMORY, in_memory, open_dataset, own_labels, sizes
@@ -50,14 +50,12 @@ def faults(root):
     return check(f"{root}/")["splits"]["train"]["faults"]
 
 
+def png_chunk(name, data):
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
 def png(mask, depth, kind=0):
     """A grey PNG of few bits, by hand: rows of bits, from the highest."""
-
-    def chunk(name, data):
-        return (
-            struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-        )
-
     rows = b""
     for row in mask:
         bits = "".join(f"{value:0{depth}b}" for value in row)
@@ -65,7 +63,7 @@ def png(mask, depth, kind=0):
         rows += b"\0" + int(bits, 2).to_bytes(len(bits) // 8)
     header = struct.pack(">IIBBBBB", mask.shape[1], mask.shape[0], depth, kind, 0, 0, 0)
     chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(*part) for part in chunks)
 
 
 class TestMaskFiles:
@@ -94,6 +92,13 @@ class TestMaskFiles:
     def test_other_exact_formats_are_read(self, tmp_path, ending):
         paletted(LABELS, CODES).save(tmp_path / f"m.{ending}")
         assert np.array_equal(read_mask(tmp_path / f"m.{ending}", 4), LABELS)
+
+    @pytest.mark.parametrize("ending", ["png", "tif", "gif"])
+    def test_several_pictures_in_a_mask_are_refused(self, tmp_path, ending):
+        pages = [Image.fromarray(LABELS == k) for k in (0, 1)]  # one for each class
+        pages[0].save(tmp_path / f"m.{ending}", save_all=True, append_images=pages[1:])
+        with pytest.raises(InputError, match=f"m.{ending}: holds 2 pictures"):
+            read_mask(tmp_path / f"m.{ending}", 4)
 
     def test_a_tiff_where_0_is_white_is_refused(self, tmp_path):
         Image.fromarray(LABELS).save(tmp_path / "m.tif", tiffinfo={262: 0})
@@ -128,8 +133,23 @@ class TestLabels:
         ],
     )
     def test_what_cannot_be_meant(self, pixels, void, senseless):
-        line, refused = absent_classes("d", dict(zip("abcd", pixels)), void)
+        counts = np.zeros((1, 256))
+        counts[0, : len(pixels)], counts[0, 255] = pixels, void
+        line, refused = unmeant("d", "abcd"[: len(pixels)], counts)
         assert (line is not None, refused) == senseless
+
+    @pytest.mark.parametrize("odd", [(0, 1), (2,), (4,)])  # 4 is for validation
+    def test_masks_of_0_and_255_among_masks_of_0_and_1(self, tmp_path, odd):
+        pair = (LABELS > 1).astype(np.uint8)
+        rims = np.where(np.arange(37) % 9 == 8, 255, pair).astype(np.uint8)
+        unlabelled = np.full_like(pair, 255)
+        sound = [rims, pair, unlabelled, 0 * pair, pair]
+        assert check(str(make(tmp_path / "good", sound, classes="0\n1\n")))["clean"]
+        masks = [pair * np.uint8(255 if i in odd else 1) for i in range(5)]
+        root = make(tmp_path / "d", masks, classes="ground\nroad\n")
+        assert "some masks have road, some 255, and none has both" in faults(root)[0]
+        with pytest.raises(InputError, match="some masks have road, .* --map 255=N"):
+            check_labels(*(open_dataset(str(root), split) for split in ("train", "val")))
 
     def test_palettes_must_agree_on_the_labels_that_occur(self, tmp_path):
         same = [
@@ -174,12 +194,31 @@ class TestLabels:
 
     def test_names_of_classes(self, tmp_path):
         path = tmp_path / "classes.txt"
-        for text in ("a\n\nb\n", "\na\nb\n", "a\n \t\nb", "# mine\na\nb"):
+        for text, said in (
+            ("a\n\nb\n", "2 is empty"),
+            ("\na\nb\n", "1 is empty"),
+            ("a\n \t\nb", "2 is empty"),
+            ("a\n\u200b\nb", "2 is empty"),  # a space without width
+            ("# mine\na\nb", "1 is a remark"),
+            ("a\n// mine\nb", "2 is a remark"),
+            ("__ignore__\n_background_\na", "1 is labelme's label -1"),
+            ("name,r,g,b\na,0,0,0\nb,9,0,0", "1 is the head of a table"),
+            ("1 a\n2 b", "1 is numbered 1"),
+            ("id,name\n0,a\n1,b", "2 is numbered 0"),
+            ("0: a\n2: b\n1: c", "2 is numbered 2"),
+        ):
             path.write_text(text)
-            with pytest.raises(
-                InputError, match=r"classes.txt: line \d is (empty|a remark); line n"
-            ):
+            with pytest.raises(InputError, match=rf"classes.txt: line {said}; line n"):
                 own_labels(tmp_path)
+        for text in (
+            "0 a\n1 b",
+            "ground\n2 wheels",
+            "ground\n1 a\n2 b",
+            "1\n2",
+            "a\x0cb\n\u0645\u06cc\u200c\u0631",
+        ):
+            path.write_text(text)
+            assert len(own_labels(tmp_path).classes) == text.count("\n") + 1
         decomposed = unicodedata.normalize("NFD", "Bäume")
         path.write_bytes(f"\ufeffHaus\r\n{decomposed} \r\n\r\n \r\n".encode())
         assert own_labels(tmp_path).classes == ("Haus", "Bäume")
@@ -187,14 +226,16 @@ class TestLabels:
 
 class TestNames:
     def test_folders_inside_are_read(self, tmp_path):
-        root = make(tmp_path / "d", [LABELS], names=["a", "day2/a", "day2/b", "c", "d"])
+        names = ["a", "day2/a", "day2/b", "c", "\udcff"]  # the last is no valid text
+        root = make(tmp_path / "d", [LABELS], names=names)
         (root / "images/.trash").mkdir()
-        (root / "images/.trash/x.png").write_text("")
-        assert open_dataset(str(root), "train").ids == ["a", "c", "d", "day2/a"]
+        for name in (".trash/x.png", "._a.png", "Thumbs.db", "day2/desktop.ini"):
+            (root / "images" / name).write_text("")
+        assert open_dataset(str(root), "train").ids == ["a", "c", "day2/a", "day2/b"]
         assert check(str(root))["clean"]
         (root / "masks/day2/b.png").unlink()
         with pytest.raises(InputError, match=r"masks/day2/b\.png is missing"):
-            open_dataset(str(root), "val")
+            open_dataset(str(root), "train")
 
     def test_masks_whose_names_differ_in_case_form_or_ending(self, tmp_path):
         root = make(tmp_path / "d", [LABELS], names=["IMG_1", "Bäume", "c", "d", "e"], ending="JPG")
@@ -232,6 +273,12 @@ class TestNames:
         assert old is importlib.import_module("rflw.data.readers")
 
 
+TURN = Image.Exif()
+TURN[0x112] = 3
+EXIF = TURN.tobytes().removeprefix(b"Exif\0\0")
+XMP = b'XML:com.adobe.xmp\0\0\0\0\0<x tiff:Orientation="3"/>'
+
+
 class TestTurned:
     """Photos with EXIF; a mask may fit them as stored or as shown."""
 
@@ -257,6 +304,16 @@ class TestTurned:
         root = self.data(tmp_path / "d", turn, PHOTO, np.ascontiguousarray(LABELS.T))
         assert check(str(root))["clean"]
 
+    @pytest.mark.parametrize("part", ["images", "masks"])
+    @pytest.mark.parametrize("chunk", [(b"eXIf", EXIF), (b"iTXt", XMP)])
+    def test_a_png_that_is_turned_behind_its_pixels(self, tmp_path, part, chunk):
+        root = make(tmp_path / "d", [LABELS])
+        file = root / part / "b.png"
+        sound = file.read_bytes()
+        file.write_bytes(sound[:-12] + png_chunk(*chunk) + sound[-12:])
+        [line] = faults(root)
+        assert line.startswith(f"{file}: EXIF turns it (orientation 3) and not {root}")
+
     def test_a_mask_that_is_turned_alike(self, tmp_path):
         root = self.data(tmp_path / "d", 3, PHOTO, LABELS)
         exif = Image.Exif()
@@ -275,8 +332,9 @@ def test_small_pictures_are_named_where_they_are_validated(tmp_path):
 
 
 def test_memory_is_judged_by_all_images(tmp_path, monkeypatch):
-    data = open_dataset(str(make(tmp_path / "d", [LABELS])), "train")
-    Image.fromarray(np.zeros((600, 500, 3), np.uint8)).save(tmp_path / "d/images/c.png")
+    root = make(tmp_path / "d", [LABELS])
+    Image.fromarray(np.zeros((600, 500, 3), np.uint8)).save(root / "images/c.png")
+    data = open_dataset(str(root), "train")
     bytes_of_all = 4 * (3 * LABELS.size + 600 * 500)
     assert MEMORY == 3e9
     for limit, held in ((bytes_of_all, False), (bytes_of_all + 1, True)):
@@ -331,6 +389,10 @@ class TestConvert:
         )
         convert(masks, out, colours=str(tmp_path / "list.txt"))
         assert np.array_equal(self.result(out), np.array([2, 1, 255, 0], np.uint8)[LABELS])
+        for line in ("1 128 0 0 olive", "[0, 0, 0], [128, 0, 0]"):  # which three are the colour?
+            (tmp_path / "list.txt").write_text(f"0 0 0\n{line}\n")
+            with pytest.raises(InputError, match="list.txt, line 2: not one colour"):
+                convert(masks, tmp_path / "new", colours=str(tmp_path / "list.txt"), nearest=True)
 
     def test_found_colours_are_told(self, tmp_path):
         masks, out = self.masks(tmp_path, Image.fromarray(CODES[LABELS]))

@@ -36,7 +36,7 @@ def check(name: str, root=None, progress: bool = False) -> dict:
         InputError: if no split is there.
     """
     splits, places, shared, changed, absent = {}, {}, [], [], []
-    dataset = None
+    dataset, counts = None, []
     for split, official in _official(name).items():
         faults = []
         try:
@@ -47,16 +47,18 @@ def check(name: str, root=None, progress: bool = False) -> dict:
             splits[split] = counts | {"void": 0, "sha256": hashlib.sha256().hexdigest()}
             continue
         splits[split] = {"images": len(dataset), "official": official, "faults": faults}
-        splits[split] |= _read(dataset, faults, places, shared, progress)
+        facts, numbers = _read(dataset, faults, places, shared, progress)
+        splits[split] |= facts
+        counts.append(numbers)
         if isinstance(dataset, Prepared) and dataset.changed:
             path = dataset.folder / "splits" / f"{split}.txt"
             changed.append(f"{path} or SHA256SUMS: not what was prepared")
     if dataset is None:
         raise absent[0]
-    if is_folder(name) and not splits["train"]["faults"]:  # else they may be in what is unread
-        facts = splits["train"]
-        line, _ = absent_classes(name, facts["pixels"], facts["void"])
-        facts["faults"] += [line] if line else []
+    faults = splits["train"]["faults"]
+    if is_folder(name) and not faults:  # else classes may be in what is unread
+        line, _ = unmeant(name, dataset.labels.classes, *counts)
+        faults += [line] if line else []
     if isinstance(dataset, Prepared):
         changed += _changed(dataset.folder)
     fits = (not s["faults"] and s["official"] in (None, s["images"]) for s in splits.values())
@@ -70,32 +72,39 @@ def _official(name: str) -> dict[str, int | None]:
     return OFFICIAL.get(name) or others
 
 
-def absent_classes(name: str, pixels: dict[str, int], void: int) -> tuple[str | None, bool]:
-    """A line where classes have no pixel in the training images of one's own data though 255 may
-    stand for one, or where one class is alone; and whether that cannot be meant."""
-    absent = [label for label, count in pixels.items() if not count]
-    share = void / max(sum(pixels.values()) + void, 1)
-    alone, abounds = len(pixels) - len(absent) < 2, share > 0.01
-    if not absent or not (alone or abounds):
-        return None, False
-    return (
-        f"{name}: no pixel of the training images is {', '.join(absent)}, and {share:.1%} are 255, "
-        "which is void: `rflw data convert --map 255=N` makes it the label N",
-        alone or len(absent) == 1,
-    )
+def unmeant(name: str, classes, training: np.ndarray, *others: np.ndarray) -> tuple:
+    """A line where classes of one's own data have no pixel in the training images though 255 may
+    stand for one, or one is alone, or 255 is one in some masks; and whether that cannot be meant.
+
+    training, others: pixels of each label in each mask, (N, 256).
+    """
+    pixels, there = training.sum(0), np.concatenate([training, *others]) > 0
+    absent = [label for label, count in zip(classes, pixels) if not count]
+    share = pixels[VOID] / max(pixels.sum(), 1)
+    alone, abounds = len(classes) - len(absent) < 2, share > 0.01
+    remedy = "255 is void: `rflw data convert --map 255=N` makes it the label N"
+    if absent and (alone or abounds):
+        what = f"no pixel of the training images is {', '.join(absent)}, and {share:.1%} are 255"
+        return f"{name}: {what}; {remedy}", alone or len(absent) == 1
+    beside = [(there[:, VOID] & there[:, label]).any() for label in range(len(classes))]
+    if len(classes) == 2 and sum(beside) == 1:  # the other never is where 255 is
+        kind = classes[beside.index(False)]
+        return f"{name}: some masks have {kind}, some 255, and none has both; {remedy}", True
+    return None, False
 
 
-def check_labels(dataset) -> None:
-    """Raises InputError for masks of one's own data that cannot be meant; stderr names classes
-    without a pixel."""
-    counts = np.zeros(256, int)
-    for i, key in enumerate(dataset.ids):
-        mask = dataset[i][1]
-        counts += np.bincount(mask.ravel(), minlength=256)
-        if smoothed(mask):
-            raise InputError(f"{dataset.name}: {key}: {SMOOTHED}")
-    pixels = dict(zip(dataset.labels.classes, counts.tolist()))
-    line, senseless = absent_classes(dataset.name, pixels, int(counts[VOID]))
+def check_labels(*datasets) -> None:
+    """Raises InputError for masks of one's own data, first those of training, that cannot be meant;
+    stderr names classes without a pixel."""
+    counts = []
+    for dataset in datasets:
+        masks = (dataset[i][1] for i in range(len(dataset)))
+        counts.append(np.zeros((len(dataset), 256), int))
+        for key, mask, numbers in zip(dataset.ids, masks, counts[-1]):
+            numbers += np.bincount(mask.ravel(), minlength=256)
+            if smoothed(mask):
+                raise InputError(f"{dataset.name}: {key}: {SMOOTHED}")
+    line, senseless = unmeant(datasets[0].name, datasets[0].labels.classes, *counts)
     if senseless:
         raise InputError(line)
     if line:
@@ -134,10 +143,11 @@ def check_sizes(recipe, dataset) -> None:
             )
 
 
-def _read(dataset, faults: list[str], places: dict, shared: list, progress: bool) -> dict:
-    """Read a split -> its pixels, void and sha256; adds to faults, to the places of images by their
-    hash, and to what two splits share."""
-    title, pixels, digest = f"{dataset.name}/{dataset.split}", np.zeros(256, int), hashlib.sha256()
+def _read(dataset, faults: list[str], places: dict, shared: list, progress: bool) -> tuple:
+    """Read a split -> its pixels, void and sha256, and each mask's pixels of each label (N, 256);
+    adds to faults, to the places of images by their hash, and to what two splits share."""
+    title, digest = f"{dataset.name}/{dataset.split}", hashlib.sha256()
+    numbers = np.zeros((len(dataset), 256), int)
     for i, key in enumerate(
         tqdm(dataset.ids, title, file=sys.stderr, disable=not progress or None)
     ):
@@ -147,7 +157,7 @@ def _read(dataset, faults: list[str], places: dict, shared: list, progress: bool
             parts = (_fault(read, i) for read in (dataset.image, dataset.mask))
             faults += dict.fromkeys(line for line in (*parts, str(e)) if line)
             continue
-        pixels += np.bincount(mask.ravel(), minlength=256)
+        numbers[i] = np.bincount(mask.ravel(), minlength=256)
         if is_folder(dataset.name):
             faults += _strange(dataset, key, mask)
         add_item(digest, key, image, mask)
@@ -155,8 +165,9 @@ def _read(dataset, faults: list[str], places: dict, shared: list, progress: bool
         first = places.setdefault(hashlib.sha256(image.tobytes()).digest(), here)
         if first[0] != dataset.split:
             shared.append([*first, *here])
-    counts = dict(zip(dataset.labels.classes, pixels.tolist()))
-    return {"pixels": counts, "void": int(pixels[VOID]), "sha256": digest.hexdigest()}
+    pixels = numbers.sum(0).tolist()
+    counts = dict(zip(dataset.labels.classes, pixels))
+    return {"pixels": counts, "void": pixels[VOID], "sha256": digest.hexdigest()}, numbers
 
 
 def _strange(dataset, key: str, mask: np.ndarray) -> Iterator[str]:

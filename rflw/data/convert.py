@@ -116,10 +116,13 @@ def read_colours(path: Path) -> dict[int, int]:
     known, label = {}, 0
     for number, line in enumerate(lines, start=1):
         code = re.search(r"#([0-9a-fA-F]{6})\b", line)
-        parts = re.search(r"\b(\d{1,3})[\s,;]+(\d{1,3})[\s,;]+(\d{1,3})\b", line)
-        if not code and not parts:
-            raise InputError(f"{path}, line {number}: no colour such as 128 0 0 or #800000: {line}")
-        colour = int(code[1], 16) if code else _packed(tuple(map(int, parts.groups())))
+        rows = re.findall(r"\b\d{1,3}(?:[\s,;]+\d{1,3}){2,}\b", line)
+        parts = [int(part) for row in rows for part in re.split(r"[\s,;]+", row)]
+        if not code and len(parts) != 3:  # a fourth may be the label or the opacity
+            raise InputError(
+                f"{path}, line {number}: not one colour such as 128 0 0 or #800000: {line}"
+            )
+        colour = int(code[1], 16) if code else _packed(tuple(parts))
         if colour in known:
             raise InputError(f"{path}, line {number}: a colour that is there before: {line}")
         void = re.search(r"\b(void|unlabell?ed|ignore)\b", line, re.IGNORECASE)

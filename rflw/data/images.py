@@ -112,10 +112,11 @@ def open_mask(path: str | Path, lossy: bool = False) -> tuple[Image.Image, int]:
     """A mask file, and by what Pillow multiplied its numbers: grey of 2 and 4 bits is stretched.
 
     Raises InputError for files whose numbers are not kept: JPEG and its like (unless `lossy`),
-    16 bits of colour, TIFF where 0 is white.
+    16 bits of colour, TIFF where 0 is white; and for several pictures in one file.
     """
     with reading(path):
         image = open_picture(path)
+        number = getattr(image, "n_frames", 1)
         code = image.tile[0].args if image.tile else ""
         code = code if isinstance(code, str) else str(code[0])
         packed = str(image.info.get("compression"))
@@ -125,11 +126,16 @@ def open_mask(path: str | Path, lossy: bool = False) -> tuple[Image.Image, int]:
             f"{path}: {name} changes the numbers of a mask, whatever its name: write masks as PNG; "
             "where that is too late, `rflw data convert --nearest` takes the nearest class"
         )
+    if number > 1:
+        raise InputError(f"{path}: holds {number} pictures; write the one that is meant alone")
     if "16" in code and image.mode[0] != "I" or image.format == "TIFF" and "I" in code[2:]:
         raise InputError(
             f"{path}: numbers of a mask in the form {code} are not kept; write an 8-bit PNG"
         )
     return _decoded(image, str(path)), {"L;2": 85, "L;4": 17}.get(code, 1)
+
+
+EXIF = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")  # what PNGs hold it, or XMP, in
 
 
 @dataclass(frozen=True)
@@ -146,7 +152,9 @@ class Header:
 def read_header(path: str | Path) -> Header:
     """The header of an image file. Raises InputError where it is none."""
     with reading(path), open_picture(path) as image:
-        # PNG's own getexif decodes all pixels, to look behind them, too
+        # in a PNG it may stand behind the pixels, which are decoded only where it seems to be there
+        if image.format == "PNG" and any(word in Path(path).read_bytes() for word in EXIF):
+            image.load()
         turn = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
         palette = image.palette.palette if image.mode == "P" and image.palette else None
         sizes = [image.size[::-1], image.size if turn in (5, 6, 7, 8) else image.size[::-1]]

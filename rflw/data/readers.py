@@ -4,16 +4,19 @@ An image is (H, W, 3) uint8 RGB, a mask (H, W) uint8 with classes 0..K-1 and 255
 """
 
 from collections import Counter, defaultdict
+from contextlib import suppress
 import hashlib
 from itertools import groupby
 import json
 import os
 from pathlib import Path
+import re
+from types import MappingProxyType
 from unicodedata import normalize
 
 import numpy as np
 
-from rflw.data.images import check_labels, open_mask, read_header, read_image, read_mask
+from rflw.data.images import Header, check_labels, open_mask, read_header, read_image, read_mask
 from rflw.data.labels import LABELS, VOID, Labels, labels_for
 from rflw.data.synthetic import Embedded
 from rflw.errors import InputError, reading
@@ -32,6 +35,7 @@ class _Pairs:
     masks: list[Path]
     labels: Labels
     void = VOID  # in the files
+    headers = MappingProxyType({})  # of files, where they have been read
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -44,7 +48,8 @@ class _Pairs:
 
     def size(self, index: int) -> tuple[int, int]:
         """(H, W) of an image, from its header."""
-        return read_header(self.images[index]).shown
+        path = self.images[index]
+        return (self.headers.get(path) or read_header(path)).shown
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         image = self.image(index)
@@ -66,8 +71,8 @@ class _Pairs:
 
 
 def _lines(path: Path) -> list[str]:
-    with reading(path):
-        return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    with reading(path):  # `splitlines` would also end lines within names
+        return [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n")]
 
 
 def _need_split(name: str, split: str, splits) -> None:
@@ -266,8 +271,9 @@ class Own(_Pairs):
         self.masks = [masks.get(mask_of.get(key), missing / f"{key}.png") for key in self.ids]
         if not self.ids:
             wrong.append(f"{root}: no images in split {split!r}")
-        wrong += _turned(self.images, self.masks)
-        wrong += _other_colours([*masks.values()])
+        self.headers = _headers([*self.images, *masks.values()])
+        wrong += _turned(self.images, self.masks, self.headers)
+        wrong += _other_colours([*masks.values()], self.headers)
         self._refuse(wrong, faults)
 
     def _split(self, folder: Path, images: dict, wrong: list[str]) -> list[str]:
@@ -290,12 +296,16 @@ class Own(_Pairs):
 
 
 def walk(folder: Path) -> list[Path]:
-    """The files of a folder and of those inside it, sorted; hidden ones are left out."""
+    """The files of a folder and of those inside it, sorted; hidden ones, as those that Windows
+    hides, are left out."""
     files = []
     for at, inside, names in os.walk(folder, followlinks=True):
         inside[:] = [name for name in inside if not name.startswith(".")]
-        files += [Path(at, name) for name in names if not name.startswith(".")]
+        files += [Path(at, name) for name in names if not name.startswith((".", *HIDDEN))]
     return sorted(files)
+
+
+HIDDEN = ("Thumbs.db", "desktop.ini")
 
 
 def _by_name(root: Path, part: str, wrong: list[str]) -> dict[str, Path]:
@@ -344,33 +354,34 @@ def _plain(name: str) -> str:
     return normalize("NFC", name).casefold()
 
 
-def _turned(images: list[Path], masks: list[Path]) -> list[str]:
+def _headers(paths: list[Path]) -> dict[Path, Header]:
+    """The headers of image files; reading the rest will tell what they are."""
+    headers = {}
+    for path in paths:
+        with suppress(InputError):
+            headers[path] = read_header(path)
+    return headers
+
+
+def _turned(images: list[Path], masks: list[Path], headers: dict[Path, Header]) -> list[str]:
     """A line for each photo that EXIF turns though its mask may have been drawn on it unturned."""
     lines = []
     for image, mask in zip(images, masks):
-        try:
-            photo, labels = read_header(image), read_header(mask)
-        except InputError:  # reading it will tell
-            continue
-        if photo.turn != labels.turn and photo.stored == labels.stored:
+        photo, labels = headers.get(image), headers.get(mask)
+        if photo and labels and photo.turn != labels.turn and photo.stored == labels.stored:
+            turned, other = (image, mask) if photo.turn > 1 else (mask, image)
             lines.append(
-                f"{image}: EXIF turns it (orientation {photo.turn}), its mask {mask.name} has the "
-                "size that it has unturned: `mogrify -auto-orient` turns photos for good, "
+                f"{turned}: EXIF turns it (orientation {headers[turned].turn}) and not {other}, of "
+                "the size that it has unturned: `mogrify -auto-orient` turns files for good, "
                 "`exiftool -Orientation=` takes the note away"
             )
     return lines
 
 
-def _other_colours(masks: list[Path]) -> list[str]:
+def _other_colours(masks: list[Path], headers: dict[Path, Header]) -> list[str]:
     """A line for each mask whose palette gives an index another colour than one before it."""
-
-    def palette(path):
-        try:
-            return read_header(path).palette
-        except InputError:  # reading it will tell
-            return None
-
-    paletted = {path: colours for path in masks if (colours := palette(path))}
+    found = {path: headers[path].palette for path in masks if path in headers}
+    paletted = {path: colours for path, colours in found.items() if colours}
     lines, first = [], {}
     for path in paletted if len({*paletted.values()}) > 1 else ():
         try:
@@ -396,16 +407,35 @@ def own_labels(root: Path) -> Labels:
     names = [normalize("NFC", line) for line in _lines(path)]
     while names and not names[-1]:
         names.pop()
-    odd = next((n for n, name in enumerate(names, 1) if name[:1] in ("", "#")), None)
-    if odd:
-        kind = "a remark" if names[odd - 1] else "empty"
-        raise InputError(f"{path}: line {odd} is {kind}; line n names the label n - 1")
+    if odd := _odd_line(names):
+        raise InputError(f"{path}: line {odd[0]} is {odd[1]}; line n names the label n - 1")
     if not 2 <= len(names) <= 255:
         raise InputError(f"{path}: {len(names)} names; 2 to 255 classes, a line each")
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice:
         raise InputError(f"{path}: {twice} twice")
     return labels_for(names)
+
+
+NUMBERED = r"(\d+)[\W_]+[^\W\d]"
+
+
+def _odd_line(names: list[str]) -> tuple[int, str] | None:
+    """The first line that names no label, or by its number another one, and what it is."""
+    numbers = {i: int(m[1]) for i, name in enumerate(names) if (m := re.match(NUMBERED, name))}
+    numbered = len(numbers) >= max(2, len(names) - 1)
+    rows = [bool(re.search(r"[,;\t]\s*\d", name)) for name in names]
+    for i, name in enumerate(names):
+        kinds = {
+            "empty": not "".join(filter(str.isprintable, name)).strip(),
+            "a remark": name.startswith(("#", "//")),
+            "labelme's label -1": name == "__ignore__",
+            "the head of a table": i == 0 and len(rows) > 2 and not rows[0] and all(rows[1:]),
+            f"numbered {numbers.get(i)}": numbered and numbers.get(i, i) != i,
+        }
+        if kind := next((kind for kind, true in kinds.items() if true), None):
+            return i + 1, kind
+    return None
 
 
 def open_dataset(
@@ -542,6 +572,6 @@ def manifest_hash(dataset) -> str:
 
 def add_item(digest, name: str, image: np.ndarray, mask: np.ndarray) -> None:
     """Let a hash take in one item of a data set."""
-    digest.update(f"{name} {image.shape}".encode())
+    digest.update(os.fsencode(f"{name} {image.shape}"))  # a name may be no valid text
     digest.update(image.tobytes())
     digest.update(mask.tobytes())
