@@ -335,14 +335,6 @@ def trained(recorded: Iterable[dict], recipe: str) -> dict[int, dict]:
     }
 
 
-def scores(recorded: Iterable[dict], recipe: str) -> dict[int, tuple[float, str]]:
-    """{seed: (mIoU in percent, name of the record)} of `trained`."""
-    return {
-        seed: (100 * record["metrics"]["miou"], record["name"])
-        for seed, record in trained(recorded, recipe).items()
-    }
-
-
 class CompareTest(Test):
     """One of the comparisons of data/protocol.yaml, on each of its data sets."""
 
@@ -409,18 +401,16 @@ def differences(data: str, recorded: list[dict]) -> dict[str, Difference]:
     rules, results = protocol(), {}
     on = rules.data[data]
     for name, pair in rules.comparisons.items():
-        better, other = (_voting(on.recipes, form, recorded) for form in (pair.better, pair.other))
-        seeds = sorted(better.keys() & other.keys())
-        dead = [why for runs in (better, other) for _, _, why in runs.values() if why]
-        both = [
-            [r[s][0] for s in seeds if not (better[s][2] or other[s][2])] for r in (better, other)
-        ]
-        live = [s for s in seeds if not (better[s][2] or other[s][2])]
-        used = tuple(runs[s][1] for s in live for runs in (better, other))
-        points = {s: better[s][0] - other[s][0] for s in live}
+        forms = [_voting(on.recipes, form, recorded) for form in (pair.better, pair.other)]
+        dead = [why for runs in forms for _, _, why in runs.values() if why]
+        alive = [{seed for seed, (_, _, why) in runs.items() if not why} for runs in forms]
+        live = sorted(alive[0] & alive[1])
+        scores = np.array([[runs[seed][0] for seed in live] for runs in forms])
+        used = tuple(runs[seed][1] for seed in live for runs in forms)
+        points = dict(zip(live, (scores[0] - scores[1]).tolist()))
         against = dead[0] if dead and not live else ""
-        if live and max(map(np.mean, both)) > 100 * rules.votes.ceiling:
-            against = f"{data} is a ceiling: the better form scores {max(map(np.mean, both)):.1f} %"
+        if live and (best := scores.mean(1).max()) > 100 * rules.votes.ceiling:
+            against = f"{data} is a ceiling: the better form scores {best:.1f} %"
         outcome = _outcome(list(points.values()), on.margin, pair.at_least, rules.least_seeds)
         results[name] = Difference(points, used, "undecided" if against else outcome, against)
     return _corrected(results, on.margin, rules.comparisons)
@@ -729,25 +719,15 @@ def _in_theory(places: tuple, recorded: list[dict]) -> Answers:
 
 
 class PictureTest(Test):
-    """A statement about a figure, without a number."""
+    """A statement about a figure, without a number: no record answers it."""
 
     picture: str
-
-
-def picture(claim, recorded: list[dict]) -> Answers:
-    """No record answers it."""
-    return [], f"no number is given: {claim.test.picture} shows it"
 
 
 class PaperTest(Test):
     """What only the paper's other numbers, or its authors, can answer."""
 
     paper: str
-
-
-def of_paper(claim, recorded: list[dict]) -> Answers:
-    """No record answers it."""
-    return [], f"nothing of ours can answer it: {claim.test.paper}"
 
 
 class DeployTest(Test):
@@ -852,8 +832,14 @@ KINDS_OF_TEST: dict[str, tuple[type[Test], Callable]] = {
     "cover": (FieldTest, field),
     "theory": (FieldTest, field),
     "deploy": (DeployTest, deploy),
-    "picture": (PictureTest, picture),
-    "paper": (PaperTest, of_paper),
+    "picture": (
+        PictureTest,
+        lambda claim, _: ([], f"no number is given: {claim.test.picture} shows it"),
+    ),
+    "paper": (
+        PaperTest,
+        lambda claim, _: ([], f"nothing of ours can answer it: {claim.test.paper}"),
+    ),
     "check": (CheckTest, check),
 }
 

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from rflw.data.images import read_image, read_mask
 from rflw.data.labels import COUNTS, LABELS, VOC_CLASSES, VOID
-from rflw.data.readers import CROPPED, FRAME, read_json, read_manifest, sum_line
+from rflw.data.readers import FRAME, INSIDE, read_json, read_manifest, sum_line
 from rflw.errors import InputError, reading
 from rflw.records import write_whole
 
@@ -645,24 +645,22 @@ def _nyu(files: RawFiles) -> Plan:
         count = len(images)
         if not count or images.shape[1:] != (3, *FRAME[::-1]) or images.dtype != np.uint8:
             raise InputError(f"{path}: not {FRAME[1]}x{FRAME[0]} images of 8 bits")
-        box, how = _border(images)
     plan = {}
     for split, key in (("train", "trainNdxs"), ("val", "testNdxs")):
         numbers = _numbers(splits, key)
         if ((numbers < 1) | (numbers > count)).any():
             raise InputError(f"{splits}: {key} is not within 1..{count}, the images of {path.name}")
-        plan[split] = [_frame(path, number, box, table) for number in sorted(numbers.tolist())]
+        plan[split] = [
+            Item(f"{n:06}", partial(_nyu_image, path, n), partial(_nyu_mask, path, n, table))
+            for n in sorted(numbers.tolist())
+        ]
+    rows, columns = (f"{part.start} to {part.stop - 1}" for part in INSIDE)
     statements = [
-        how,
+        f"rows {rows} and columns {columns}, from 0, are kept, as in the paper's authors' masks",
         "val: the 654 images that the authors of the data call test; training code looks for val",
         "ids are the images' numbers, from 1; label 0 is void",
     ]
     return Plan(plan, statements)
-
-
-def _frame(path: Path, number: int, box: tuple[slice, slice], table: np.ndarray) -> Item:
-    mask = partial(_nyu_mask, path, number, box, table)
-    return Item(f"{number:06}", partial(_nyu_image, path, number, box), mask)
 
 
 def _numbers(path: Path, key: str) -> np.ndarray:
@@ -680,37 +678,14 @@ def _hdf5(path: Path):
         yield file
 
 
-def _border(images) -> tuple[tuple[slice, slice], str]:
-    """Rows and columns within the white border around NYU's frames, and how they were found.
-
-    The paper's frames are 625x468, without saying of which pixels. The rows, and the columns, that
-    hold most of what is not white in frames from everywhere in the set are taken, from the middle
-    where several hold as much: no single pixel decides.
-    """
-    chosen = np.unique(np.linspace(0, len(images) - 1, 32).astype(int))
-    seen = sum((images[int(i)].min(0) < 255).astype(int) for i in chosen)
-    box = ()
-    for axis, length in enumerate(CROPPED):
-        held = np.convolve(seen.sum(axis), np.ones(length, int), "valid")
-        best = np.flatnonzero(held == held.max())
-        start = int(best[len(best) // 2])
-        box += (slice(start, start + length),)
-    share = seen.T[box].sum() / max(seen.sum(), 1)
-    rows, columns = (f"{part.start} to {part.stop - 1}" for part in box)
-    return box, (
-        f"rows {rows} and columns {columns}, from 0, are kept: "
-        f"they hold {100 * share:.2f} % of what is not white"
-    )
-
-
-def _nyu_image(path: Path, number: int, box: tuple[slice, slice]) -> np.ndarray:
+def _nyu_image(path: Path, number: int) -> np.ndarray:
     with _hdf5(path) as file:
-        return np.ascontiguousarray(file["images"][number - 1].transpose(2, 1, 0)[box])
+        return np.ascontiguousarray(file["images"][number - 1].transpose(2, 1, 0)[INSIDE])
 
 
-def _nyu_mask(path: Path, number: int, box: tuple[slice, slice], table: np.ndarray) -> np.ndarray:
+def _nyu_mask(path: Path, number: int, table: np.ndarray) -> np.ndarray:
     with _hdf5(path) as file:
-        return remap(file["labels"][number - 1].T, table, f"{path}, image {number}")[box]
+        return remap(file["labels"][number - 1].T, table, f"{path}, image {number}")[INSIDE]
 
 
 PLANS = {

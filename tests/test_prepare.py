@@ -224,16 +224,14 @@ def cityscapes(raw: Path) -> None:
             png(raw / f"gtFine/{split}/{city}/{key}_gtFine_{kind}.png", ROADS)
 
 
-def nyu(raw: Path, top: int = 5) -> np.ndarray:
-    """Three frames with a white border, in MATLAB 7.3's order of axes.
+def nyu(raw: Path) -> np.ndarray:
+    """Three frames in MATLAB 7.3's order of axes.
 
     Labels are 1 + column // 10; raw class i has class i % 40 + 1 of the 40.
     """
     y, x = np.mgrid[:480, :640]
     images = np.stack([np.stack([(x + c * 40 + i) % 200 for c in range(3)], -1) for i in range(3)])
-    border = (y < top) | (y >= 473) | (x < 9) | (x >= 634)
-    images[:, border] = 255
-    labels = np.where(border, 0, 1 + x // 10).astype(np.uint16)
+    labels = (1 + x // 10).astype(np.uint16)
     raw.mkdir(parents=True, exist_ok=True)
     with h5py.File(raw / "nyu_depth_v2_labeled.mat", "w", userblock_size=512) as file:
         file["images"] = images.astype(np.uint8).transpose(0, 3, 2, 1)
@@ -574,20 +572,10 @@ def test_nyu_frames_classes_and_splits(raw, out):
     manifest = prepare("nyu", raw, out)
     assert ids(out, "nyu", "train") == ["000001", "000003"]
     assert ids(out, "nyu", "val") == ["000002"]
-    assert np.array_equal(open_dataset("nyu", "train", out)[1][0], images[2][5:473, 9:634])
-    expected = (1 + np.arange(9, 634) // 10) % 40  # class i % 40 + 1 of the 40 has index i % 40
+    assert np.array_equal(open_dataset("nyu", "train", out)[1][0], images[2][6:474, 7:632])
+    expected = (1 + np.arange(7, 632) // 10) % 40  # class i % 40 + 1 of the 40 has index i % 40
     assert np.array_equal(read(out, "nyu", "000002"), np.tile(expected, (468, 1)))
-    assert "rows 5 to 472 and columns 9 to 633" in manifest["statements"][0]
-
-
-def test_nyu_frame_where_the_border_is_smaller_or_has_odd_pixels(raw, out):
-    images = nyu(raw, top=2)  # 471 rows are not white: of those that hold as much, the middle ones
-    with h5py.File(raw / "nyu_depth_v2_labeled.mat", "r+") as file:
-        file["images"][0, :, 2, 1] = 7  # a pixel in the border
-    statement = prepare("nyu", raw, out)["statements"][0]
-    assert statement.startswith("rows 4 to 471 and columns 9 to 633")
-    assert f"{100 * 468 / 471:.2f} %" in statement
-    assert np.array_equal(open_dataset("nyu", "val", out)[0][0], images[1][4:472, 9:634])
+    assert "rows 6 to 473 and columns 7 to 631" in manifest["statements"][0]
 
 
 # Raw files
@@ -790,9 +778,6 @@ def cut(path: str):
     return lambda raw: (raw / path).write_bytes((raw / path).read_bytes()[:150])
 
 
-TAIL = {"class": "person", "mask": np.ones((H, W)), "parts": part("tail", 0, 0, 1)}
-
-
 def region(shape):
     return lambda raw: coco(raw, shapes=(("many", 1, shape, 0),))
 
@@ -815,13 +800,7 @@ def removed(folder: str):
         ("voc", replaced(PNG, MASK[:2]), "voc 2007_000002: mask of 4x2, its image is 4x3"),
         ("voc", replaced(PNG, MASK + ONE), "000002.png: label 21 at row 0, column 3"),
         ("sbd", cut(CLASSES), "2008_000010.mat: cannot be read"),
-        ("sbd", replaced(CLASSES, b"hello"), "2008_000010.mat: cannot be read"),
         ("sbd", replaced(CLASSES, {"x": 1}), r"000010.mat: cannot be read \('GTcls'\)"),
-        (
-            "sbd",
-            replaced(CLASSES, {"GTcls": {"Segmentation": MASK + ONE}}),
-            "000010.mat: label 21 at row 0, column 3 is out of range",
-        ),
         (
             "sbd",
             replaced(CLASSES, {"GTcls": {"Segmentation": MASK.astype(float)}}),
@@ -838,14 +817,10 @@ def removed(folder: str):
         ),
         ("context", removed("trainval"), "neither a folder trainval .*trainval_merged.json"),
         ("coco", replaced(COCO, b'{"images": [1'), "instances_train2017.json: cannot be read"),
-        ("coco", replaced(COCO, b'{"images": []}'), "instances_train2017.json: cannot be read"),
         ("coco", replaced(COCO, None), "no instances_train2017.json nor annotations_trainval2017"),
         ("coco", replaced("train2017/many.jpg", None), "many.jpg is missing, the image of an"),
         ("coco", region({"size": SIZE, "counts": [0, 5000]}), "2017.json, image many: cannot"),
-        ("coco", region({"size": [60, 40], "counts": [0, 2400]}), "image many: cannot be read"),
-        ("coco", region({"size": SIZE}), "image many: cannot be read"),
         ("coco", region([["a"] * 6]), "image many: cannot be read"),
-        ("cityscapes", replaced(CITY, None), "labelIds.png is missing, the mask of .*8bit.png"),
         ("cityscapes", replaced(CITY, ROADS + ONE), "Ids.png: label 34 at row 0, column 3 is out"),
         ("cityscapes", removed("leftImg8bit"), "no leftImg8bit nor leftImg8bit_trainvaltest.zip"),
         ("nyu", cut(FRAMES), f"{FRAMES}: cannot be read"),

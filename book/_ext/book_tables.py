@@ -365,10 +365,9 @@ def effects(book):
 
 def scores(book, name: str) -> dict[int, tuple[float, str]]:
     """{seed: (mIoU in percent, record)} of a recipe's trainings, or of one evaluation."""
-    if not name.startswith("eval-"):
-        return evidence.scores(book.records.values(), name)
-    record = book.records.get(name)
-    return {record["seed"]: (100 * record["metrics"]["miou"], name)} if record else {}
+    runs = evidence.trained(book.records.values(), name).values()
+    found = [book.records[name]] if name in book.records else runs
+    return {r["seed"]: (100 * r["metrics"]["miou"], r["name"]) for r in found}
 
 
 @table("Versions that the records were measured with.", "package|version|records")

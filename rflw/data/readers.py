@@ -23,6 +23,8 @@ from rflw.errors import InputError, reading
 
 # height, width of NYUDv2's frames, and of what the paper keeps of them
 FRAME, CROPPED = (480, 640), (468, 625)
+# What is cropped to: the authors' published masks have these rows and columns.
+INSIDE = slice(6, 474), slice(7, 632)
 ROOT = Path(__file__).resolve().parents[2] / "data" / "datasets"
 
 
@@ -187,7 +189,7 @@ class NYU(_Pairs):
     @staticmethod
     def _cut(pixels: np.ndarray, path: Path) -> np.ndarray:
         if pixels.shape[:2] == FRAME:
-            return pixels[6:474, 7:632].copy()
+            return pixels[INSIDE].copy()
         if pixels.shape[:2] != CROPPED:
             raise InputError(
                 f"{path}: {pixels.shape[1]}x{pixels.shape[0]}, NYUDv2 has 640x480 or, cut, 625x468"
