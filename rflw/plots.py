@@ -219,7 +219,7 @@ def prediction_grid(
     ]
     figure.legend(
         handles=patches,
-        ncols=len(patches) if len(patches) < 8 else 6,
+        ncols=min(len(patches), int(0.88 * width)),
         loc="outside lower center",
         fontsize=8,
         frameon=False,

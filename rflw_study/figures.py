@@ -6,51 +6,64 @@ from rflw.data.labels import Labels
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+WIDTH = 5.0  # inches: narrow, so that text is large enough on a phone
+LONG = 24  # letters: longer names of rows stand above their rows
 
 
-def style(axis) -> None:
-    """The look of every diagram: a faint grid, and no frame above and right."""
-    axis.grid(alpha=0.3)
-    axis.spines[["top", "right"]].set_visible(False)
+def use_style() -> None:
+    """Give all figures of a notebook one look."""
+    import seaborn as sns
+
+    look = {"figure.dpi": 150, "legend.frameon": False}
+    spines = {"axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "0.4"}
+    lines = {"grid.color": "0.9", "xtick.bottom": True, "xtick.color": "0.2", "ytick.color": "0.2"}
+    sns.set_theme("paper", "whitegrid", sns.color_palette(COLOURS), rc=look | spines | lines)
+
+
+def panels(*heights: float) -> list:
+    """Axes one below the other, of these heights in inches."""
+    from matplotlib import pyplot as plt
+
+    size = {"figsize": (WIDTH, sum(heights)), "height_ratios": heights}
+    return plt.subplots(len(heights), 1, squeeze=False, layout="constrained", **size)[1][:, 0]
+
+
+def row_panels(*groups) -> list:
+    """Axes one below the other, each as high as the rows with these names need."""
+    return panels(*(0.8 + len(names) * (0.42 if _long(names) else 0.28) for names in groups))
 
 
 def training_curve(record: dict):
     """A figure of loss and validation mIoU by epoch, from a training record."""
-    from matplotlib import pyplot as plt
     import pandas as pd
     import seaborn as sns
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
+    upper, lower = panels(2.0, 2.0)
     frame = pd.DataFrame(record["curve"])
     epochs, scores = frame.index + 1, 100 * frame["miou"]
-    sns.lineplot(x=epochs, y=frame["loss"], color=COLOURS[0], marker=".", ax=left)
-    sns.lineplot(x=epochs, y=scores, color=COLOURS[1], marker="o", ax=right)
-    left.set(xlabel="epoch", ylabel="training loss (cross-entropy)", ylim=(0, None))
-    right.set(xlabel="epoch", ylabel="validation mIoU, %", xlim=left.get_xlim(), ylim=(0, 100))
+    sns.lineplot(x=epochs, y=frame["loss"], color=COLOURS[0], marker=".", ax=upper)
+    sns.lineplot(x=epochs, y=scores, color=COLOURS[1], marker="o", ax=lower)
+    upper.set(xlabel="epoch", ylabel="training loss", ylim=(0, None))
+    lower.set(xlabel="epoch", ylabel="validation mIoU, %", xlim=upper.get_xlim(), ylim=(0, 100))
     last = scores.last_valid_index()
     place = {"textcoords": "offset points", "xytext": (0, 7), "ha": "center"}
-    right.annotate(f"{scores[last]:.1f}", (epochs[last], scores[last]), **place)
-    style(left)
-    style(right)
-    return figure
+    lower.annotate(f"{scores[last]:.1f}", (epochs[last], scores[last]), **place)
+    return upper.figure
 
 
-def class_bars(iou: dict, labels: Labels):
-    """A figure of IoU by class, best first, in the classes' colours; None is left out."""
-    from matplotlib import pyplot as plt
+def class_bars(shares: dict, labels: Labels, axis, label: str, form: str = "%.1f") -> None:
+    """Bars of a percentage by class, largest first, in the classes' colours; None is left out."""
     import seaborn as sns
 
-    values = sorted(((100 * v, name) for name, v in iou.items() if v is not None), reverse=True)
-    shares, names = zip(*values)
+    values = sorted(((v, name) for name, v in shares.items() if v is not None), reverse=True)
+    values, names = zip(*values)
     palette = {name: np.array(rgb) / 255 for name, rgb in zip(labels.classes, labels.colours)}
-    figure, axis = plt.subplots(figsize=(8, 0.3 * len(values) + 0.8), layout="constrained")
     look = {"palette": palette, "saturation": 1, "edgecolor": "0.3", "linewidth": 0.6}
-    sns.barplot(x=shares, y=names, hue=names, legend=False, ax=axis, **look)
+    sns.barplot(x=values, y=names, hue=names, legend=False, ax=axis, **look)
     for bars in axis.containers:
-        axis.bar_label(bars, fmt="%.1f", padding=3, fontsize=9)
-    axis.set(xlabel="IoU, %", ylabel="", xlim=(0, 105))
-    axis.spines[["top", "right"]].set_visible(False)
-    return figure
+        axis.bar_label(bars, fmt=form, padding=3, fontsize="small")
+    axis.margins(x=0.12)
+    rows(axis, names, label)
 
 
 # ------------------------------------------------------------ rows of values
@@ -60,20 +73,20 @@ def seed_points(groups: dict[str, list[float]], intervals: dict, axis, label: st
     """A row for each group: its values as points, their mean as a bar, its interval as a line."""
     import seaborn as sns
 
-    rows = [(value, name) for name, values in groups.items() for value in values]
-    values, names = zip(*rows)
+    marks = [(value, name) for name, values in groups.items() for value in values]
+    values, names = zip(*marks)
     look = {"palette": _palette(groups), "legend": False, "order": list(groups), "ax": axis}
-    _intervals(intervals, axis, COLOURS, linewidth=5, alpha=0.3, marker="|", markersize=11)
     points = {"jitter": False, "size": 5, "edgecolor": "white", "linewidth": 0.6, "zorder": 3}
     sns.stripplot(x=values, y=names, hue=names, **points, **look)
-    _rows(axis, groups, label)
+    _intervals(intervals, axis, COLOURS, linewidth=5, alpha=0.3, marker="|", markersize=11)
+    rows(axis, groups, label)
 
 
 def differences(intervals: dict, axis, label: str, colours=COLOURS) -> None:
     """A row for each difference: its mean as a point, its interval as a line, against zero."""
     axis.axvline(0, color="0.5", linewidth=1)
     _intervals(intervals, axis, colours, linewidth=2, marker="o", markersize=6)
-    _rows(axis, intervals, label)
+    rows(axis, intervals, label)
 
 
 def ratios(
@@ -94,8 +107,8 @@ def ratios(
         ring = {"s": 60, "facecolor": "none", "edgecolor": COLOURS[1], "linewidth": 1.6}
         axis.scatter(*np.reshape(points, (-1, 2)).T, label=word, zorder=2, **ring)
         axis.scatter([], [], s=36, color=COLOURS[0], label="here")
-        _legend(axis, 2)
-    _rows(axis, intervals, label)
+        legend(axis, 2)
+    rows(axis, intervals, label)
 
 
 def _intervals(intervals: dict, axis, colours, linewidth, marker, markersize, alpha=1.0) -> None:
@@ -119,39 +132,51 @@ def dumbbells(
     for values, word, face in zip((firsts, seconds), words, ("white", COLOURS[0])):
         look = {"s": 30, "facecolor": face, "edgecolor": COLOURS[0], "linewidth": 1.2}
         axis.scatter(values, range(len(values)), zorder=2, label=word, **look)
-    _rows(axis, pairs, label)
-    axis.legend(fontsize=8, frameon=False)
+    rows(axis, pairs, label)
+    legend(axis, 2)
 
 
-def stacked(rows: dict[str, dict[str, float]], axis, label: str) -> None:
+def stacked(
+    bars: dict[str, dict[str, float]], axis, label: str, colours=COLOURS, columns: int = 2
+) -> None:
     """A bar for each row, made of its parts one after another, with their sum at its end."""
     import pandas as pd
 
-    frame = pd.DataFrame.from_dict(rows, orient="index").fillna(0.0)
-    frame.plot.barh(stacked=True, width=0.62, color=COLOURS[: frame.shape[1]], ax=axis)
+    frame = pd.DataFrame.from_dict(bars, orient="index").fillna(0.0)
+    frame.plot.barh(stacked=True, width=0.4, color=colours[: frame.shape[1]], lw=0, ax=axis)
     sums = [f"{total:.0f}" for total in frame.sum(axis=1)]
-    axis.bar_label(axis.containers[-1], sums, padding=4, fontsize=8)
-    _rows(axis, rows, label)
-    axis.margins(x=0.08)
-    _legend(axis, frame.shape[1])
+    axis.bar_label(axis.containers[-1], sums, padding=4, fontsize="small")
+    rows(axis, bars, label)
+    axis.margins(x=0.12)
+    legend(axis, columns)
 
 
 def _palette(names) -> dict:
     return {name: COLOURS[row % len(COLOURS)] for row, name in enumerate(names)}
 
 
-def _legend(axis, columns: int) -> None:
-    """Above the axis."""
-    place = {"loc": "lower center", "bbox_to_anchor": (0.5, 1)}
-    axis.legend(fontsize=8, frameon=False, ncols=columns, **place)
+def legend(axis, columns: int) -> None:
+    """A legend above an axis."""
+    axis.legend(ncols=columns, loc="lower center", bbox_to_anchor=(0.5, 1), fontsize="small")
 
 
-def _rows(axis, names, label: str) -> None:
-    axis.set_yticks(range(len(names)), names)
+def _long(names) -> bool:
+    return max(map(len, names), default=0) > LONG
+
+
+def rows(axis, names, label: str) -> None:
+    """Name the rows of an axis, the first on top; long names stand above their rows."""
+    names = list(names)
     axis.set(xlabel=label, ylabel="", ylim=(len(names) - 0.5, -0.5))
-    axis.grid(axis="x", alpha=0.3)
+    axis.grid(axis="y", visible=False)
     axis.spines[["top", "right", "left"]].set_visible(False)
     axis.tick_params(axis="y", length=0)
+    axis.set_yticks(range(len(names)), [] if _long(names) else names)
+    if _long(names):
+        axis.set_ylim(len(names) - 0.6, -0.8)
+        for row, name in enumerate(names):
+            place = {"transform": axis.get_yaxis_transform(), "va": "center", "fontsize": "small"}
+            axis.text(0, row - 0.42, name, zorder=5, **place)
 
 
 # ------------------------------------------------------------ curves
@@ -186,8 +211,7 @@ def curves(
     sns.lineplot(data, x="epoch", y=key, hue="group", palette=palette, ax=axis, **look)
     axis.set(xlabel="epoch", ylabel=label)
     axis.xaxis.get_major_locator().set_params(integer=True)
-    axis.legend(fontsize=8, frameon=False)
-    style(axis)
+    legend(axis, 2)
 
 
 def roofline_plot(
@@ -217,8 +241,7 @@ def roofline_plot(
     sns.scatterplot(data, x="x", y="y", hue="group", style="group", ax=axis, **look)
     names = {"xlabel": "multiply-adds a byte of the plain graph"}
     axis.set(xscale="log", yscale="log", ylabel="10⁹ multiply-adds a second", **names)
-    style(axis)
-    axis.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    legend(axis, 2)
 
 
 # ------------------------------------------------------------ receptive fields
@@ -248,7 +271,7 @@ def field(axis, values: np.ndarray, side: float, cell: int = 1) -> None:
         corners = np.array([(-1, -1), (1, -1), (1, 1), (-1, 1), (-1, -1)]) * side / 2
         axis.plot(*corners.T, color="white", linewidth=1)
     axis.set(xlim=(-w, w), ylim=(h, -h))
-    axis.tick_params(labelsize=7)
+    axis.tick_params(labelsize="small")
 
 
 def field_grid(rows: list[tuple], cut: float = 0.2, width: float = 9.0):
@@ -266,7 +289,7 @@ def field_grid(rows: list[tuple], cut: float = 0.2, width: float = 9.0):
     )
     for (first, *others), (words, values, side, cell, pictures) in zip(axes, rows):
         field(first, values, side, cell)
-        first.set_ylabel(words, fontsize=8)
+        first.set_ylabel(words, fontsize="small")
         for axis in others:
             axis.axis("off")
         for axis, (image, relative) in zip(others, pictures):
@@ -274,98 +297,3 @@ def field_grid(rows: list[tuple], cut: float = 0.2, width: float = 9.0):
             if (relative > cut).any():
                 axis.contour(relative, levels=[cut], colors="white", linewidths=0.8)
     return figure
-
-
-# ------------------------------------------------------------ graphs
-
-OP_COLOURS = {
-    "conv 3×3": "#E69F00",
-    "conv 1×1": "#56B4E9",
-    "max-pool 5×5": "#5DC3A2",
-    "upsample": "#DBA0C1",
-}
-OP_NAMES = {
-    "add": "+",
-    "relu": "ReLU",
-    "hardtanh": "ReLU6",
-    "interpolate": "upsample",
-    "conv2d": "conv",
-    "max_pool2d": "max-pool",
-}
-ARROW = {"color": "0.25", "linewidth": 1, "shrinkA": 0, "shrinkB": 0, "mutation_scale": 8}
-
-
-def graph(
-    axis, steps, places: dict, texts: dict, colours: dict, box=(0.8, 0.6), fontsize=8.0
-) -> None:
-    """Boxes and arrows of a recorded graph (`rflw.trace`); a box of "+" is small.
-
-    Args:
-        places: Number of a step, below 0 for an input from outside -> (column, row), row 0 on top;
-            texts and colours likewise.
-    """
-    from matplotlib.patches import Rectangle
-
-    half = {i: (0.18 if texts[i] == "+" else box[0] / 2, box[1] / 2) for i in places}
-    for i, (x, y) in places.items():
-        w, h = half[i]
-        look = {"facecolor": colours.get(i, "white"), "edgecolor": "0.25", "linewidth": 0.8}
-        axis.add_patch(Rectangle((x - w, y - h), 2 * w, 2 * h, zorder=3, **look))
-        look = {"ha": "center", "va": "center", "fontsize": fontsize, "linespacing": 1.15}
-        axis.text(x, y, texts[i], zorder=4, **look)
-    for i, step in enumerate(steps):
-        for j in step.inputs:
-            *bends, end = _route(places[j], places[i], half[j], half[i])
-            axis.plot(*zip(*bends), color="0.25", linewidth=1, solid_capstyle="butt", zorder=2)
-            axis.annotate("", end, bends[-1], zorder=2, arrowprops={"arrowstyle": "-|>", **ARROW})
-    columns, rows = zip(*places.values())
-    axis.set(
-        xlim=(min(columns) - 0.55, max(columns) + 0.55), ylim=(max(rows) + 0.5, min(rows) - 0.5)
-    )
-    axis.axis("off")
-
-
-def _route(start, end, half_start, half_end) -> list[tuple[float, float]]:
-    """Corners of an arrow between two boxes.
-
-    Straight, or sideways and then down, or up, sideways and up.
-    """
-    (xa, ya), (xb, yb) = start, end
-    right, down = np.sign(xb - xa), np.sign(yb - ya)
-    if not right:
-        return [(xa, ya + down * half_start[1]), (xb, yb - down * half_end[1])]
-    if not down:
-        return [(xa + right * half_start[0], ya), (xb - right * half_end[0], yb)]
-    if down > 0:
-        return [(xa + right * half_start[0], ya), (xb, ya), (xb, yb - half_end[1])]
-    return [(xa, ya - half_start[1]), (xa, ya - 0.5), (xb, ya - 0.5), (xb, yb + half_end[1])]
-
-
-def block_graph(axis, steps, inputs=("input",)) -> None:
-    """One block, operation by operation, top to bottom; summands come from right or left.
-
-    Args:
-        steps: A recorded block; none: the block does nothing.
-        inputs: What to write on what comes from outside.
-    """
-    places = {-1 - i: (float(i), 0.0) for i in range(len(inputs))}
-    texts, colours = dict(zip(places, inputs)), {}
-    # where a branch leaves what goes straight on
-    forks = {min(step.inputs) for step in steps if step.op == "add"}
-    for i, step in enumerate(steps):
-        sources = sorted((places[j] for j in step.inputs), key=lambda place: place[1])
-        if step.op == "add":  # below the earliest of what it adds, beside the latest
-            places[i] = sources[0][0], sources[-1][1]
-        else:
-            x, y = sources[-1]
-            places[i] = x + (step.inputs[0] in forks and x == 0), y + 1
-        name = OP_NAMES.get(step.op, step.op)
-        name += f" {step.kernel}×{step.kernel}" if step.kernel else ""
-        texts[i] = name + ("\n{} → {}".format(*step.channels) if step.channels else "")
-        colours[i] = OP_COLOURS.get(name, "0.93" if step.op != "add" else "white")
-    graph(axis, steps, places, texts, colours, box=(0.82, 0.66))
-    x, y = places[len(steps) - 1]
-    place = {"ha": "center", "va": "center", "fontsize": 8}
-    arrow = {"arrowstyle": "<|-", **ARROW}
-    axis.annotate("output", (x, y + 0.33), (x, y + 1), arrowprops=arrow, **place)
-    axis.set(xlim=(-0.55, 1.55), ylim=(y + 1.4, -0.5))

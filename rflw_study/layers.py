@@ -49,6 +49,21 @@ def find(model: nn.Module, layer: str) -> tuple[nn.Module, bool]:
     return modules[name], bool(end)
 
 
+class OnZeros(nn.Module):
+    """A decoder alone, on zeros in place of taps with these channels: counting needs shapes only."""
+
+    def __init__(self, decoder: nn.Module, channels: Sequence[Sequence[int]]):
+        super().__init__()
+        self.decoder, self.channels = decoder, channels
+
+    def forward(self, image: Tensor) -> Tensor:
+        height, width = image.shape[2:]
+        taps = zip((4, 8, 16, 32), self.channels)
+        return self.decoder(
+            [tuple(torch.zeros(1, c, height // s, width // s) for c in level) for s, level in taps]
+        )
+
+
 class _Reached(Exception):
     """All layers have been computed; what comes after them is not needed."""
 

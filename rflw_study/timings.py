@@ -15,6 +15,12 @@ if TYPE_CHECKING:
     import pandas
 
 PRECISIONS = ("fp32", "bf16", "fp16", "int8")
+MODES = {
+    "eager-fp32": "plain",
+    "optimised-fp32": "optimised, fp32",
+    "optimised-bf16": "optimised, bf16",
+}
+ENCODERS = {"resnet": "ResNet-", "mobilenet_v2": "MobileNet-v2"}
 
 
 def timings(records: Iterable[dict]) -> list[dict]:
@@ -143,6 +149,14 @@ def chosen(rows: Iterable[dict], **wanted) -> list[dict]:
 def pixels(size: Sequence[int]) -> str:
     """(height, width) as screens are named: "640x480"."""
     return f"{size[1]}x{size[0]}"
+
+
+def short(model: str) -> str:
+    """A network's name in the book: "LW, ResNet-50"."""
+    model = model.replace("refinenet-lw-", "LW, ").replace("refinenet-", "original, ")
+    for name, words in ENCODERS.items():
+        model = model.replace(name, words)
+    return model
 
 
 def table(lines: Sequence[dict], *index: str) -> pandas.DataFrame:

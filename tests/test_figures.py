@@ -11,7 +11,7 @@ import pytest
 
 from rflw.data.labels import LABELS
 from rflw.trace import Step
-from rflw_study import figures
+from rflw_study import diagrams, figures
 from rflw_study.statistics import mean_interval
 
 
@@ -105,11 +105,10 @@ def test_a_training_curve_ends_with_its_score():
     plt.close(figure)
 
 
-def test_class_bars_are_sorted_and_in_their_colours():
+def test_class_bars_are_sorted_and_in_their_colours(axis):
     labels = LABELS["embedded"]
-    values = {name: 0.1 * k for k, name in enumerate(labels.classes)} | {labels.classes[1]: None}
-    figure = figures.class_bars(values, labels)
-    (axis,) = figure.axes
+    values = {name: 10.0 * k for k, name in enumerate(labels.classes)} | {labels.classes[1]: None}
+    figures.class_bars(values, labels, axis, "IoU, %")
     names = [label.get_text() for label in axis.get_yticklabels()]
     assert names == [labels.classes[k] for k in (5, 4, 3, 2, 0)]
     bars = sorted(axis.patches, key=lambda bar: bar.get_y())
@@ -117,7 +116,18 @@ def test_class_bars_are_sorted_and_in_their_colours():
     assert colors.to_rgb(bars[0].get_facecolor()) == pytest.approx(
         np.array(labels.colours[5]) / 255
     )
-    plt.close(figure)
+
+
+def test_long_names_stand_above_their_rows():
+    short, long = ["LW", "original"], ["LW, ResNet-50, 512x512, batch 1", "LW"]
+    upper, lower = figures.row_panels(short, long)
+    figures.rows(upper, short, "ms")
+    figures.rows(lower, long, "ms")
+    assert [label.get_text() for label in upper.get_yticklabels()] == short and not upper.texts
+    assert [text.get_text() for text in lower.texts] == long
+    assert [text.get_position()[1] for text in lower.texts] == pytest.approx([-0.42, 0.58])
+    assert not any(label.get_text() for label in lower.get_yticklabels())
+    plt.close(upper.figure)
 
 
 def test_a_roofline_bends_where_arithmetic_takes_over(axis):
@@ -160,7 +170,7 @@ def test_a_block_goes_down_and_its_sum_comes_back(axis):
         Step("conv2d", "", (0,), (1, 4, 8, 8), kernel=3, channels=(4, 4)),
         Step("add", "", (-1, 1), (1, 4, 8, 8)),
     ]
-    figures.block_graph(axis, steps)
+    diagrams.block_graph(axis, steps)
     places = {text.get_text(): text.get_position() for text in axis.texts if text.get_text()}
     assert places["input"] == (0, 0) and places["ReLU"] == (1, 1)
     assert places["conv 3×3\n4 → 4"] == (1, 2) and places["+"] == (0, 2)

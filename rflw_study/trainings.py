@@ -1,0 +1,88 @@
+"""Trainings on record by decoder and seed, and their differences, as the book's chapters show them."""
+
+import pandas as pd
+
+from rflw import records
+from rflw_study import figures
+from rflw_study.statistics import Interval, mean_interval, paired_difference
+
+DECODERS = {
+    "lw": "LW",
+    "lw-rcu": "LW with RCU",
+    "lw-nocrp": "LW without CRP",
+    "lw-top2": "LW, two coarsest levels",
+    "norcu": "original without RCU",
+    "original": "original",
+}
+FORMS = {"refinenet": "original", "refinenet-lw-rcu": "LW with RCU", "refinenet-lw": "LW"}
+
+
+def decoder(record: dict) -> str:
+    """The decoder of a record's network, by its name in the book."""
+    return FORMS[record["config"]["model"].rpartition("-")[0]]
+
+
+def network(record: dict) -> dict:
+    """Data, decoder and seed of the network that a record measured."""
+    recipe, _, seed = record["config"]["checkpoint"].rpartition("-s")
+    length = next((f" {word}" for word in ("short", "long") if f"-{word}-" in recipe), "")
+    data = record["config"]["data"] + length
+    return {"data": data, "decoder": decoder(record), "network's seed": seed}
+
+
+def finished() -> list[dict]:
+    """Records of all trainings that came to their end."""
+    return [r for r in records.read_all() if r["kind"] == "train" and r["status"] == "done"]
+
+
+def scores(done: list[dict], name: str) -> dict[int, float]:
+    """{seed: validation mIoU in percent} of a recipe's runs."""
+    runs = [record for record in done if record["config"]["name"] == name]
+    return {record["seed"]: 100 * record["metrics"]["miou"] for record in runs}
+
+
+def by_decoder(done: list[dict], data: str) -> dict[str, dict[int, float]]:
+    """Scores of the decoders that were trained on some data, on EfficientNet-Lite0."""
+    found = {
+        words: scores(done, f"{data}-{form}-efficientnet_lite0") for form, words in DECODERS.items()
+    }
+    return {words: values for words, values in found.items() if values}
+
+
+def means(groups: dict[str, dict[int, float]], axis, label: str) -> None:
+    """A row for each group: a point for each seed, their mean and its interval."""
+    points = {name: list(values.values()) for name, values in groups.items() if values}
+    intervals = {name: mean_interval(values) for name, values in points.items()}
+    figures.seed_points(points, intervals, axis, label)
+
+
+def comparison(groups: dict[str, dict[int, float]]) -> None:
+    """A figure of the scores of all decoders, and of their differences to LW within seeds."""
+    gaps = {name: paired_difference(groups["LW"], groups[name]) for name in groups if name != "LW"}
+    gaps = {name: gap for name, gap in gaps.items() if gap}
+    upper, lower = figures.row_panels(groups, gaps)
+    means(groups, upper, "validation mIoU, %")
+    colours = [colour for name, colour in zip(groups, figures.COLOURS) if name in gaps]
+    figures.differences(gaps, lower, "difference to LW, points", colours)
+
+
+def meaning(gap: Interval | None) -> str:
+    """What an interval of differences allows us to say."""
+    if gap is None:
+        return "not run yet"
+    if gap.n < 2:
+        return "nothing: one seed"
+    if gap.low > 0 or gap.high < 0:
+        return "better" if gap.low > 0 else "worse"
+    return "undecided: the interval holds 0"
+
+
+def differences(groups: dict[str, dict[int, float]], pairs) -> pd.DataFrame:
+    """Differences within seeds: of each pair of names, the second's score less the first's."""
+    rows = []
+    for first, second in pairs:
+        gap = paired_difference(groups.get(first, {}), groups.get(second, {}))
+        words = {"points [95 %]": str(gap) if gap else "", "seeds": gap.n if gap else 0}
+        row = {"compared": second, "with": first} | words | {"meaning": meaning(gap)}
+        rows.append(row)
+    return pd.DataFrame(rows).set_index("compared")
