@@ -296,7 +296,12 @@ def main() -> int:
     config = {"share": asked.share}
     with (
         records.timed(
-            "reliability-faults", command, "reliability", config, seed=asked.seed
+            "reliability-faults",
+            command,
+            "reliability",
+            config,
+            seed=asked.seed,
+            folder=asked.results,
         ) as record,
         tempfile.TemporaryDirectory(prefix="rflw-kills-") as name,
     ):
@@ -319,8 +324,6 @@ def main() -> int:
             "held": sum(row["held"] for row in rows.values()),
             "scenarios": rows,
         }
-    if asked.results:
-        records.write(record, asked.results)
     return 0 if all(row["held"] for row in rows.values()) else 1
 
 

@@ -110,7 +110,9 @@ def main() -> int:
     command = f"python -m reliability.large --size {asked.size} --images {asked.images}"
     config = {"checkpoint": CHECKPOINT, "tile": TILE}
     with (
-        records.timed("reliability-large", command, "reliability", config) as record,
+        records.timed(
+            "reliability-large", command, "reliability", config, folder=asked.results
+        ) as record,
         tempfile.TemporaryDirectory(prefix="rflw-large-") as work,
     ):
         rows = {
@@ -124,8 +126,6 @@ def main() -> int:
             "scenarios": rows,
         }
     print(json.dumps(rows, indent=1))
-    if asked.results:
-        records.write(record, asked.results)
     return 0 if all(row["held"] for row in rows.values()) else 1
 
 

@@ -4,7 +4,6 @@ Bad input ends with one line on stderr and exit code 2.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import entry_points
@@ -12,7 +11,6 @@ import json
 import os
 from pathlib import Path
 import re
-import shlex
 import sys
 import time
 from typing import Annotated
@@ -190,40 +188,10 @@ def as_text(value: float | None, form: str) -> str:
     return "" if value is None else format(value, form)
 
 
-def command_of(*words, **options) -> str:
-    """The text of a command.
-
-    Args:
-        words: what comes after `rflw`.
-        options: those that are None, False, "auto" or empty are left out; True is an option without
-            a value; a tuple is several values of one option, a list an option that is repeated.
-    """
-    parts = ["rflw", *map(str, words)]
-    for name, value in options.items():
-        for given in value if isinstance(value, list) else [value]:
-            if given is None or given is False or given in ("auto", ()):
-                continue
-            values = given if isinstance(given, tuple) else () if given is True else (given,)
-            parts += [f"--{name.replace('_', '-')}", *(str(v).removesuffix(".0") for v in values)]
-    return shlex.join(parts)
-
-
-@contextmanager
-def recorded(
-    name: str, words: tuple, options: dict, kind: str, config: dict, folder: Path | None, **more
-) -> Iterator[dict]:
-    """A measurement: within it, `metrics` are put into its record, which is then filed.
-
-    Args:
-        name: of the record.
-        words, options: of the command that repeats the measurement, as `command_of` takes them.
-        kind, config: of the record, as `records.timed` takes them, and `more`.
-        folder: where the record goes; None: nowhere.
-    """
-    with records.timed(name, command_of(*words, **options), kind, config, **more) as record:
-        yield record
-    if folder:
-        records.write(record, folder)
+def recorded(name: str, words: tuple, options: dict, kind: str, config: dict, folder, **more):
+    """`records.timed` for a command, given as `records.command_of` takes it."""
+    command = records.command_of(*words, **options)
+    return records.timed(name, command, kind, config, folder=folder, **more)
 
 
 def draw(figure, path: Path, dpi: int = 120) -> None:
@@ -562,17 +530,22 @@ def train(
     plan, shipped = planned(recipe, data, init, epochs, root, dry_run)
     if dry_run:
         return rehearse(plan, as_json)
+    from rflw import training
+
     out = out or Path("runs") / f"{plan.name}-s{seed}"
     options = {"workers": workers, "accumulate": accumulate, "compiled": compiled}
     options |= {"resident": resident, "resume": resume}
-    record = train_and_file(plan, out, seed, root, device, options, results, shipped)
-    if record is None:
+    options |= {"results": results or (records.FOLDER if shipped else None), "progress": True}
+    try:
+        _, record = training.fit(plan, out, seed, root, device, **options)
+    except KeyboardInterrupt:
+        fail(f"interrupted; --resume continues {out}", 130)
+    if os.environ.get("RANK", "0") != "0":  # of several processes, one tells
         return
     if as_json:
         return print_json(record)
     measured, minutes = record["metrics"], record["wall_s"] / 60
-    unknown = measured["miou"] is None
-    miou = "unknown (all labels are void)" if unknown else f"{100 * measured['miou']:.1f} %"
+    miou = as_text(measured["miou"], ".1%") or "unknown (all labels are void)"
     print(
         f"{record['name']}: mIoU {miou} on {measured['images']} validation images, "
         f"{minutes:.1f} min; {out / 'model.safetensors'}"
@@ -581,7 +554,7 @@ def train(
 
 def planned(recipe: str, data, init, epochs, root, dry_run: bool):
     """The recipe with the settings of the command, and whether it is as shipped."""
-    from rflw.checkpoint import weights_of
+    from rflw.checkpoint import load_any
     from rflw.data.readers import open_dataset
     from rflw.recipes import recipe as find
 
@@ -595,7 +568,7 @@ def planned(recipe: str, data, init, epochs, root, dry_run: bool):
             images = len(open_dataset(data, "train", root))
             plan = replace(plan, batch=max(1, min(plan.batch, images)))
     if init is not None:
-        plan = replace(plan, init=init, model=weights_of(init)[0] if own else plan.model)
+        plan = replace(plan, init=init, model=load_any(init).name if own else plan.model)
     if epochs is not None:
         plan = plan.with_epochs(epochs)
     return plan, plan == shipped and not own
@@ -619,33 +592,6 @@ def rehearse(plan, as_json: bool) -> None:
         return row
 
     show(facts["stages"], columns)
-
-
-def train_and_file(plan, out, seed, root, device, options: dict, results, shipped: bool):
-    """Train, and keep a copy of the record. Of several processes, only the first has one."""
-    from rflw import training
-
-    folder = results or (records.FOLDER if shipped else None)
-    first = os.environ.get("RANK", "0") == "0"
-
-    def file(record: dict) -> None:
-        if folder and not records.keep(record, folder):
-            old = folder / f"{record['name']}.json"
-            new = out / "record.json"
-            print(f"rflw: {old} exists already and stays; the new one is {new}", file=sys.stderr)
-
-    try:
-        _, record = training.fit(plan, out, seed, root, device, progress=True, **options)
-    except training.Failed:
-        if first:
-            file(records.read(out / "record.json"))
-        raise
-    except KeyboardInterrupt:
-        fail(f"interrupted; --resume continues {out}", 130)
-    if not first:
-        return None
-    file(record)
-    return record
 
 
 @app.command()

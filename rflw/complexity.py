@@ -21,9 +21,8 @@ import warnings
 import torch
 from torch import nn
 
-from rflw.errors import InputError
+from rflw.errors import InputError, why
 
-MAX_PIXELS = 2**26  # 8192 x 8192: the trace computes the network, and more would not fit in memory
 ACTIVATIONS = (
     *("relu", "relu6", "hardtanh", "silu", "sigmoid", "hardswish", "hardsigmoid", "gelu"),
     *("elu", "selu", "leaky_relu", "prelu", "mish", "softplus", "tanh"),
@@ -73,11 +72,6 @@ def analyse(model: nn.Module, size: tuple[int, int]):
     """
     if len(size) != 2 or min(size) < 1:
         raise InputError(f"size {tuple(size)}: rows and columns, both above 0")
-    if prod(size) > MAX_PIXELS:
-        raise InputError(
-            f"size {size[0]}x{size[1]}: more than {MAX_PIXELS} pixels; "
-            "counts of sizes that 32 divides grow with the area"
-        )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.jit, which fvcore traces with, is deprecated
         from fvcore.nn import FlopCountAnalysis
@@ -89,9 +83,8 @@ def analyse(model: nn.Module, size: tuple[int, int]):
         try:
             analysis.total()  # traces the network; later calls use the same trace
         except (RuntimeError, AssertionError, MemoryError) as e:
-            why = " ".join(str(e).split())[:200]
             raise InputError(
-                f"size {size[0]}x{size[1]}: the network cannot be traced with it ({why})"
+                f"size {size[0]}x{size[1]}: the network cannot be traced with it ({why(e)})"
             ) from e
     return analysis
 

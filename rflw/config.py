@@ -10,17 +10,12 @@ import hashlib
 import json
 from math import floor
 
-from rflw.errors import InputError
+from rflw.errors import InputError, choose, why
 
 SCHEDULES = ("constant", "poly", "halve", "multistep")
 INITS = ("default", "lecun", "normal")
 OPTIMISERS = ("sgd", "adamw")
-
-
-def _choose(name: str, value: str, choices: tuple[str, ...]) -> None:
-    """Raises InputError for a value that is not among the choices."""
-    if value not in choices:
-        raise InputError(f"unknown {name} {value!r}; choose from: {', '.join(choices)}")
+EXACT = {"extra": "forbid", "allow_inf_nan": False}  # for pydantic, which reads what records hold
 
 
 @dataclass(frozen=True)
@@ -30,6 +25,8 @@ class Stage:
     Raises:
         InputError: for settings that contradict each other.
     """
+
+    __pydantic_config__ = EXACT
 
     data: str  # data set name
     epochs: int
@@ -43,7 +40,7 @@ class Stage:
     warmup: int = 0  # steps over which the rates rise linearly: AdamW's first steps kill units else
 
     def __post_init__(self):
-        _choose("schedule", self.schedule, SCHEDULES)
+        choose("schedule", self.schedule, SCHEDULES)
         if self.epochs < 1:
             raise InputError(f"a stage of {self.epochs} epochs")
         if self.schedule == "halve" and self.gamma != 0.5:
@@ -69,6 +66,8 @@ class Recipe:
     Raises:
         InputError: for a recipe without stages and for unknown choices.
     """
+
+    __pydantic_config__ = EXACT
 
     name: str
     model: str
@@ -100,8 +99,8 @@ class Recipe:
     def __post_init__(self):
         if not self.stages:
             raise InputError(f"{self.name}: no stages")
-        _choose("decoder_init", self.decoder_init, INITS)
-        _choose("optimiser", self.optimiser, OPTIMISERS)
+        choose("decoder_init", self.decoder_init, INITS)
+        choose("optimiser", self.optimiser, OPTIMISERS)
 
     @property
     def data(self) -> str:
@@ -132,10 +131,7 @@ class Recipe:
         try:
             return _reader().validate_json(json.dumps(config), strict=True)
         except ValidationError as e:
-            error = e.errors(include_url=False)[0]
-            place = ".".join(map(str, error["loc"])) or "settings"
-            why = error.get("ctx", {}).get("error") or error["msg"]
-            raise InputError(" ".join(f"not a recipe: {place}: {why}".split())) from e
+            raise InputError(f"not a recipe: {why(e)}") from e
 
     def with_epochs(self, epochs: int) -> "Recipe":
         """The same with each stage's epochs scaled so that the last has `epochs`."""
@@ -155,12 +151,8 @@ class Recipe:
 
 @cache
 def _reader():
-    """What turns JSON into a recipe; every type must be exact and every number finite."""
-    from pydantic import ConfigDict, TypeAdapter, with_config
+    from pydantic import TypeAdapter  # a bare GPU machine has none
 
-    exact = ConfigDict(extra="forbid", allow_inf_nan=False)
-    for kind in (Stage, Recipe):
-        with_config(exact)(kind)
     return TypeAdapter(Recipe)
 
 

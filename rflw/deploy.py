@@ -14,6 +14,7 @@ from importlib.metadata import version
 from io import StringIO
 from pathlib import Path
 import tempfile
+from types import SimpleNamespace
 import warnings
 
 import numpy as np
@@ -22,15 +23,14 @@ from torch import Tensor, nn
 import torch.nn.functional as F
 
 from rflw.device import computes_in_bf16, keep_freed_memory
-from rflw.errors import InputError
+from rflw.errors import InputError, choose, why
 from rflw.nn import pooling
-from rflw.nn.blocks import POOLED
+from rflw.nn.blocks import CRP
 from rflw.nn.refinenet import MIN_SIZE, RefineNet
 from rflw.prediction import normalise, seen_size, short_side_of, upsample
 from rflw.records import write_whole
 from rflw.trace import record
 
-SIZES = 8  # that are compiled; torch.compile itself makes code for no more
 PRECISIONS = {
     "fp32": torch.float32,
     "bf16": torch.bfloat16,
@@ -126,17 +126,16 @@ class Deployed(nn.Module):
         for name in ("name", "num_classes", "mean", "std", "card"):
             if hasattr(like, name):
                 setattr(self, name, getattr(like, name))
-        self.compiled, self.copies, self.compiled_sizes = None, False, set()
+        self.compiled, self.copies = None, False
         self.dtype = PRECISIONS[precision]
         self.device = next(like.parameters()).device
 
     def compile(self, graphs: bool) -> None:
-        """Have torch.compile make code at the first image of each of the first few sizes.
+        """Have torch.compile make code at the first image of each of the first eight sizes.
 
         Images of later sizes are computed without. (Code for any size takes many minutes to make.)
         graphs: replay the code as a CUDA graph, whose output the next pass overwrites.
         """
-        pooling.keep_code_private()
         # not as an attribute, which would list all modules twice
         self.__dict__["compiled"] = torch.compile(
             self.net, dynamic=False, mode="reduce-overhead" if graphs else None
@@ -146,17 +145,12 @@ class Deployed(nn.Module):
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
         x = x.to(self.dtype, memory_format=self.layout)
-        is_new = x.shape not in self.compiled_sizes
-        if self.compiled is None or is_new and len(self.compiled_sizes) == SIZES:
+        if self.compiled is None:
             return self.net(x).float()
-        if is_new:
-            from torch._inductor import config
+        from torch._inductor import config
 
-            self.compiled_sizes.add(x.shape)
-            # weights become constants; as an option of torch.compile this comes too late
-            with config.patch(freezing=True):
-                logits = self.compiled(x)
-        else:
+        # weights become constants; as an option of torch.compile this comes too late
+        with config.patch(freezing=True):
             logits = self.compiled(x)
         return logits.clone() if self.copies and logits.dtype == torch.float32 else logits.float()
 
@@ -182,7 +176,7 @@ def optimise(
         merge: Merge successive linear maps (exact).
         channels_last: Use the layout in which convolutions and pools are fast.
         pools: Compute 5x5 max-pools as maxima that the compiler joins with what is around them; not
-            compiled, in the form that wins a short race.
+            compiled, over rows and then over columns.
         compiled: Use torch.compile; None: where it works.
         graphs: Use CUDA graphs; None: on CUDA, where compiled.
         calibration: (H, W, 3) uint8 images that show the ranges of values for int8.
@@ -193,14 +187,12 @@ def optimise(
     device = next(model.parameters()).device
     _check_precision(precision, device, calibration)
     net, left_out = deepcopy(model).eval().requires_grad_(False), {}
-    compiled = compiled is not False
+    compiled, graphs = compiled is not False, device.type == "cuda" and graphs is not False
     if compiled and not (device.type == "cuda" or pooling.can_compile()):
         compiled, left_out["compile"] = False, "needs a C++ compiler"
-    elif device.type == "cuda" and graphs is False:
-        left_out["graphs"] = "not asked for"
     elif compiled and device.type not in ("cpu", "cuda"):
         left_out["graphs"] = "on CUDA devices only"
-    steps = _simplify(net, fold, merge, pools, "maxima" if compiled else None)
+    steps = _simplify(net, fold, merge, pools, "maxima" if compiled else "rows and columns")
     layout = torch.channels_last if channels_last else torch.contiguous_format
     net = net.to(PRECISIONS[precision], memory_format=layout)
     if channels_last:
@@ -214,15 +206,13 @@ def optimise(
         steps.append(precision)
     deployed = Deployed(net, model, precision, layout, steps, left_out).eval()
     if compiled:
-        graphs = device.type == "cuda" and graphs is not False
         deployed.compile(graphs)
         deployed.steps += ("compile", "graphs")[: 1 + graphs]
     return deployed
 
 
 def _check_precision(precision: str, device: torch.device, calibration) -> None:
-    if precision not in PRECISIONS:
-        raise InputError(f"unknown precision {precision!r}: choose from: {', '.join(PRECISIONS)}")
+    choose("precision", precision, PRECISIONS)
     if precision == "bf16" and not computes_in_bf16(device):
         raise InputError("bf16: this device does not compute in it; take fp32")
     if precision == "fp16" and device.type != "cuda":
@@ -231,16 +221,12 @@ def _check_precision(precision: str, device: torch.device, calibration) -> None:
         raise InputError("int8: on CPUs, with images to calibrate it")
 
 
-def _simplify(net: nn.Module, fold: bool, merge: bool, pools: bool, form: str | None) -> list[str]:
-    """Do with less what changes no answer; form: of the pools, None: the fastest."""
-    steps = []
-    if fold and fold_batch_norm(net):
-        steps.append("fold")
-    if merge and merge_linear(net):
-        steps.append("merge")
-    chains = [module for module in net.modules() if isinstance(module, POOLED)]
+def _simplify(net: nn.Module, fold: bool, merge: bool, pools: bool, form: str) -> list[str]:
+    """Do with less what changes no answer; form: of the pools."""
+    steps = ["fold"] if fold and fold_batch_norm(net) else []
+    steps += ["merge"] if merge and merge_linear(net) else []
+    chains = [module for module in net.modules() if isinstance(module, CRP) and module.pool]
     if pools and chains:
-        form = form or pooling.fastest(next(net.parameters()).device)
         for chain in chains:
             chain.pool = pooling.FORMS[form]
         steps.append(f"pools: {form}")
@@ -339,8 +325,7 @@ def export(
         InputError: The network cannot be exported, or the file computes something else. Then
             nothing is written.
     """
-    if form not in FORMATS:
-        raise InputError(f"unknown format {form!r}: choose from: {', '.join(FORMATS)}")
+    choose("format", form, FORMATS)
     if calibration is not None and (form != "onnx" or not calibration):
         raise InputError("int8: for onnx, with images to calibrate it")
     if form == "onnx":
@@ -387,9 +372,7 @@ def _onnx_modules() -> list:
     try:
         return [import_module(name) for name in ("onnx", "onnxscript", "onnxruntime")]
     except ImportError as e:
-        raise InputError(
-            "ONNX needs onnx, onnxscript and onnxruntime: pip install 'rflw[deploy]'"
-        ) from e
+        raise InputError(f"ONNX needs {e.name or e}: pip install 'rflw[deploy]'") from e
 
 
 def _runner(path: str) -> Callable[[Tensor], Tensor]:
@@ -419,13 +402,10 @@ def _write_onnx(program, path: str, names: dict, opset: int | None, model: Refin
                 output_names=[names["output"]],
             ).model_proto
     except Exception as e:  # torch.onnx raises many types for what an operator set lacks
-        why = " ".join(str(e).split())[:200]
-        raise InputError(f"operator set {opset}: ONNX cannot be written ({why})") from e
+        raise InputError(f"operator set {opset}: ONNX cannot be written ({why(e)})") from e
     version = written.opset_import[0].version
-    if opset is not None and version != opset:
-        raise InputError(
-            f"operator set {opset}: this network cannot be written in it, but in {version}"
-        )
+    if opset not in (None, version):
+        raise InputError(f"operator set {opset}: this network can be written in {version} only")
     facts = {
         "model": model.name,
         "classes": ", ".join(getattr(model, "card", {}).get("classes", ())),
@@ -438,20 +418,14 @@ def _write_onnx(program, path: str, names: dict, opset: int | None, model: Refin
 
 def _quantise_onnx(path: str, model: RefineNet, whole: bool, images: list[np.ndarray]) -> None:
     """Replace an ONNX file by one with int8 convolutions, with the ranges that the images show."""
-    from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
+    from onnxruntime.quantization import QuantType, quantize_static
 
-    class Images(CalibrationDataReader):
-        def __init__(self):
-            arrays = images if whole else [_as_input(image, model).numpy() for image in images]
-            self.feeds = iter([{"image": array} for array in arrays])
-
-        def get_next(self):
-            return next(self.feeds, None)
-
+    arrays = images if whole else (_as_input(image, model).numpy() for image in images)
+    feeds = ({"image": array} for array in arrays)
     quantize_static(
         path,
         path,
-        Images(),
+        SimpleNamespace(get_next=lambda: next(feeds, None)),
         per_channel=True,
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
@@ -490,11 +464,6 @@ def _compare(net, run, model: RefineNet, whole: bool, calibration) -> dict:
     for image in (calibration or _noise())[: len(ODD)]:
         x = torch.from_numpy(image) if whole else _as_input(image, model)
         expected, got = net(x), run(x)
-        if got.shape != expected.shape:
-            raise InputError(
-                f"the exported file gives {tuple(got.shape)} for {tuple(x.shape)}, "
-                f"{tuple(expected.shape)} expected"
-            )
         if not whole:
             errors.append(((got - expected).abs().max() / expected.abs().max()).item())
             got, expected = got.argmax(1), expected.argmax(1)
@@ -510,8 +479,5 @@ def _compare(net, run, model: RefineNet, whole: bool, calibration) -> dict:
 
 def _noise() -> list[np.ndarray]:
     """Images of ODD sizes: squares of random colours."""
-    random = np.random.RandomState(0)
-    squares = [random.randint(0, 256, (20, 20, 3)).astype(np.uint8) for _ in ODD]
-    return [
-        image.repeat(8, 0).repeat(8, 1)[:h, :w] for image, (h, w) in zip(squares, ODD, strict=True)
-    ]
+    squares = np.random.RandomState(0).randint(0, 256, (len(ODD), 20, 20, 3), np.uint8)
+    return [image.repeat(8, 0).repeat(8, 1)[:h, :w] for image, (h, w) in zip(squares, ODD)]

@@ -6,7 +6,7 @@ import warnings
 
 import torch
 
-from rflw.errors import InputError, why
+from rflw.errors import InputError, choose, why
 
 DEVICES = ("auto", "cpu", "cuda", "mps", "xpu")  # ROCm's cards are "cuda", too
 PRECISIONS = {"auto": None, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -18,15 +18,14 @@ def pick_device(name: str = "auto") -> torch.device:
     Raises:
         InputError: for an unknown name, a device that is not here, or one that cannot compute.
     """
-    with warnings.catch_warnings(record=True) as said:  # of CUDA: a driver that is too old
-        warnings.simplefilter("always")
+    if name == "cpu":
+        return torch.device("cpu")
+    with warnings.catch_warnings(record=name != "auto") as said:  # a driver that is too old
         here = torch.accelerator.current_accelerator(check_available=True)
-    names = list(dict.fromkeys((*DEVICES, *([here.type] if here else []))))
-    if name not in names:
-        raise InputError(f"unknown device {name!r}: choose from: {', '.join(names)}")
-    if name == "cpu" or name == "auto" and here is None:
-        for one in said if name == "auto" else ():
-            warnings.warn(one.message, stacklevel=2)
+    choose(
+        "device", name, DEVICES if here is None or here.type in DEVICES else (*DEVICES, here.type)
+    )
+    if name == "auto" and here is None:
         return torch.device("cpu")
     if here is None or name not in ("auto", here.type):
         reason = f" ({why(said[-1].message)})" if said else ""
@@ -44,8 +43,7 @@ def pick_precision(name: str, device: torch.device) -> str:
     Raises:
         InputError: for an unknown name.
     """
-    if name not in PRECISIONS:
-        raise InputError(f"unknown precision {name!r}: choose from: {', '.join(PRECISIONS)}")
+    choose("precision", name, PRECISIONS)
     if name != "auto":
         return name
     return "bf16" if computes_in_bf16(device) else "fp32"

@@ -10,7 +10,7 @@ from torch import Tensor
 import torch.nn.functional as F
 
 from rflw.data.labels import VOID
-from rflw.errors import InputError
+from rflw.errors import InputError, choose
 
 
 def confusion_matrix(prediction: Tensor, target: Tensor, num_classes: int) -> Tensor:
@@ -28,9 +28,7 @@ def confusion_matrix(prediction: Tensor, target: Tensor, num_classes: int) -> Te
         InputError: Shapes differ, or a label is neither below K nor void.
     """
     if prediction.shape != target.shape:
-        raise InputError(
-            f"prediction of {tuple(prediction.shape)} against labels of {tuple(target.shape)}"
-        )
+        raise InputError(f"prediction {[*prediction.shape]} against labels {[*target.shape]}")
     valid = target != VOID
     target, prediction = target[valid].long(), prediction[valid].long()
     for what, labels in (("label", target), ("predicted class", prediction)):
@@ -56,12 +54,9 @@ def mean_iou(matrix: Tensor, absent: str = "skip") -> float:
         absent: What a class counts that is in neither labels nor predictions: "skip" leaves it out
             (the authors' second script), "one" counts 1 (their first).
     """
-    if absent not in ("skip", "one"):
-        raise InputError(f"absent classes {absent!r}: choose from: skip, one")
+    choose("absent", absent, ("skip", "one"))
     of_classes = iou(matrix)
-    return (
-        of_classes.nanmean().item() if absent == "skip" else of_classes.nan_to_num(1).mean().item()
-    )
+    return (of_classes.nan_to_num(1) if absent == "one" else of_classes).nanmean().item()
 
 
 def pixel_accuracy(matrix: Tensor) -> float:

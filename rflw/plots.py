@@ -117,22 +117,12 @@ def _legend(picture: Image.Image, entries) -> Image.Image:
 # Chosen one by one: the colour farthest from white and from those before, to readers with all cones
 # and without those for red, green or blue (Machado et al., 2009). The least distance in CIELAB is
 # 28 among the first eleven and white, 21 among all.
-SAFE = (
-    (34, 0, 68),
-    (255, 34, 0),
-    (238, 51, 255),
-    (102, 0, 17),
-    (34, 136, 136),
-    (0, 255, 136),
-    (0, 0, 255),
-    (255, 170, 255),
-    (136, 17, 153),
-    (170, 255, 0),
-    (136, 153, 102),
-    (17, 68, 85),
-    (170, 17, 17),
-    (102, 0, 187),
-    (170, 102, 187),
+SAFE = tuple(
+    tuple(bytes.fromhex(colour))
+    for colour in (
+        "220044 ff2200 ee33ff 660011 228888 00ff88 0000ff ffaaff "
+        "881199 aaff00 889966 114455 aa1111 6600bb aa66bb"
+    ).split()
 )
 
 

@@ -31,7 +31,8 @@ def publish(
     if (made.get("recipe"), made.get("seed")) != (record["config"].get("name"), record["seed"]):
         raise InputError(f"{run}: model.safetensors is not of the run in record.json")
     licence = LABELS[made["data"]].licence if made["data"] in LABELS else Labels((), ()).licence
-    text = card(record, file, name, licence)
+    with reading(run / "record.json"):  # of a failed training there is nothing to tell
+        text = card(record, file, name, licence)
     network, page = shipped / f"{name}.safetensors", shipped / f"{name}.md"
     write_whole(network, lambda partial: shutil.copyfile(file, partial))
     write_whole(page, lambda partial: Path(partial).write_text(text))
@@ -39,15 +40,7 @@ def publish(
 
 
 def card(record: dict, file: Path, name: str, licence: str) -> str:
-    """The card, as Markdown, of a trained network that is shipped as `name`.
-
-    It is made of the training's record and the network's file. Raises InputError for other records.
-    """
-    with reading(f"record {record['name']}, of a training"):
-        return _card(record, file, name, licence)
-
-
-def _card(record: dict, file: Path, name: str, licence: str) -> str:
+    """The card, as Markdown, of a network that is shipped as `name`: of its record and its file."""
     metrics, hardware = record["metrics"], record["hardware"]
     size, digits = file.stat().st_size / 1e6, hashlib.sha256(file.read_bytes()).hexdigest()
     machine = f"{hardware['cpu']} ({hardware['cores']} core{'s' * (hardware['cores'] != 1)})"

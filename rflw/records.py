@@ -7,7 +7,6 @@ hardware, versions, times and results, and last a hash over all of it: an edited
 from collections.abc import Callable
 from contextlib import contextmanager
 from datetime import UTC, datetime
-import errno
 from functools import cache
 import hashlib
 from importlib import metadata
@@ -17,6 +16,7 @@ import os
 from pathlib import Path
 import platform
 import re
+import shlex
 import subprocess
 import tempfile
 import time
@@ -26,20 +26,9 @@ from rflw.errors import InputError, reading, why
 REPOSITORY = Path(__file__).resolve().parents[1]
 FOLDER = REPOSITORY / "data" / "results"
 REQUIRED = {
-    "name": str,
-    "kind": str,
-    "command": str,
-    "config": dict,
-    "config_hash": str,
-    "seed": int,
-    "commit": str,
-    "dirty": bool,
-    "hardware": dict,
-    "versions": dict,
-    "started": str,
-    "wall_s": float,
-    "status": str,
-    "metrics": dict,
+    **dict.fromkeys(("name", "kind", "command", "config_hash", "commit", "started", "status"), str),
+    **dict.fromkeys(("config", "hardware", "versions", "metrics"), dict),
+    **{"seed": int, "dirty": bool, "wall_s": float},
 }
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "lightning", "fvcore")
 
@@ -70,12 +59,11 @@ def provenance() -> dict:
 
     def git(*words):
         try:
-            run = subprocess.run(
-                ["git", *words], cwd=REPOSITORY, capture_output=True, text=True, timeout=20
-            )
-        except (OSError, subprocess.TimeoutExpired):
+            return subprocess.check_output(
+                ["git", *words], cwd=REPOSITORY, text=True, stderr=subprocess.DEVNULL
+            ).strip()
+        except (OSError, subprocess.CalledProcessError):  # no git, no checkout
             return None
-        return run.stdout.strip() if run.returncode == 0 else None
 
     # A replaced record does not change what is measured.
     changes = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!data/results")
@@ -114,7 +102,7 @@ def writing(path: Path):
     """Within it `path` is written: what the system refuses becomes an InputError of one line."""
     try:
         yield
-    except OSError as e:
+    except (OSError, RuntimeError) as e:  # the latter is PyTorch's error for a full disk
         raise InputError(f"{path}: cannot be written ({why(e)})") from e
 
 
@@ -124,9 +112,9 @@ def must_take_files(folder: Path) -> None:
         parents = (folder.absolute(), *folder.absolute().parents)
         nearest = next(path for path in parents if path.exists())
         if not nearest.is_dir():
-            raise NotADirectoryError(errno.ENOTDIR, f"{nearest} is not a folder")
+            raise NotADirectoryError(f"{nearest} is not a folder")
         if not os.access(nearest, os.W_OK | os.X_OK):
-            raise PermissionError(errno.EACCES, "permission denied")
+            raise PermissionError("permission denied")
 
 
 def write_whole(path: Path, write) -> None:
@@ -136,7 +124,7 @@ def write_whole(path: Path, write) -> None:
     """
     with writing(path):
         if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, "it is a folder")
+            raise IsADirectoryError("it is a folder")
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         os.close(handle)
@@ -169,6 +157,24 @@ def write(record: dict, folder: Path = FOLDER, stem: str | None = None) -> Path:
     return path
 
 
+def command_of(*words, **options) -> str:
+    """The text of a command.
+
+    Args:
+        words: what comes after `rflw`.
+        options: those that are None, False, "auto" or empty are left out; True is an option without
+            a value; a tuple is several values of one option, a list an option that is repeated.
+    """
+    parts = ["rflw", *map(str, words)]
+    for name, value in options.items():
+        for given in value if isinstance(value, list) else [value]:
+            if given is None or given is False or given in ("auto", ()):
+                continue
+            values = given if isinstance(given, tuple) else () if given is True else (given,)
+            parts += [f"--{name.replace('_', '-')}", *(str(v).removesuffix(".0") for v in values)]
+    return shlex.join(parts)
+
+
 @contextmanager
 def timed(
     name: str,
@@ -177,8 +183,9 @@ def timed(
     config: dict | None = None,
     config_hash: str = "",
     seed: int = 0,
+    folder: Path | None = None,
 ):
-    """Within it, a record of a measurement without training; the caller puts `metrics` into it."""
+    """Within it, a measurement puts its `metrics` into a record, which is then filed in `folder`."""
     record = {
         "name": name,
         "kind": kind,
@@ -192,6 +199,8 @@ def timed(
     start = time.perf_counter()
     yield record
     record |= {"wall_s": round(time.perf_counter() - start, 1), "status": "done"}
+    if folder:
+        write(record, folder)
 
 
 def read(name: str | Path, folder: Path = FOLDER) -> dict:

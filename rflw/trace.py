@@ -11,6 +11,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from rflw.prediction import evaluating
 
 
 @dataclass(frozen=True)
@@ -28,13 +31,7 @@ class Step:
 
 def tensors(values) -> list[Tensor]:
     """All tensors in nested lists, tuples and dicts, in order."""
-    if isinstance(values, Tensor):
-        return [values]
-    if isinstance(values, dict):
-        values = values.values()
-    elif not isinstance(values, (list, tuple)):
-        return []
-    return [tensor for value in values for tensor in tensors(value)]
+    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
 
 
 def kernel_of(op: str, args: tuple, kwargs: dict) -> int | None:
@@ -93,7 +90,6 @@ def record(model: nn.Module, *inputs) -> list[Step]:
         *inputs: Tensors, also in lists and dicts. Input -1 of a step is the first, -2 the second.
     """
     recorder = Recorder(tensors(inputs))
-    training = {module: module.training for module in model.modules()}
     hooks = []
 
     def leave(*_) -> None:  # a hook that returned something would replace the module's output
@@ -105,13 +101,11 @@ def record(model: nn.Module, *inputs) -> list[Step]:
         )
         hooks.append(module.register_forward_hook(leave, always_call=True))
     try:
-        with recorder:
-            model.eval()(*inputs)
+        with evaluating(model), recorder:
+            model(*inputs)
     finally:
         for hook in hooks:
             hook.remove()
-        for module, mode in training.items():
-            module.training = mode
     return recorder.steps
 
 

@@ -21,7 +21,7 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from rflw import live, records
-from rflw.checkpoint import checkpoint_file, load, save, weights_of
+from rflw.checkpoint import checkpoint_file, load, load_any, save
 from rflw.config import Recipe, Stage
 from rflw.data.check import check_labels, check_sizes
 from rflw.data.labels import LABELS, Labels
@@ -95,6 +95,7 @@ class Run:
     compiled: bool | None = None  # by torch.compile; None: long runs on CPUs with a C++ compiler
     resident: bool | None = None  # see `rflw.data.on_device`; None: on CUDA, if the recipe allows
     save_every: float = 300.0  # seconds between writes of last.pt, also written after each epoch
+    results: Path | None = None  # folder of records that gets this run's, too, unless it has it
     until: float = math.inf  # when to stop, on time.monotonic()'s clock
     started: str = field(default_factory=records.now)
     clock: float = field(default_factory=time.perf_counter)
@@ -227,9 +228,7 @@ def settings(run: Run):
     if run.workers < 0 or parts < 1:
         raise InputError(f"{run.workers} workers, a batch in {parts} parts: at least 0 and 1")
     if run.resident and recipe.jitter:
-        raise InputError(
-            f"{recipe.name}: colours are not changed on the device; train with --no-resident"
-        )
+        raise InputError(f"{recipe.name}: no jitter on the device; train with --no-resident")
     device = pick_device(run.device)
     precision = pick_precision(recipe.precision, device)
     if precision == "fp16" and device.type == "cpu":
@@ -239,10 +238,8 @@ def settings(run: Run):
     if recipe.batch % parts:
         raise InputError(f"{recipe.name}: a batch of {recipe.batch} cannot be cut in {parts}")
     if parts > 1 and not recipe.frozen_bn:
-        raise InputError(
-            f"{recipe.name}: batch norm learns from whole batches; train in one process, without "
-            "--accumulate"
-        )
+        words = "batch norm learns from whole batches; train in one process, without --accumulate"
+        raise InputError(f"{recipe.name}: {words}")
     if device.type == "cpu":
         keep_freed_memory()
     return fabric, precision
@@ -265,10 +262,8 @@ def open_data(run: Run) -> Data:
     labels = labels_of(recipe.data)
     for stage, dataset in zip(recipe.stages, training):
         if len(dataset) < recipe.batch:
-            raise InputError(
-                f"{recipe.name}: a batch of {recipe.batch} from the {len(dataset)} images of "
-                f"{stage.data}"
-            )
+            few = f"a batch of {recipe.batch} from the {len(dataset)} images of {stage.data}"
+            raise InputError(f"{recipe.name}: {few}")
         check_classes(recipe, stage, labels)
         if is_folder(stage.data):
             check_labels(dataset, *[validation][: stage.data == recipe.data])
@@ -363,8 +358,10 @@ def first_network(run: Run, labels: Labels, rank: int, resumed: bool) -> RefineN
     if recipe.init and not resumed:
         same = begin_with(model, recipe.init, labels.classes)
         if run.progress and rank == 0:
-            line = f"{recipe.name}: begins with {recipe.init}, its classifier "
-            print(line + ("too" if same else "made anew"), file=sys.stderr)
+            classifier = "too" if same else "made anew"
+            tqdm.write(
+                f"{recipe.name}: begins with {recipe.init}, its classifier {classifier}", sys.stderr
+            )
     return model
 
 
@@ -378,17 +375,17 @@ def begin_with(model: RefineNet, path: str | Path, classes: tuple[str, ...]) -> 
     Raises:
         InputError: for another network's checkpoint.
     """
-    name, weights, theirs = weights_of(path)
-    if name != model.name:
-        raise InputError(f"{path}: a {name}, this is a {model.name}")
-    if theirs is None:
-        known = any(tuple(classes) == labels.classes for labels in LABELS.values())
-        same = known and len(weights["decoder.classifier.weight"]) == len(classes)
+    first = load_any(path)
+    if first.name != model.name:
+        raise InputError(f"{path}: a {first.name}, this is a {model.name}")
+    if hasattr(first, "card"):
+        same = first.card["classes"] == [*classes]
     else:
-        same = theirs == tuple(classes)
+        known = any(tuple(classes) == labels.classes for labels in LABELS.values())
+        same = known and first.num_classes == len(classes)
     if not same:
-        weights = {k: v for k, v in weights.items() if not k.startswith("decoder.classifier.")}
-    model.load_state_dict(weights, strict=False)
+        first.decoder.classifier = model.decoder.classifier
+    model.load_state_dict(first.state_dict())
     return same
 
 
@@ -397,9 +394,8 @@ def restore(job: Job, saved: dict) -> None:
     out = job.run.out
     with reading(out / "last.pt"):
         if saved["identity"] != job.identity:
-            raise InputError(
-                f"{out}: holds another run ({saved['identity']}), this is {job.identity}"
-            )
+            other = f"{saved['identity']}, this is {job.identity}"
+            raise InputError(f"{out}: holds another run: {other}")
         then, now = saved.get("data", job.contents), job.contents
         changed = [name for name in now if now[name] != then.get(name)]
         if changed:
@@ -477,11 +473,8 @@ def step(job: Job, images: Tensor, masks: Tensor) -> float:
     with enough_memory(f"{recipe.name}: out of memory; {advice} takes less", Failed):
         loss = train_step(job.fabric, *batch, recipe.clip, run.accumulate, job.weights)
     if not math.isfinite(loss):
-        epoch = state.step // job.epoch_steps + 1
-        raise Failed(
-            f"{recipe.name}: the loss is {loss} at epoch {epoch}, step {state.step} of stage "
-            f"{state.stage + 1}; lower the learning rates"
-        )
+        place = f"epoch {state.step // job.epoch_steps + 1}, step {state.step} of stage {state.stage + 1}"
+        raise Failed(f"{recipe.name}: the loss is {loss} at {place}; lower the learning rates")
     if job.averaged:
         job.averaged.update_parameters(job.model)
     return loss
@@ -554,12 +547,9 @@ def measure(job: Job, network: RefineNet, dataset) -> Tensor:
 
 def check_weights(job: Job) -> None:
     """Raises Failed for weights that are not finite: they must not replace good ones in files."""
-    state = job.state
     if not all(value.isfinite().all() for value in job.model.state_dict().values()):
-        raise Failed(
-            f"{job.run.recipe.name}: weights are not finite after step {state.step - 1} of stage "
-            f"{state.stage + 1}; lower the learning rates"
-        )
+        place = f"after step {job.state.step - 1} of stage {job.state.stage + 1}"
+        raise Failed(f"weights are not finite {place}; lower the learning rates")
 
 
 def save_last(job: Job) -> None:
@@ -570,15 +560,8 @@ def save_last(job: Job) -> None:
     content = {"identity": job.identity, "weights": job.origin, "data": job.contents}
     content |= asdict(replace(state, wall_s=wall_s))
     content |= {name: part.state_dict() for name, part in job.parts().items()}
-
-    def write(partial: str) -> None:
-        try:
-            torch.save(content, partial)
-        except RuntimeError as e:  # PyTorch's error for a full disk
-            raise OSError(str(e).splitlines()[0]) from e
-
     if job.first:
-        write_whole(job.run.out / "last.pt", write)
+        write_whole(job.run.out / "last.pt", lambda partial: torch.save(content, partial))
 
 
 def stop_reason(job: Job, asked: list) -> BaseException | None:
@@ -605,7 +588,7 @@ def finish(job: Job) -> tuple[RefineNet, dict]:
         scores["test"] = score(job, model, data.test, "test")
     done = record(job, "done", metrics=scores)
     if job.first:
-        records.write(done, run.out, "record")
+        file_record(job, done)
     if job.logger:
         job.logger.finalize("success")
     return model, done
@@ -628,8 +611,16 @@ def recorded_failure(job: Job, error: Failed) -> Failed:
         return error
     saved = f"the last good checkpoint is {last}" if last.exists() else "there is no checkpoint yet"
     error = Failed(f"{error}; {saved}")
-    records.write(record(job, "failed", error=str(error)), job.run.out, "record")
+    file_record(job, record(job, "failed", error=str(error)))
     return error
+
+
+def file_record(job: Job, content: dict) -> None:
+    """Write the record into the run's folder, and into that of all records."""
+    new, folder = records.write(content, job.run.out, "record"), job.run.results
+    if folder and not records.keep(content, folder):
+        old = folder / f"{content['name']}.json"
+        tqdm.write(f"rflw: {old} exists already and stays; the new one is {new}", sys.stderr)
 
 
 def card(job: Job) -> dict:
@@ -686,13 +677,9 @@ def peak_memory_mb(device: torch.device) -> int:
 def _command(recipe: Recipe, seed: int) -> str:
     """What repeats a run: with what differs from the shipped recipe."""
     shipped = OWN if recipe.name == OWN.name else RECIPES.get(recipe.name, recipe)
-    options = {
-        "--data": (recipe.data, shipped.data),
-        "--init": (recipe.init, shipped.init),
-        "--epochs": (recipe.stages[-1].epochs, shipped.stages[-1].epochs),
-    }
-    changed = (f" {name} {ours}" for name, (ours, theirs) in options.items() if ours != theirs)
-    return f"rflw train {recipe.name} --seed {seed}" + "".join(changed)
-
-
-# ---------------------------------------------------------------- around a run
+    given, plain = (
+        {"data": it.data, "init": it.init, "epochs": it.stages[-1].epochs}
+        for it in (recipe, shipped)
+    )
+    changed = {name: value for name, value in given.items() if value != plain[name]}
+    return records.command_of("train", recipe.name, seed=seed, **changed)

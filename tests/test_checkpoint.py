@@ -406,13 +406,8 @@ def test_bad_files_are_refused(model, tmp_path):
         ({"classes": "abc"}, "classes: "),
         ({"classes": []}, "classes: "),
         ({"classes": ["a", 3]}, "classes.1: "),
-        ({"classes": ["a"] * 60_000}, "encoder.stem.conv.weight: missing"),
         ({"data": None}, "data: "),
-        ({"short_side": 20}, "short_side"),
-        ({"short_side": 100_000}, "short_side"),
-        ({"recipe": "../x"}, "recipe: "),
-        ({"recipe": "a\nb"}, "recipe: "),
-        ({"seed": "0"}, "seed: "),
+        ({"short_side": "20"}, "short_side"),
     ],
 )
 def test_headers_are_checked_by_type(model, tmp_path, entries, words):
@@ -432,13 +427,13 @@ def test_weights_that_are_not_finite_are_named(model, tmp_path):
         load(tmp_path / "x.safetensors")
 
 
-def test_a_training_begins_with_either(model, tmp_path, small):
-    name, state, classes = checkpoint.weights_of("embedded")
-    assert (name, classes) == ("refinenet-lw-efficientnet_lite0", CARD["classes"])
+def test_a_training_begins_with_either(tmp_path, small):
+    ours = checkpoint.load_any("embedded")
+    assert (ours.name, ours.card["data"]) == ("refinenet-lw-efficientnet_lite0", "embedded")
     torch.save(small, tmp_path / "x.pth")
-    name, theirs, classes = checkpoint.weights_of(tmp_path / "x.pth")
-    assert (name, classes) == ("refinenet-lw-mobilenet_v2", None)
-    assert theirs.keys() == model.state_dict().keys()
+    theirs = checkpoint.load_any(tmp_path / "x.pth")
+    assert (theirs.name, theirs.num_classes) == ("refinenet-lw-mobilenet_v2", 21)
+    assert not hasattr(theirs, "card")
 
 
 def test_shipped_networks_are_those_of_their_records():

@@ -163,7 +163,7 @@ def test_a_table_has_numbers_on_the_right_and_no_lines(capsys):
     ],
 )
 def test_the_command_of_a_record(options, words):
-    assert cli.command_of("eval", Path("x"), **options) == f"rflw eval x {words}".strip()
+    assert records.command_of("eval", Path("x"), **options) == f"rflw eval x {words}".strip()
 
 
 @pytest.mark.parametrize("command", ["eval", "erf", "probe", "saturation", "export -o x"])
@@ -949,13 +949,3 @@ def test_bench_data(rflw, own, monkeypatch):
     Image.fromarray(np.zeros((40, 71), np.uint8)).save(own / "masks/3.png")
     code, out, _ = rflw(f"bench data {own} --rounds 1 --workers 1")
     assert code == 0 and [line.split()[0] for line in out.splitlines()[1:]] == modes[:4]
-
-
-def test_only_the_first_of_several_processes_reads_the_record(rflw, folder, monkeypatch):
-    def failing(*_, **__):
-        raise training.Failed("the loss is nan")
-
-    monkeypatch.setattr(training, "fit", failing)
-    monkeypatch.setenv("RANK", "1")
-    words = "train embedded-lw-efficientnet_lite0 --out x"
-    assert rflw(words) == (2, "", "rflw: the loss is nan\n")

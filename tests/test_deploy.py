@@ -242,39 +242,28 @@ def test_compiled_computes_the_same_at_every_size(images):
     assert len(list(fast.parameters())) == len({id(p) for p in fast.parameters()})
 
 
-def test_code_is_made_for_the_first_sizes_only_and_with_constant_weights(monkeypatch):
+def test_code_is_made_with_constant_weights(monkeypatch):
     from torch._inductor import config
 
     seen = []
-
-    def fake(net, **_):
-        def run(x):
-            seen.append((tuple(x.shape[-2:]), config.freezing))
-            return net(x)
-
-        return run
-
     monkeypatch.setattr(pooling, "can_compile", lambda: True)
-    monkeypatch.setattr(torch, "compile", fake)
-    fast = deploy.optimise(Tiny(), compiled=True)
-    for side in [40, 40, *range(41, 41 + deploy.SIZES)]:
-        fast(torch.zeros(1, 3, side, 40))
-    assert seen[:3] == [((40, 40), True), ((40, 40), False), ((41, 40), True)]
-    assert len(seen) == 1 + deploy.SIZES  # the last size went uncompiled
-    # beyond its limit, torch.compile runs what it is given as it is
-    assert deploy.SIZES <= torch._dynamo.config.recompile_limit
+    monkeypatch.setattr(
+        torch, "compile", lambda net, **_: lambda x: seen.append(config.freezing) or net(x)
+    )
+    deploy.optimise(Tiny(), compiled=True)(torch.zeros(1, 3, 40, 40))
+    assert seen == [True] and not config.freezing
 
 
 @pytest.mark.parametrize(
-    ("asked", "steps", "mode", "left_out"),
+    ("asked", "steps", "mode"),
     [
-        (None, ("fp16", "compile", "graphs"), "reduce-overhead", {}),
-        (True, ("fp16", "compile", "graphs"), "reduce-overhead", {}),
-        (False, ("fp16", "compile"), None, {"graphs": "not asked for"}),
+        (None, ("fp16", "compile", "graphs"), "reduce-overhead"),
+        (True, ("fp16", "compile", "graphs"), "reduce-overhead"),
+        (False, ("fp16", "compile"), None),
     ],
 )
 def test_graphs_and_half_precision_are_for_cuda_unless_not_asked_for(
-    monkeypatch, asked, steps, mode, left_out
+    monkeypatch, asked, steps, mode
 ):
     modes, model = [], Tiny()
     monkeypatch.setattr(torch, "compile", lambda net, **options: modes.append(options["mode"]))
@@ -283,7 +272,7 @@ def test_graphs_and_half_precision_are_for_cuda_unless_not_asked_for(
     fast = deploy.optimise(
         model, "fp16", fold=False, merge=False, channels_last=False, pools=False, graphs=asked
     )
-    assert (fast.steps, modes, fast.left_out) == (steps, [mode], left_out)
+    assert (fast.steps, modes, fast.left_out) == (steps, [mode], {})
 
 
 @pytest.mark.parametrize(("graphs", "mode"), [(True, "reduce-overhead"), (False, None)])
@@ -514,17 +503,6 @@ class TestExport:
             with pytest.raises(InputError, match="99.90 % of the pixels agree"):
                 deploy._compare(plain, run, tiny, True, None)
 
-    @pytest.mark.parametrize("classes", [4, 6])
-    def test_a_file_of_other_classes_is_refused(self, tiny, tmp_path, monkeypatch, classes):
-        def spoil(classifier):
-            classifier.weight = nn.Parameter(torch.randn(classes, 8, 1, 1))
-            classifier.bias = None
-
-        words = rf"gives \(1, {classes}, 25, 33\) for \(1, 3, 97, 131\), \(1, 5, 25, 33\) expected"
-        with pytest.raises(InputError, match=words):
-            self.export_spoiled(tiny, tmp_path, monkeypatch, spoil)
-        assert list(tmp_path.iterdir()) == []
-
     @torch.no_grad()
     def test_onnxruntime_stands_in_for_the_network(self, tiny, images):
         stand_in = deploy.InONNXRuntime(tiny)
@@ -544,8 +522,8 @@ class TestExport:
                 deploy.export(tiny, tmp_path / "net", form, **options)
 
         with monkeypatch.context() as patch:
-            patch.setattr(torch.onnx, "export", Mock(side_effect=RuntimeError("no\nway " * 100)))
-            words = f"operator set 18: ONNX cannot be written ({('no way ' * 100)[:200]})"
+            patch.setattr(torch.onnx, "export", Mock(side_effect=RuntimeError("no\nway")))
+            words = "operator set 18: ONNX cannot be written (no)"
             with pytest.raises(InputError, match=f"^{re.escape(words)}$"):
                 deploy.export(tiny, tmp_path / "net", opset=18)
 

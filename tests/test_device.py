@@ -19,7 +19,7 @@ CPU, CUDA, MPS = map(torch.device, ("cpu", "cuda", "mps"))
 def test_devices():
     assert device.pick_device("cpu") == CPU
     assert device.pick_device().type == ("cuda" if torch.cuda.is_available() else "cpu")
-    with pytest.raises(InputError, match="'tpu': choose from: auto, cpu, cuda, mps, xpu"):
+    with pytest.raises(InputError, match="'tpu'; choose from: auto, cpu, cuda, mps, xpu"):
         device.pick_device("tpu")
     if not torch.cuda.is_available():
         with pytest.raises(InputError, match="no cuda device"):
@@ -31,7 +31,7 @@ def test_the_fastest_precision_is_one_that_the_device_computes_in(monkeypatch, b
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bf16)
     assert device.pick_precision("auto", CPU) == ("bf16" if bf16 else "fp32")
     assert device.pick_precision("fp16", CPU) == "fp16"
-    with pytest.raises(InputError, match="'int3': choose from: auto, fp32, bf16, fp16"):
+    with pytest.raises(InputError, match="'int3'; choose from: auto, fp32, bf16, fp16"):
         device.pick_precision("int3", CPU)
 
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from rflw import InputError, build, list_models
 from rflw.nn import pooling
-from rflw.nn.blocks import CRP, RCU, BottleneckRCU, ConvChain, PoolChain
+from rflw.nn.blocks import CRP, RCU, BottleneckRCU
 from rflw.nn.encoders import make_encoder
 from rflw.nn.refinenet import init_decoder
 
@@ -115,7 +115,7 @@ def test_crp_pools_then_convolves_four_times_and_sums():
 
 
 def test_crp_without_pools_is_a_chain_of_convolutions():
-    chain, x = ConvChain(1, kernel=1), torch.randn(2, 1, 5, 6)
+    chain, x = CRP(1, kernel=1, pools=False), torch.randn(2, 1, 5, 6)
     for weight, conv in zip((2.0, 3.0, 5.0, 7.0), chain.convs, strict=True):
         torch.nn.init.constant_(conv.weight, weight)
     torch.testing.assert_close(chain(x), x * (1 + 2 + 2 * 3 + 2 * 3 * 5 + 2 * 3 * 5 * 7))
@@ -124,7 +124,7 @@ def test_crp_without_pools_is_a_chain_of_convolutions():
 def test_crp_without_convolutions_is_a_chain_of_pools():
     x = torch.zeros(1, 1, 25, 25)
     x[0, 0, 12, 12] = 1.0
-    y = PoolChain()(x)[0, 0]
+    y = CRP(1, kernel=1, convs=False)(x)[0, 0]
     # the peak spreads by two pixels a stage, and every stage from there on adds it
     assert [y[12, 12 + d].item() for d in range(10)] == [5, 4, 4, 3, 3, 2, 2, 1, 1, 0]
 
@@ -142,7 +142,7 @@ def test_ablations_of_crp_keep_what_they_name(monkeypatch):
     pooling.compile_pools(pools)
     pooling.compile_pools(convs)
     assert {stage.crp.pool for stage in pools.decoder.stages} == {pooling.max_pool}
-    assert not any(hasattr(stage.crp, "pool") for stage in convs.decoder.stages)
+    assert {stage.crp.pool for stage in convs.decoder.stages} == {None}
 
 
 def test_fusion_adds_the_coarser_path_upsampled_with_aligned_corners():
@@ -351,7 +351,7 @@ def test_weights_of_another_encoder_are_refused_by_their_first_key(put):
         (
             "efficientnet_lite0",
             other,
-            r"blocks\.\S+: not part of this network \(as efficientnet_lite0",
+            r"as efficientnet_lite0: blocks\.\S+: not part of this network",
         ),
         ("efficientnet_lite0", mobilenet_v2().state_dict(), r"features.4.conv.1.0.weight: shape"),
         ("mobilenet_v2", small, "conv_stem.weight: missing"),
@@ -360,7 +360,7 @@ def test_weights_of_another_encoder_are_refused_by_their_first_key(put):
         ("nasnet_mobile", small, "missing"),
     ):
         file = put(f"{encoder.removeprefix('timm:')}-imagenet.safetensors", state)
-        with pytest.raises(InputError, match=f"{file}: .*{fault}"):
+        with pytest.raises(InputError, match=f"{file}.*{fault}"):
             make_encoder(encoder, "imagenet")
 
 
@@ -412,7 +412,7 @@ def test_unknown_names_are_refused():
 
 
 def test_class_counts_and_small_inputs_are_refused():
-    for classes in (0, -3, 2.5, True, "21", None):
+    for classes in (0, -3, 2.5, "21", None):
         with pytest.raises(InputError, match="number of classes"):
             build("refinenet-lw-mobilenet_v2", classes)
     for size in ((32, 64), (64, 1)):
@@ -428,9 +428,7 @@ def test_sizes_that_an_encoder_of_timm_does_not_take_even_padded_are_refused(mon
         raise RuntimeError("windows\nof 7")
 
     monkeypatch.setattr(model.encoder.net, "forward", refuse)
-    with pytest.raises(
-        InputError, match=r"timm:resnet18: does not take images of 70x128 pixels \(windows of 7\)"
-    ):
+    with pytest.raises(InputError, match=r"timm:resnet18: 70x128 pixels do not fit \(windows\)"):
         model(torch.zeros(1, 3, 70, 128))
     assert seen == [(70, 128), (128, 128)]
 

@@ -1,10 +1,6 @@
-"""The commands that people use most ask no other host; compiled code is private."""
+"""The commands that people use most ask no other host."""
 
-import os
-from pathlib import Path
 import socket
-import stat
-import subprocess
 import sys
 
 from PIL import Image
@@ -13,7 +9,6 @@ import pytest_socket
 
 from rflw import InputError, build, cli
 from rflw.data.synthetic import scene
-from rflw.nn import pooling
 
 COMMANDS = (
     "models",
@@ -48,22 +43,3 @@ def test_weights_that_would_be_downloaded_are_refused_in_one_line(monkeypatch, t
     with pytest.raises(InputError, match="download") as caught:
         build("refinenet-lw-resnet50", 2, "imagenet")
     assert "\n" not in str(caught.value)
-
-
-def test_compiled_code_is_kept_where_nobody_else_writes(tmp_path):
-    """PyTorch's own place has a name in /tmp that anyone could take first."""
-    script = (
-        "from rflw.nn import pooling; import os; pooling.keep_code_private(); "
-        "print(os.environ['TORCHINDUCTOR_CACHE_DIR'])"
-    )
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("TORCHINDUCTOR")}
-    environment["XDG_CACHE_HOME"] = str(tmp_path)
-    run = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, env=environment
-    )
-    folder = Path(run.stdout.strip())
-    assert folder == tmp_path / "rflw/compiled"
-    assert stat.S_IMODE(os.stat(folder).st_mode) == 0o700
-    folder.chmod(0o777)
-    with pytest.raises(InputError, match="others can write"):
-        pooling.private_folder(folder)

@@ -65,52 +65,20 @@ class CRP(nn.Module):
 
     Four stages ("instead of 4 used in the original architecture", caption of Figure 1). Pool before
     conv, as the authors do; the MATLAB code of the original RefineNet has it the other way round.
+    Two ablations leave out the pools or the convolutions.
     """
 
-    def __init__(self, channels: int, kernel: int, stages: int = 4):
+    def __init__(
+        self, channels: int, kernel: int, stages: int = 4, pools: bool = True, convs: bool = True
+    ):
         super().__init__()
-        self.convs = nn.ModuleList(conv(channels, channels, kernel) for _ in range(stages))
-        self.pool = max_pool
+        make = conv if convs else nn.Identity
+        self.convs = nn.ModuleList(make(channels, channels, kernel) for _ in range(stages))
+        self.pool = max_pool if pools else None  # it may be given in another form
 
     def forward(self, x: Tensor) -> Tensor:
         top = x
         for stage in self.convs:
-            top = stage(self.pool(top))
+            top = stage(self.pool(top) if self.pool else top)
             x = x + top
         return x
-
-
-class ConvChain(nn.Module):
-    """CRP without its pools, an ablation: x plus a chain of convolutions. (B, C, H, W) -> same."""
-
-    def __init__(self, channels: int, kernel: int, stages: int = 4):
-        super().__init__()
-        self.convs = nn.ModuleList(conv(channels, channels, kernel) for _ in range(stages))
-
-    def forward(self, x: Tensor) -> Tensor:
-        top = x
-        for stage in self.convs:
-            top = stage(top)
-            x = x + top
-        return x
-
-
-class PoolChain(nn.Module):
-    """CRP without its convolutions, an ablation: x plus a chain of 5x5 max-pools.
-
-    (B, C, H, W) -> same.
-    """
-
-    def __init__(self, stages: int = 4):
-        super().__init__()
-        self.stages, self.pool = stages, max_pool
-
-    def forward(self, x: Tensor) -> Tensor:
-        top = x
-        for _ in range(self.stages):
-            top = self.pool(top)
-            x = x + top
-        return x
-
-
-POOLED = (CRP, PoolChain)  # chains whose `pool` may be given in another form

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 import torch.nn.functional as F
 
-from rflw.errors import InputError
+from rflw.errors import InputError, choose, why
 from rflw.nn import pretrained
 from rflw.nn.nasnet import NASNetMobile
 
@@ -65,7 +65,7 @@ class ConvBN(nn.Module):
         self.act = nn.Identity() if linear else nn.ReLU6(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.same:  # even sizes need one row less; they get it all the same, after all windows: sizes stay simple for compilers
+        if self.same:  # even sizes get a row that no window reaches: simple sizes for compilers
             k, (h, w) = self.conv.kernel_size[0], x.shape[-2:]
             top, left = (k - 2 + h % 2) // 2, (k - 2 + w % 2) // 2
             x = F.pad(x, (left, k - 1 - left, top, k - 1 - top))
@@ -116,9 +116,7 @@ EFFICIENTNET_LITE0 = (
 
 
 def efficientnet_lite(width: float, depth: float) -> tuple[tuple[int, ...], ...]:
-    """EfficientNet-Lite's scaling: channels to the nearest multiple of 8, repeats up; not the first
-    and last repeats.
-    """
+    """EfficientNet-Lite's scaling: channels to multiples of 8, repeats up but in the first and last."""
 
     def channels(c):
         rounded = int(c * width + 4) // 8 * 8
@@ -198,7 +196,6 @@ class Timm(nn.Module):
         # timm would look elsewhere for some other names: in folders and on a server
         if not timm.is_model(name):
             raise InputError(f"timm:{name}: timm has no network of this name")
-
         loading, origin = pretrained.timm_options(name) if weights else ({}, None)
 
         def create(**options):
@@ -212,18 +209,12 @@ class Timm(nn.Module):
             taken = {"out_indices": [strides.index(s) for s in (4, 8, 16, 32)]}
             net = create(**taken)
         except (OSError, RuntimeError, ValueError, AttributeError, TypeError) as e:
-            raise InputError(
-                f"timm:{name}: timm gives no features at strides 4, 8, 16 and 32 for it ({e})"
-            ) from e
+            raise InputError(f"timm:{name}: has no features at strides 4, 8, 16, 32 ({e})") from e
         if weights:
             try:
                 net = create(**taken, **loading)
-            except Exception as e:  # without a network each library that timm downloads with has an error of its own
-                why = " ".join(str(e).split())
-                if origin:
-                    raise InputError(f"timm:{name}: {why}") from e
-                why = f"timm has none here, and the download failed ({why})"
-                raise pretrained.not_found(f"timm:{name}", why) from e
+            except Exception as e:  # each library that timm downloads with has errors of its own
+                raise pretrained.not_found(f"timm:{name}", f"no download ({why(e)})") from e
             net.pretrained_cfg.pop("state_dict", None)  # they would be held twice
             self.origin = origin or pretrained.timm_origin(net.pretrained_cfg)
         self.name, self.net = name, net
@@ -235,20 +226,16 @@ class Timm(nn.Module):
         h, w = x.shape[-2:]
         try:
             taps = self.net(x)
-        except (AssertionError, RuntimeError):
-            try:  # some take whole multiples of their strides or windows only
+        except (AssertionError, RuntimeError):  # some take multiples of their strides or windows
+            try:
                 taps = self.net(F.pad(x, (0, -w % 64, 0, -h % 64)))
             except (AssertionError, RuntimeError) as e:
-                why = " ".join(str(e).split())
-                raise InputError(
-                    f"timm:{self.name}: does not take images of {h}x{w} pixels ({why})"
-                ) from e
-        if self.channels_last_maps:
-            taps = [t.permute(0, 3, 1, 2) for t in taps]
+                raise InputError(f"timm:{self.name}: {h}x{w} pixels do not fit ({why(e)})") from e
         levels = []
         for tap, stride in zip(taps, (4, 8, 16, 32)):
+            tap = tap.permute(0, 3, 1, 2) if self.channels_last_maps else tap
             size = (-(-h // stride), -(-w // stride))
-            tap = tap[..., : size[0], : size[1]]  # what was added above
+            tap = tap[..., : size[0], : size[1]]  # without what was added above
             if tap.shape[-2:] != size:  # networks that pad otherwise; the sizes are a promise
                 tap = F.interpolate(tap, size=size, mode="bilinear", align_corners=False)
             levels.append((tap,))
@@ -259,10 +246,6 @@ def group(taps: list[Tensor], channels) -> list[tuple[Tensor, ...]]:
     """A flat list of taps into levels, nested as `channels` is."""
     taps = iter(taps)
     return [tuple(next(taps) for _ in level) for level in channels]
-
-
-def mobilenet_v2() -> MobileNet:
-    return MobileNet(MOBILENET_V2, False, IMAGENET_MEAN, IMAGENET_STD, "mobile")
 
 
 def lite(width: float, depth: float) -> MobileNet:
@@ -290,7 +273,9 @@ ENCODERS = {
     "resnet50": lambda: ResNet(50),
     "resnet101": lambda: ResNet(101),
     "resnet152": lambda: ResNet(152),
-    "mobilenet_v2": mobilenet_v2,
+    "mobilenet_v2": lambda: MobileNet(
+        MOBILENET_V2, same=False, mean=IMAGENET_MEAN, std=IMAGENET_STD, wiring="mobile"
+    ),
     "nasnet_mobile": NASNet,
     "efficientnet_lite0": lambda: lite(1.0, 1.0),
     "efficientnet_lite1": lambda: lite(1.0, 1.1),
@@ -303,14 +288,10 @@ def make_encoder(name: str, weights: str | None = None) -> nn.Module:
 
     Raises InputError for an unknown name or weights that cannot be had.
     """
-    if weights not in (None, "imagenet"):
-        raise InputError(f"unknown weights {weights!r}: choose from: None, 'imagenet'")
+    choose("weights", weights, (None, "imagenet"))
     if name.startswith("timm:"):
         return Timm(name.removeprefix("timm:"), weights)
-    if name not in ENCODERS:
-        raise InputError(
-            f"unknown encoder {name!r}: one of {', '.join(sorted(ENCODERS))} or timm:<name>"
-        )
+    choose("encoder", name, (*ENCODERS, "timm:<name>"))
     net = ENCODERS[name]()
     if weights:
         load = load_mobile if isinstance(net, MobileNet) else pretrained.load

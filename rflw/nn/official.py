@@ -9,7 +9,7 @@ import re
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rflw.errors import InputError, reading
 
@@ -83,11 +83,13 @@ def to_ours(key: str, modules: dict[str, str]) -> str | None:
     return f"{modules[module]}.{leaf}" if module in modules else None
 
 
-def to_theirs(key: str, modules: dict[str, str]) -> str:
-    """The authors' name of a tensor of ours."""
+def to_theirs(key: str, modules: dict[str, str] | None) -> str:
+    """The authors' name of a tensor of ours; our own name without a map."""
     module, _, leaf = key.rpartition(".")
-    back = {ours: theirs for theirs, ours in modules.items()}
-    return f"{back[module]}.{leaf}" if module in back else key.removeprefix("encoder.")
+    if modules is None:
+        return key
+    theirs = next((theirs for theirs, ours in modules.items() if ours == module), None)
+    return f"{theirs}.{leaf}" if theirs else key.removeprefix("encoder.")
 
 
 # ---------------------------------------------------------------- files
@@ -153,83 +155,76 @@ def places(loaded, path: str = "") -> Iterator[tuple[int, str]]:
             yield from places(value, f"{path}[{key!r}]")
 
 
-def first_not_numbers(state: dict) -> str | None:
-    """The first entry that is not a dense tensor of finite real numbers, and why; None without one."""
-    for key, value in state.items():
-        if (
-            not isinstance(value, Tensor)
-            or value.layout != torch.strided
-            or value.is_complex()
-            or value.is_quantized
-        ):
-            return f"{key}: a {type(value).__name__}, not a dense tensor of real numbers"
-        if not value.float().isfinite().all():  # as networks compute: 1e300 is infinite for them
-            return f"{key}: holds infinities or NaN"
-    return None
-
-
 # ---------------------------------------------------------------- state dicts
 
 
 def recognise(state: dict) -> tuple[str, int, dict, dict]:
-    """The authors' state dict -> (our model name, its number of classes, the same tensors under our
-    keys, modules).
+    """The authors' state dict -> (our model name, classes, tensors under our keys, map of modules).
 
-    The last is the map of modules that `first_fault` needs. Raises InputError that names the first
-    key that no published network has, or that is missing to tell which network it is.
+    Raises InputError that names the first key that no published network has, or that is missing to
+    tell which network it is.
     """
     mobile = "segm.weight" in state or "layer8.0.output.0.0.weight" in state
     modules, classifier = (MOBILE, "segm.weight") if mobile else (RESNET, "clf_conv.weight")
-    renamed = {}
-    for key, value in state.items():
-        name = to_ours(key, modules)
-        if name is None:
-            raise InputError(
-                f"{key}: no published Light-Weight RefineNet or RefineNet has this key"
-            )
-        renamed[name] = value
-    if classifier not in state:
-        raise InputError(f"{classifier}: missing")
-    if len(state[classifier].shape) != 4:
-        raise InputError(
-            f"{classifier}: shape {tuple(state[classifier].shape)}, that of a convolution expected"
-        )
-    classes = state[classifier].shape[0]
-    if mobile:
-        return "refinenet-lw-mobilenet_v2", classes, renamed, modules
+    renamed = {to_ours(key, modules): value for key, value in state.items()}
+    if None in renamed:
+        key = next(key for key in state if to_ours(key, modules) is None)
+        raise InputError(f"{key}: no published Light-Weight RefineNet or RefineNet has this key")
     blocks = tuple(
         len({key.split(".")[1] for key in state if key.startswith(f"layer{layer}.")})
         for layer in (2, 3)
     )
-    depth = RESNETS.get(blocks)
-    if depth is None:
-        raise InputError(
-            f"layer3.{blocks[1]}.conv1.weight: missing, or layer2 is not whole: {blocks[0]} and {blocks[1]} "
-            "blocks in layers 2 and 3 fit no ResNet of 50, 101 or 152 layers"
-        )
-    reduce = state.get("p_ims1d2_outl1_dimred.weight")
-    if reduce is None:
-        raise InputError("p_ims1d2_outl1_dimred.weight: missing")
-    form = "refinenet" if tuple(reduce.shape[-2:]) == (3, 3) else "refinenet-lw"
-    return f"{form}-resnet{depth}", classes, renamed, modules
-
-
-def first_fault(state: dict, ours: dict, modules: dict[str, str] | None = None) -> str | None:
-    """What is wrong with `state`, under our keys, as the weights of a network whose state is
-    `ours`, or None.
-
-    Keys are named as the file has them: by the authors' names if `modules` is given. Counters of
-    batches may be absent: files of early PyTorch have none.
-    """
-
-    def named(key):
-        return key if modules is None else to_theirs(key, modules)
-
-    for key, tensor in ours.items():
+    reduce = classifier if mobile else "p_ims1d2_outl1_dimred.weight"
+    for key in (classifier, reduce):
         if key not in state:
-            if not key.endswith("num_batches_tracked"):
-                return f"{named(key)}: missing"
-        elif tuple(state[key].shape) != tuple(tensor.shape):
-            return f"{named(key)}: shape {tuple(state[key].shape)}, {tuple(tensor.shape)} expected"
-    extra = next((key for key in state if key not in ours), None)
-    return extra and f"{named(extra)}: not part of this network"
+            raise InputError(f"{key}: missing")
+        if state[key].ndim != 4:
+            raise InputError(f"{key}: shape {tuple(state[key].shape)}, not of a convolution")
+    if mobile:
+        name = "refinenet-lw-mobilenet_v2"
+    elif blocks in RESNETS:
+        form = "refinenet" if state[reduce].shape[-1] == 3 else "refinenet-lw"
+        name = f"{form}-resnet{RESNETS[blocks]}"
+    else:
+        raise InputError(
+            f"layer3.{blocks[1]}.conv1.weight: missing, or layer2 is not whole: {blocks[0]} and "
+            f"{blocks[1]} blocks fit no ResNet of 50, 101 or 152 layers"
+        )
+    return name, len(state[classifier]), renamed, modules
+
+
+def load_into(
+    model: nn.Module, state: dict[str, Tensor], modules: dict[str, str] | None = None
+) -> None:
+    """Load tensors under our keys. Counters of batches may be absent, as in files of early PyTorch.
+
+    Args:
+        model: the network.
+        state: its weights.
+        modules: the authors' names of modules, if a fault is to be named by them.
+
+    Raises:
+        InputError: names the first key that is missing, of another shape, too much or not finite.
+    """
+    ours = model.state_dict()
+    for key in (*ours, *state):
+        fault = None
+        if key not in ours:
+            fault = "not part of this network"
+        elif key not in state:
+            fault = None if key.endswith("num_batches_tracked") else "missing"
+        elif state[key].shape != ours[key].shape:
+            fault = f"shape {tuple(state[key].shape)}, {tuple(ours[key].shape)} expected"
+        if fault:
+            raise InputError(f"{to_theirs(key, modules)}: {fault}")
+    check_numbers({to_theirs(key, modules): value for key, value in state.items()})
+    model.load_state_dict(state, strict=False)
+
+
+def check_numbers(state: dict[str, Tensor]) -> None:
+    """Raises InputError for the first tensor that is not dense or not of finite real numbers."""
+    for key, value in state.items():
+        if value.layout != torch.strided or value.is_complex() or value.is_quantized:
+            raise InputError(f"{key}: not a dense tensor of real numbers")
+        if not value.float().isfinite().all():  # as networks compute: 1e300 is infinite for them
+            raise InputError(f"{key}: holds infinities or NaN")

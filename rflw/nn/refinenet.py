@@ -1,17 +1,17 @@
-"""RefineNet and Light-Weight RefineNet: encoder + decoder, and `build`, which makes any of them by
-name.
+"""RefineNet and Light-Weight RefineNet: encoder + decoder, and `build`, which makes them by name.
 
 Letters in shape comments: B batch, C channels, H and W rows and columns, K classes.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from numbers import Integral
 
 from torch import Tensor, nn
 
 from rflw.errors import InputError
-from rflw.nn.blocks import CRP, RCU, BottleneckRCU, ConvChain, PoolChain, conv, resize
+from rflw.nn.blocks import CRP, RCU, BottleneckRCU, conv, resize
 from rflw.nn.encoders import ENCODERS, make_encoder
 
 MAX_CLASSES = 65536  # more is a slip of the keyboard, and would not fit into memory
@@ -39,8 +39,8 @@ FORMS = {
 ABLATIONS = {
     "refinenet-norcu": Form(kernel=3, rcu=None),
     "refinenet-lw-nocrp": Form(kernel=1, rcu=None, crp=None),
-    "refinenet-lw-crp-convs": Form(kernel=1, rcu=None, crp=ConvChain),
-    "refinenet-lw-crp-pools": Form(kernel=1, rcu=None, crp=lambda channels, kernel: PoolChain()),
+    "refinenet-lw-crp-convs": Form(kernel=1, rcu=None, crp=partial(CRP, pools=False)),
+    "refinenet-lw-crp-pools": Form(kernel=1, rcu=None, crp=partial(CRP, convs=False)),
     "refinenet-lw-top2": Form(kernel=1, rcu=None, levels=2),
 }
 
@@ -175,11 +175,8 @@ PAPER = (
     "refinenet-lw-mobilenet_v2",
     "refinenet-lw-nasnet_mobile",
     "refinenet-lw-rcu-resnet101",
-    *(
-        f"{form}-resnet{depth}"
-        for form in ("refinenet-lw", "refinenet")
-        for depth in (101, 152, 50)
-    ),
+    *(f"refinenet-lw-resnet{depth}" for depth in (101, 152, 50)),
+    *(f"refinenet-resnet{depth}" for depth in (101, 152, 50)),
 )
 
 
@@ -208,16 +205,15 @@ def build(name: str, num_classes: int = 21, weights: str | None = None) -> Refin
         InputError: for an unknown name, a class count out of range, or weights that cannot be had.
     """
     forms = FORMS | ABLATIONS
-    prefix = max((f for f in forms if name.startswith(f + "-")), key=len, default=None)
-    if prefix is None:
+    prefix = max((f for f in forms if name.startswith(f + "-")), key=len, default="")
+    if not prefix:
         raise InputError(
             f"unknown model {name!r}: a form ({', '.join(sorted(forms))}), a dash and an encoder "
             f"({', '.join(sorted(ENCODERS))}, timm:<name>)"
         )
-    whole = isinstance(num_classes, Integral) and not isinstance(num_classes, bool)  # NumPy's, too
-    if not whole or not 1 <= num_classes <= MAX_CLASSES:
+    if not isinstance(num_classes, Integral) or not 1 <= num_classes <= MAX_CLASSES:
         raise InputError(
-            f"{name}: the number of classes must be a whole number from 1 to {MAX_CLASSES}, not {num_classes!r}"
+            f"{name}: the number of classes is 1 to {MAX_CLASSES}, not {num_classes!r}"
         )
-    encoder = make_encoder(name[len(prefix) + 1 :], weights)
+    encoder = make_encoder(name.removeprefix(f"{prefix}-"), weights)
     return RefineNet(name, encoder, int(num_classes), forms[prefix])
