@@ -20,7 +20,7 @@ from typer import Argument, Option
 from typer.core import TyperCommand
 
 from rflw import records
-from rflw.errors import InputError, enough_memory, reading
+from rflw.errors import InputError, about, choose, enough_memory, reading
 
 app = typer.Typer(
     help="Light-Weight RefineNet: count, train, evaluate, predict.",
@@ -91,15 +91,8 @@ def _writable_folder(path: Path | None) -> Path | None:
     return path
 
 
-def _existing_folder(path: Path | None) -> Path | None:
-    """Refuse a missing folder: that it holds nothing would be a wrong answer."""
-    if path and not path.is_dir():
-        raise InputError(f"{path}: no such folder")
-    return path
-
-
 def _weights_folder(path: Path | None) -> Path | None:
-    if _existing_folder(path):
+    if path:
         os.environ["RFLW_WEIGHTS"] = str(path.absolute())  # processes that we start look there, too
     return path
 
@@ -110,8 +103,8 @@ PICTURES = (".png", ".webp", ".jpg", ".svg", ".pdf")  # grids of photos are smal
 def _picture_file(path: Path | None) -> Path | None:
     """Refuse a picture's name before anything is measured for it."""
     if path:
-        if path.suffix not in PICTURES:
-            raise InputError(f"{path}: unknown kind of picture, choose from: {', '.join(PICTURES)}")
+        with about(path):
+            choose("kind of picture", path.suffix, PICTURES)
         _writable_folder(path.parent)
     return path
 
@@ -135,13 +128,19 @@ Tile = Annotated[
 Workers = Annotated[int, Option(help="Processes that augment images; 0: the training process.")]
 Weights = Annotated[
     Path | None,
-    Option(callback=_weights_folder, help="Folder of ENCODER-imagenet files; else RFLW_WEIGHTS."),
+    Option(
+        exists=True,
+        file_okay=False,
+        callback=_weights_folder,
+        help="Folder of ENCODER-imagenet files; else RFLW_WEIGHTS.",
+    ),
 ]
 Record = Annotated[
     Path | None, Option(callback=_writable_folder, help="Also file a record in this folder.")
 ]
 RecordFolder = Annotated[
-    Path | None, Option(callback=_existing_folder, help="Folder of records; else data/results.")
+    Path | None,
+    Option(exists=True, file_okay=False, help="Folder of records; else data/results."),
 ]
 Picture = Annotated[
     Path | None, Option(callback=_picture_file, help="Also draw what is measured, into this file.")
@@ -592,21 +591,6 @@ def rehearse(plan, as_json: bool) -> None:
         return row
 
     show(facts["stages"], columns)
-
-
-@app.command()
-def publish(
-    run: Annotated[Path, Argument(help="Folder of a finished run.")],
-    name: Annotated[str, Argument(help="What the network will be called.")],
-):
-    """Ship a run: its network goes to data/checkpoints with a card, its record to data/results.
-
-    Example: rflw publish runs/camvid-lw-efficientnet_lite0-s0 camvid
-    """
-    from rflw import publishing
-
-    for path in publishing.publish(run, name):
-        print(path)
 
 
 @app.command()

@@ -473,7 +473,8 @@ def step(job: Job, images: Tensor, masks: Tensor) -> float:
     with enough_memory(f"{recipe.name}: out of memory; {advice} takes less", Failed):
         loss = train_step(job.fabric, *batch, recipe.clip, run.accumulate, job.weights)
     if not math.isfinite(loss):
-        place = f"epoch {state.step // job.epoch_steps + 1}, step {state.step} of stage {state.stage + 1}"
+        epoch, stage = state.step // job.epoch_steps + 1, state.stage + 1
+        place = f"epoch {epoch}, step {state.step} of stage {stage}"
         raise Failed(f"{recipe.name}: the loss is {loss} at {place}; lower the learning rates")
     if job.averaged:
         job.averaged.update_parameters(job.model)

@@ -82,6 +82,21 @@ def lists(
     print_json(counted)
 
 
+@app.command()
+def publish(
+    run: Annotated[Path, Argument(help="Folder of a finished run.")],
+    name: Annotated[str, Argument(help="What the network will be called.")],
+):
+    """Ship a run: its network goes to data/checkpoints with a card, its record to data/results.
+
+    Example: rflw publish runs/camvid-lw-efficientnet_lite0-s0 camvid
+    """
+    from rflw_study import publishing
+
+    for path in publishing.publish(run, name):
+        print(path)
+
+
 # ---------------------------------------------------------------- campaign
 
 

@@ -14,10 +14,11 @@ from safetensors.torch import save_file
 import torch
 import torch.nn.functional as F
 
-from rflw import InputError, build, checkpoint, load, load_official, publishing, records
+from rflw import InputError, build, checkpoint, load, load_official, records
 from rflw.data.labels import LABELS
 from rflw.nn import official
 from rflw.nn.official import recognise, to_theirs, unwrap
+from rflw_study import publishing
 
 DATA = Path(__file__).parent / "data"
 PUBLISHED = {

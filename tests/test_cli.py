@@ -19,13 +19,13 @@ from test_deploy import Tiny, stir
 import torch
 
 import rflw as package
-from rflw import build, checkpoint, cli, publishing, records, tiles, training, video
+from rflw import build, checkpoint, cli, records, tiles, training, video
 from rflw.data import images, readers
 from rflw.data.labels import LABELS
 from rflw.data.synthetic import scene
 from rflw.metrics import confusion_matrix, mean_iou
 from rflw.recipes import RECIPES
-from rflw_study import speed
+from rflw_study import publishing, speed
 from rflw_study.cli import print_speed
 
 PHOTO = np.random.RandomState(0).randint(0, 256, (50, 71, 3)).astype(np.uint8)
@@ -194,13 +194,13 @@ def test_no_command_at_all_gives_help(rflw):
         ("complexity refinenet-lw-mobilenet_v2 --classes 99999999999", "classes"),
         ("complexity refinenet-lw-mobilenet_v2 --all", "--all"),
         ("train embedded-lw-efficientnet_lite0 --workers -1", "workers"),
-        ("train embedded-lw-efficientnet_lite0 --weights none", "none: no such folder"),
-        ("campaign run --weights none", "none: no such folder"),
+        ("train embedded-lw-efficientnet_lite0 --weights none", "'none' does not exist"),
+        ("campaign run --weights none", "'none' does not exist"),
         ("campaign run --budget-minutes nan", "budget"),
         ("train own --data none/", "none/classes.txt"),
         ("train own --data nowhere", "nowhere"),
-        ("records --folder file", "file: no such folder"),
-        ("claims --results file", "file: no such folder"),
+        ("records --folder file", "'file' is a file"),
+        ("claims --results file", "'file' is a file"),
         ("data show embedded -o x.txt", "choose from: .png, .webp, .jpg, .svg, .pdf"),
         ("data prepare voc --raw . --out root --workers -1", "-1 workers"),
         ("bench smp:FPN-resnet18 --peers", "choose from: "),
