@@ -58,17 +58,9 @@ def _handlers() -> dict:
 
 @torch.no_grad()
 def analyse(model: nn.Module, size: tuple[int, int]):
-    """Trace a network and count its operations.
+    """fvcore's FlopCountAnalysis of a network, with the handlers of this module.
 
-    Args:
-        model: A network that takes (1, 3, H, W) images.
-        size: H and W of the image, in pixels.
-
-    Returns:
-        fvcore's FlopCountAnalysis with the handlers of this module.
-
-    Raises:
-        InputError: `size` is not two numbers above 0, or the network does not take it.
+    Raises InputError for a `size` (H, W) that the network does not take.
     """
     if len(size) != 2 or min(size) < 1:
         raise InputError(f"size {tuple(size)}: rows and columns, both above 0")
@@ -76,11 +68,10 @@ def analyse(model: nn.Module, size: tuple[int, int]):
         warnings.simplefilter("ignore")  # torch.jit, which fvcore traces with, is deprecated
         from fvcore.nn import FlopCountAnalysis
 
-        analysis = FlopCountAnalysis(deepcopy(model).eval(), torch.zeros(1, 3, *size))
-        analysis.set_op_handle(**_handlers())
-        analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-        analysis.tracer_warnings("none")
         try:
+            analysis = FlopCountAnalysis(deepcopy(model).eval(), torch.zeros(1, 3, *size))
+            analysis.set_op_handle(**_handlers()).tracer_warnings("none")
+            analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
             analysis.total()  # traces the network; later calls use the same trace
         except (RuntimeError, AssertionError, MemoryError) as e:
             raise InputError(
@@ -120,7 +111,7 @@ def count(model: nn.Module, size: tuple[int, int]) -> dict:
         "parts": {child: {"params", "macs", "kernels"}}}, kinds as in KINDS.
 
     Raises:
-        InputError: As `analyse`.
+        InputError: The network does not take images of this size.
     """
     analysis = analyse(model, size)
     inner = analysis.by_module_and_operator()

@@ -30,14 +30,8 @@ def relus(decoder: nn.Module) -> dict[str, tuple[nn.Module, bool]]:
 def live_units(model: nn.Module, forward, images) -> dict[str, float]:
     """The share of channels after each ReLU of the decoder that exceed zero anywhere in any image.
 
-    Args:
-        model: a network with a `decoder`.
-        forward: called with each of `images`; runs the network.
-        images: a few images, in whatever form `forward` takes.
-
-    Returns:
-        {name of the ReLU: share, 0..1}, from the coarsest stage to the finest; everything in stage
-        N passes `stages.N.act`.
+    `forward` is called with each of a few `images`, and runs the network. Returns {name of the ReLU:
+    share, 0..1}, from the coarsest stage to the finest; all of stage N passes `stages.N.act`.
     """
     alive: dict[str, Tensor] = {}
 

@@ -137,15 +137,10 @@ def write_whole(path: Path, write) -> None:
 
 
 def write(record: dict, folder: Path = FOLDER, stem: str | None = None) -> Path:
-    """Check a record, seal it with its hash and write it.
+    """Check a record, seal it with its hash and write it into `folder`.
 
-    Args:
-        record: All entries but the hash.
-        folder: Where to write it.
-        stem: The file's name without ".json"; None: the record's name.
-
-    Raises:
-        InputError: An entry is missing or has another type, or the file cannot be written.
+    The file is named after `stem` or the record. Raises InputError for an entry that is missing or
+    has another type.
     """
     try:
         _check()(record)
@@ -204,14 +199,9 @@ def timed(
 
 
 def read(name: str | Path, folder: Path = FOLDER) -> dict:
-    """Read a record.
+    """Read a record by its name in `folder`, or by the path of a .json file.
 
-    Args:
-        name: A name in `folder`, or the path of a .json file.
-        folder: Where named records are.
-
-    Raises:
-        InputError: The record is missing or malformed, or was edited.
+    Raises InputError where it is missing, malformed or edited.
     """
     path = Path(name) if str(name).endswith(".json") else Path(folder) / f"{name}.json"
     with reading(path):

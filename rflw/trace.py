@@ -82,12 +82,9 @@ class Recorder(TorchFunctionMode):
 def record(model: nn.Module, *inputs) -> list[Step]:
     """Every operation of `model(*inputs)` in evaluation mode, in the order in which they ran.
 
-    Operations that hand back their input untouched are left out. On the meta device nothing is
-    computed but shapes. The model's modes stay as they are.
-
-    Args:
-        model: Any network.
-        *inputs: Tensors, also in lists and dicts. Input -1 of a step is the first, -2 the second.
+    Inputs are tensors, also in lists and dicts; input -1 of a step is the first of them, -2 the
+    second. Operations that hand back their input untouched are left out. On the meta device nothing
+    is computed but shapes.
     """
     recorder = Recorder(tensors(inputs))
     hooks = []

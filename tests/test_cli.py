@@ -595,21 +595,6 @@ def test_export_writes_what_runs_at_odd_sizes(rflw, tiny):
         torch.testing.assert_close(logits, tiny(x), rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        ("-o y --format tflite", ("tflite", "onnx, torch-export")),
-        ("-o y --opset 13", ("operator set 13", "from 18")),
-        ("-o y --format torch-export --int8", ("int8", "onnx")),
-        ("-o file/y", ("cannot be written",)),
-    ],
-)
-def test_export_refuses_what_it_cannot_write(rflw, tiny, options, said):
-    Path("file").touch()
-    refused(rflw(f"export x {options}"), *said)
-    assert names(".") == {"file"}
-
-
 # ---------------------------------------------------------------- train
 
 

@@ -128,7 +128,6 @@ def test_records_were_made_with_the_recipes_as_they_are():
     assert len(trainings) > 20
     for record in trainings:
         config = Recipe.of(record["config"])
-        assert record["config_hash"] == config.hash(), record["name"]
         if config.name not in OLDER:
             assert config == replace(RECIPES[config.name], note=config.note), record["name"]
 

@@ -534,11 +534,3 @@ class TestExport:
         with pytest.raises(InputError, match=r"rflw\[deploy\]"):
             deploy.export(tiny, tmp_path / "net")
         assert list(tmp_path.iterdir()) == []
-
-
-def test_patches_of_noise_are_of_odd_sizes():
-    images = deploy._noise()
-    assert [image.shape[:2] for image in images] == [(97, 131), (33, 50), (160, 96)]
-    for image in images:
-        assert (image[:8, :8] == image[0, 0]).all() and (image[:8, 8:16] == image[0, 8]).all()
-        assert image.dtype == np.uint8 and len(np.unique(image)) > 50

@@ -175,31 +175,6 @@ def test_mobile_decoder_clips_at_six_and_resnet_decoder_does_not():
 
 
 @pytest.mark.parametrize(
-    ("name", "blocks"),
-    [
-        ("refinenet-resnet50", 20),
-        ("refinenet-lw-rcu-resnet50", 20),
-        ("refinenet-lw-resnet50", 0),
-        ("refinenet-norcu-resnet50", 0),
-    ],
-)
-def test_rcus_are_two_before_and_three_after_at_every_level(name, blocks):
-    model = build(name)
-    assert sum(isinstance(m, RCU | BottleneckRCU) for m in model.modules()) == blocks
-    assert all(len(s.rcu_in) * 3 == len(s.rcu_out) * 2 for s in model.decoder.stages)
-
-
-def test_lw_has_no_3x3_in_its_decoder_but_the_classifier():
-    convs = {
-        n: m.kernel_size
-        for n, m in build("refinenet-lw-resnet101").decoder.named_modules()
-        if isinstance(m, torch.nn.Conv2d)
-    }
-    assert [n for n, k in convs.items() if k != (1, 1)] == ["classifier"]
-    assert convs["classifier"] == (3, 3)
-
-
-@pytest.mark.parametrize(
     "how, deviation",
     (
         ("default", lambda fan_in: (3 * fan_in) ** -0.5),

@@ -1,6 +1,4 @@
-"""Keys of the authors' published checkpoints, mapped to ours, and how files of tensors are read: no
-code in them is run.
-"""
+"""Keys of the authors' published checkpoints, mapped to ours; files of tensors run no code."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -103,18 +101,13 @@ PREFIXES = r"^((module|_orig_mod|model|segmenter|net|network)\.)+"  # no publish
 
 
 def load_tensors(path: str | Path, device) -> dict:
-    """What a file of `torch.save` holds, of tensors and plain values only.
-
-    Raises:
-        InputError: that names a file that is missing, damaged or holds anything else.
-    """
+    """What a file of `torch.save` holds. Raises InputError for more than tensors and values."""
     with reading(path), torch.serialization.safe_globals([*NUMPY, np.dtype, DTYPE]):
         try:
             return torch.load(path, map_location=device, weights_only=True)
         except UnpicklingError as e:
-            raise InputError(
-                f"{path}: damaged, or holds more than tensors and plain values, which is never executed"
-            ) from e
+            words = "damaged, or holds more than tensors and plain values, which is never executed"
+            raise InputError(f"{path}: {words}") from e
 
 
 def load_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -128,8 +121,7 @@ def load_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str
 def unwrap(loaded) -> dict[str, Tensor]:
     """The state dict in what a file holds: bare or under usual names, without prefixes of wrappers.
 
-    Raises:
-        InputError: that names the first entry that is no tensor, and where there are some instead.
+    Raises InputError for the first entry that is no tensor; it says where there are some instead.
     """
     number, place = max(places(loaded), default=(0, ""))
     hint = f"; its weights may be under {place}" if number else ""
@@ -198,13 +190,8 @@ def load_into(
 ) -> None:
     """Load tensors under our keys. Counters of batches may be absent, as in files of early PyTorch.
 
-    Args:
-        model: the network.
-        state: its weights.
-        modules: the authors' names of modules, if a fault is to be named by them.
-
-    Raises:
-        InputError: names the first key that is missing, of another shape, too much or not finite.
+    Raises InputError for the first key that is missing, of another shape, too much or not finite,
+    under the name that it has in the published `modules`.
     """
     ours = model.state_dict()
     for key in (*ours, *state):

@@ -24,8 +24,7 @@ HEAD = re.compile(r"(classifier|fc|last_linear|conv_head|bn2|features\.18|_conv_
 def find(encoder: str) -> tuple[Path, str | None]:
     """The file of an encoder's weights, and whose it is, if the file itself need not say that.
 
-    Raises:
-        InputError: there is none; it says which would have done.
+    Raises InputError where there is none; it says which would have done.
     """
     file = in_folder(encoder)
     if file:
@@ -77,8 +76,7 @@ def not_found(encoder: str, reason: str) -> InputError:
 def read(file: Path, origin: str | None = None) -> tuple[dict[str, Tensor], dict]:
     """The tensors of a file, and its origin: as given, else as a safetensors header says.
 
-    Raises:
-        InputError: for a file that is damaged or foreign; nothing in it is executed.
+    Nothing in the file is executed.
     """
     if file.suffix == ".safetensors":
         loaded, header = official.load_safetensors(file)
@@ -97,19 +95,10 @@ def sha256(file: Path) -> str:
 
 
 def load(net: nn.Module, encoder: str, maps: tuple[dict[str, str], ...] = ({},)) -> dict:
-    """Load an encoder's weights in place; heads and counters of batches are left out.
+    """Load an encoder's weights, by its name, in place -> their origin. Heads are left out.
 
-    Args:
-        net: the encoder.
-        encoder: its name.
-        maps: published names of modules -> those of `net`, for each style of names; {}: the same
-            names.
-
-    Returns:
-        The origin of the weights.
-
-    Raises:
-        InputError: for weights that cannot be had; names the first key that does not fit.
+    `maps` are of published names of modules to those of `net`, one for each style; {}: the same.
+    Raises InputError for weights that cannot be had; it names the first key that does not fit.
     """
     file, whose = find(encoder)
     state, origin = read(file, whose)
@@ -146,10 +135,8 @@ def mobile_maps(stages: nn.ModuleList) -> tuple[dict[str, str], ...]:
 def timm_options(name: str) -> tuple[dict, dict | None]:
     """What `timm.create_model` needs to load a network's weights, and their origin.
 
-    The origin is None if timm finds them by itself: `timm_origin` says it then.
-
-    Raises:
-        InputError: for a file whose names or shapes are not those of the network with its head.
+    The origin is None if timm finds them by itself: `timm_origin` says it then. Raises InputError
+    for a file whose names or shapes are not those of the network with its head.
     """
     import timm
 
