@@ -170,18 +170,16 @@ def command_of(*words, **options) -> str:
     return shlex.join(parts)
 
 
-@contextmanager
-def timed(
+def begin(
     name: str,
     command: str,
     kind: str = "bench",
     config: dict | None = None,
     config_hash: str = "",
     seed: int = 0,
-    folder: Path | None = None,
-):
-    """Within it, a measurement puts its `metrics` into a record, which is then filed in `folder`."""
-    record = {
+) -> dict:
+    """The entries of a record that are known as its measurement begins."""
+    return {
         "name": name,
         "kind": kind,
         "command": command,
@@ -191,7 +189,12 @@ def timed(
         **provenance(),
         "started": now(),
     }
-    start = time.perf_counter()
+
+
+@contextmanager
+def timed(*entries, folder: Path | None = None, **more):
+    """Within it, a measurement puts its `metrics` into a record of `begin`, filed in `folder`."""
+    record, start = begin(*entries, **more), time.perf_counter()
     yield record
     record |= {"wall_s": round(time.perf_counter() - start, 1), "status": "done"}
     if folder:

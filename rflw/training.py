@@ -97,7 +97,6 @@ class Run:
     save_every: float = 300.0  # seconds between writes of last.pt, also written after each epoch
     results: Path | None = None  # folder of records that gets this run's, too, unless it has it
     until: float = math.inf  # when to stop, on time.monotonic()'s clock
-    started: str = field(default_factory=records.now)
     clock: float = field(default_factory=time.perf_counter)
 
 
@@ -140,8 +139,8 @@ class Job:
     wrapped: nn.Module  # the network as fabric runs it
     optimiser: torch.optim.Optimizer
     averaged: AveragedModel | None  # running mean of the weights
+    begun: dict  # entries of its record
     state: State = field(default_factory=State)
-    provenance: dict = field(default_factory=records.provenance)  # as it begins
     logger: object | None = None  # TensorBoard's
     weights: Tensor | None = None  # (K,) of the classes, in this stage
 
@@ -335,8 +334,10 @@ def make_job(run: Run, data: Data, fabric, precision: str, saved: dict | None) -
     identity = {"recipe": recipe.hash(), "seed": run.seed}
     if resident:
         identity["resident"] = True
+    title, command = f"{recipe.name}-s{run.seed}", _command(recipe, run.seed)
+    begun = records.begin(title, command, "train", asdict(recipe), recipe.hash(), run.seed)
     fixed = (run, data, fabric, precision, compiled, origin, identity)
-    return Job(*fixed, model, wrapped, optimiser, averaged)
+    return Job(*fixed, model, wrapped, optimiser, averaged, begun)
 
 
 def steps_of(run: Run, data: Data) -> list[int]:
@@ -627,27 +628,19 @@ def card(job: Job) -> dict:
         "data": recipe.data,
         "recipe": recipe.name,
         "seed": run.seed,
-        "commit": job.provenance["commit"],
+        "commit": job.begun["commit"],
         "short_side": side and round(recipe.val_scale * side),
     } | origin
 
 
 def record(job: Job, status: str, **more) -> dict:
     """The run's record, see `rflw.records`."""
-    run, recipe, device = job.run, job.run.recipe, job.fabric.device
-    provenance = job.provenance
+    device = job.fabric.device
     if device.type != "cpu":
-        provenance["hardware"]["gpu"] = card_of(device)
+        job.begun["hardware"]["gpu"] = card_of(device)
     content = {
-        "name": f"{recipe.name}-s{run.seed}",
-        "kind": "train",
-        "command": _command(recipe, run.seed),
-        "config": asdict(recipe),
-        "config_hash": recipe.hash(),
-        "seed": run.seed,
-        **provenance,
-        "started": run.started,
-        "wall_s": round(job.state.wall_s + time.perf_counter() - run.clock, 1),
+        **job.begun,
+        "wall_s": round(job.state.wall_s + time.perf_counter() - job.run.clock, 1),
         "status": status,
         "precision": job.precision,
         "processes": job.fabric.world_size,
