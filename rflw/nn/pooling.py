@@ -9,6 +9,7 @@ rounding of their sums.
 """
 
 from functools import reduce
+import os
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,9 @@ import torch.nn.functional as F
 
 from rflw.errors import InputError
 from rflw.nn.blocks import CRP
+
+# PyTorch's own place for code is in /tmp, under a name that any other user could take first
+os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", os.path.expanduser("~/.cache/rflw/compiled"))
 
 
 def largest(padded: Tensor) -> tuple[Tensor, Tensor]:
