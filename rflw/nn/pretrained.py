@@ -85,7 +85,6 @@ def read(file: Path, origin: str | None = None) -> tuple[dict[str, Tensor], dict
         loaded = official.load_tensors(file, "cpu")
     with about(file):
         state = official.unwrap(loaded)
-        official.check_numbers(state)
     return state, {"file": file.name, "sha256": sha256(file), "origin": origin}
 
 
@@ -145,6 +144,8 @@ def timm_options(name: str) -> tuple[dict, dict | None]:
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it logs every attempt
         return {"pretrained": True}, None
     state, origin = read(file)
+    with about(file):
+        official.check_numbers(state)
     overlay = {"state_dict": state, "label_offset": 0, "custom_load": False}
     options = {"pretrained": True, "pretrained_cfg_overlay": overlay}
     try:
