@@ -10,6 +10,7 @@ torchvision, timm, lightning, pandas and what these bring. `--device cpu` rehear
 from argparse import ArgumentParser
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 import shutil
 import subprocess
@@ -167,6 +168,21 @@ def campaign(name: str, settings: Settings) -> None:
             shutil.copy(made, settings.results)
 
 
+def notebooks(name: str, settings: Settings) -> None:
+    """Every notebook against its stored outputs, where jupyter and nbval are."""
+    if not find_spec("nbval"):
+        raise InputError("left out: nbval is not installed")
+    command = [sys.executable, "-m", "pytest", "--nbval", "-q", "notebooks"]
+    command += ["--collect-only"] if settings.small else []
+
+    def compare() -> dict:
+        done = subprocess.run(command, cwd=records.REPOSITORY, capture_output=True, text=True)
+        print(done.stdout)
+        return {"exit_code": done.returncode, "summary": done.stdout.strip().split("\n")[-1]}
+
+    filed(name, settings, {"command": command[1:]}, compare)
+
+
 # Each part by the name of its record, with the share of the time that it may take.
 PARTS = {
     "bench-gpu-agreement": (0.1, agreement),
@@ -182,6 +198,7 @@ PARTS = {
     "bench-runtime-gpu-b8": (0.15, network(LW[0], LW[1], modes=HALF, batch=8)),
     "bench-runtime-gpu-468x625-3": (0.1, network(*TABLE_2, size=(468, 625))),
     "gpu-campaign": (1.0, campaign),
+    "gpu-notebooks": (1.0, notebooks),
 }
 
 
@@ -218,6 +235,8 @@ def run(settings: Settings, parts=PARTS, do=apart) -> dict[str, str]:
             ends[name] = "no time was left"
         else:
             own = max(LEAST, share * settings.seconds)
+            if name == "gpu-campaign" and find_spec("nbval"):
+                own = max(LEAST, left / 2)  # the notebooks come after it
             ends[name] = do(name, replace(settings, seconds=min(own, left)))
         print(f"{name}: {ends[name]}", flush=True)
     return ends
