@@ -21,7 +21,7 @@ from rflw.data.readers import spread
 from rflw.errors import InputError
 from rflw.nn.refinenet import MIN_SIZE, RefineNet
 from rflw.prediction import evaluating
-from rflw_study.layers import feature_map, feature_maps, stacked
+from rflw_study.layers import feature_map, feature_maps
 from rflw_study.reach import theoretical
 from rflw_study.statistics import mean_interval
 
@@ -335,7 +335,10 @@ def tensors(
         if size:
             image = F.interpolate(image, size, mode="bilinear", antialias=True)
         images.append(image)
-    images = stacked(images)
+    sizes = dict.fromkeys(f"{image.shape[3]}x{image.shape[2]}" for image in images)
+    if len(sizes) != 1:
+        raise InputError(f"images of several sizes: {', '.join(sizes)}" if sizes else "no images")
+    images = torch.cat(images).contiguous(memory_format=torch.channels_last)
     if len(images) < tile**2:
         raise InputError(f"{tile}x{tile} images side by side: there are {len(images)}")
     tiles = images[: len(images) // tile**2 * tile**2].unflatten(0, (-1, tile, tile))

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from contextlib import contextmanager
 import difflib
 
-import torch
 from torch import Tensor, nn
 
 from rflw.errors import InputError
@@ -110,17 +109,3 @@ def feature_maps(model: nn.Module, layers: Sequence[str], x: Tensor) -> list[Ten
 def feature_map(model: nn.Module, layer: str, x: Tensor) -> Tensor:
     """The map of one layer, (B, C, h, w)."""
     return feature_maps(model, [layer], x)[0]
-
-
-def stacked(images: Sequence[Tensor]) -> Tensor:
-    """Images (3, H, W) or (1, 3, H, W) -> (N, 3, H, W), channels last.
-
-    Raises:
-        InputError: For no images, or images of several sizes.
-    """
-    sizes = dict.fromkeys(tuple(image.shape[-2:]) for image in images)
-    if len(sizes) != 1:
-        listed = ", ".join(f"{width}x{height}" for height, width in sizes)
-        raise InputError(f"images of several sizes: {listed}" if sizes else "no images")
-    images = torch.stack([image.reshape(image.shape[-3:]) for image in images])
-    return images.contiguous(memory_format=torch.channels_last)

@@ -14,7 +14,7 @@ from rflw.data.labels import LABELS
 from rflw.data.readers import spread
 from rflw.data.synthetic import Embedded
 from rflw_study import fields
-from rflw_study.layers import feature_map, feature_maps, stacked
+from rflw_study.layers import feature_map, feature_maps
 from rflw_study.reach import Span, theoretical
 
 torch.set_num_threads(1)
@@ -267,14 +267,6 @@ def test_layers_that_cannot_be_measured_are_refused(layer, message):
         feature_map(net, layer, torch.rand(1, 3, 33, 33))
 
 
-def test_images_are_stacked_if_they_are_of_one_size():
-    assert stacked([torch.rand(1, 3, 4, 5), torch.rand(3, 4, 5)]).shape == (2, 3, 4, 5)
-    with pytest.raises(InputError, match="no images"):
-        stacked([])
-    with pytest.raises(InputError, match="several sizes: 5x4, 6x4"):
-        stacked([torch.rand(3, 4, 5), torch.rand(3, 4, 6)])
-
-
 # ------------------------------------------------------------ the study
 
 
@@ -304,6 +296,11 @@ def test_images_side_by_side_and_resized(model):
         fields.tensors(model, Few(9), range(9), tile=4)
     with pytest.raises(InputError, match="size 20x64"):
         fields.tensors(model, Few(1), [0], size=(20, 64))
+    with pytest.raises(InputError, match="no images"):
+        fields.tensors(model, Few(1), [])
+    uneven = [(np.zeros((40, width, 3), np.uint8), None) for width in (50, 60)]
+    with pytest.raises(InputError, match="several sizes: 50x40, 60x40"):
+        fields.tensors(model, uneven, [0, 1])
     assert spread(3, 9) == [0, 4, 8] and spread(20, 3) == [0, 1, 2]
 
 

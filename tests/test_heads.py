@@ -7,12 +7,12 @@ import math
 import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score
+from test_fields import Few
 import torch
 from torch import nn
 
 from rflw import InputError, build
 from rflw.data.labels import LABELS
-from rflw.data.synthetic import Embedded
 from rflw.nn.blocks import CRP, RCU
 from rflw_study import heads
 from rflw_study.heads import HEADS, Features, Head, average_precision
@@ -157,14 +157,6 @@ def test_collect_refuses_what_heads_cannot_take():
 
 
 # ------------------------------------------------------------ the study
-
-
-class Few(Embedded):
-    """The first scenes of the embedded set."""
-
-    def __init__(self, number: int):
-        super().__init__("val")
-        self.ids = self.ids[:number]
 
 
 @pytest.mark.parametrize(
