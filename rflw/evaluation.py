@@ -8,7 +8,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from rflw import metrics
-from rflw.errors import InputError
+from rflw.errors import InputError, about
 from rflw.nn.refinenet import RefineNet
 from rflw.prediction import best, evaluating, views
 
@@ -56,12 +56,9 @@ def evaluate(
         for i in tqdm(indices, desc="evaluate", file=sys.stderr, disable=not progress or None):
             image, labels = dataset[i]
             labels = torch.from_numpy(labels).to(device)
-            try:
-                prediction = best(views(model, image, precision, scales, flip, tile), labels.shape)[
-                    0
-                ]
-            except InputError as e:
-                raise InputError(f"{dataset.ids[i]}: {e}") from e
+            with about(dataset.ids[i]):
+                logits = views(model, image, precision, scales, flip, tile)
+            prediction = best(logits, labels.shape)[0]
             matrices[i] = metrics.confusion_matrix(prediction, labels, model.num_classes)
             if each:
                 each(i, prediction, labels)

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from rflw import tiles
 from rflw.data.images import read_image
 from rflw.device import autocast, pick_precision
-from rflw.errors import InputError, why
+from rflw.errors import InputError, about, why
 from rflw.nn.refinenet import MIN_SIZE, RefineNet
 
 BAND = (
@@ -78,11 +78,8 @@ def predict(
         InputError: for anything but an image, or one that is too small.
     """
     array = as_array(image)
-    try:
+    with about(image if isinstance(image, str | PathLike) else "image"):
         return class_maps(model, array[None], short_side, precision, tile)[0]
-    except InputError as e:
-        name = image if isinstance(image, str | PathLike) else "image"
-        raise InputError(f"{name}: {e}") from e
 
 
 def as_array(image) -> np.ndarray:

@@ -45,8 +45,7 @@ def find(encoder: str) -> tuple[Path, str | None]:
     file = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
     if not file.exists():
         try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(url, str(file), file.stem.rpartition("-")[2])
+            torch.hub.load_state_dict_from_url(url, check_hash=True, weights_only=True)
         except (OSError, RuntimeError) as e:  # RuntimeError: not the file that its name promises
             raise not_found(encoder, f"the download failed ({why(e)})") from e
     return file, f"torchvision {torchvision.__version__}, IMAGENET1K_V1"
