@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from contextlib import contextmanager
 import difflib
 
+import torch
 from torch import Tensor, nn
 
 from rflw.errors import InputError
