@@ -13,7 +13,6 @@ from importlib import import_module
 from importlib.metadata import version
 from io import StringIO
 from pathlib import Path
-import tempfile
 from types import SimpleNamespace
 import warnings
 
@@ -346,7 +345,7 @@ def export(
             _write_onnx(program, partial, names, opset, model)
             if calibration:
                 _quantise_onnx(partial, model, whole, calibration)
-            run = _runner(partial)
+            run = onnx_runner(partial)
         reference = Whole(plain) if whole else plain
         facts.update(_compare(reference, run, model, whole, calibration))
 
@@ -375,7 +374,7 @@ def _onnx_modules() -> list:
         raise InputError(f"ONNX needs {e.name or e}: pip install 'rflw[deploy]'") from e
 
 
-def _runner(path: str) -> Callable[[Tensor], Tensor]:
+def onnx_runner(path: str) -> Callable[[Tensor], Tensor]:
     """A function that runs an ONNX file of one input and one output on a CPU."""
     onnxruntime = _onnx_modules()[-1]
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -435,24 +434,6 @@ def _quantise_onnx(path: str, model: RefineNet, whole: bool, images: list[np.nda
 
 def _as_input(image: np.ndarray, model: RefineNet) -> Tensor:
     return normalise(image, model, CPU).contiguous()
-
-
-class InONNXRuntime(nn.Module):
-    """A network as onnxruntime runs its exported file, on a CPU.
-
-    Takes (B, 3, H, W) float32, normalised; returns float32 logits.
-    """
-
-    def __init__(self, model: RefineNet, calibration: list[np.ndarray] | None = None):
-        super().__init__()
-        with tempfile.TemporaryDirectory() as folder:
-            export(model, f"{folder}/net.onnx", calibration=calibration)
-            self.run = _runner(f"{folder}/net.onnx")
-        self.name, self.num_classes = model.name, model.num_classes
-        self.mean, self.std = model.mean, model.std
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.run(x.contiguous())
 
 
 def _compare(net, run, model: RefineNet, whole: bool, calibration) -> dict:

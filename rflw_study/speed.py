@@ -11,6 +11,7 @@ from io import BytesIO
 from math import prod
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 import time
 from types import SimpleNamespace
 
@@ -51,6 +52,25 @@ from rflw.steps import (
     training_mode,
 )
 from rflw.trace import record
+
+
+class InONNXRuntime(nn.Module):
+    """A network as onnxruntime runs its exported file, on a CPU.
+
+    Takes (B, 3, H, W) float32, normalised; returns float32 logits.
+    """
+
+    def __init__(self, model: RefineNet, calibration: list[np.ndarray] | None = None):
+        super().__init__()
+        with TemporaryDirectory() as folder:
+            deploy.export(model, f"{folder}/net.onnx", calibration=calibration)
+            self.run = deploy.onnx_runner(f"{folder}/net.onnx")
+        self.name, self.num_classes = model.name, model.num_classes
+        self.mean, self.std = model.mean, model.std
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.run(x.contiguous())
+
 
 # ------------------------------------------------------------ time
 
@@ -331,7 +351,7 @@ def prepared(
         here = device.type == "cpu" and isinstance(model, RefineNet)
         if precision not in ("fp32", "int8") or not here:
             raise InputError(f"{mode}: networks of this package in fp32 or int8, on CPUs")
-        return deploy.InONNXRuntime(model, shown)
+        return InONNXRuntime(model, shown)
     if steps == "optimised":
         return deploy.optimise(model.to(device), precision, calibration=shown)
     # "memory" is of the process, not the network
@@ -468,7 +488,7 @@ def _difference(logits: Tensor, first: Tensor) -> dict:
 
 def _costs(net: nn.Module, call: Callable, device: torch.device) -> dict:
     """Memory and energy; None if unknown. onnxruntime keeps its own memory."""
-    apart = isinstance(net, deploy.InONNXRuntime)
+    apart = isinstance(net, InONNXRuntime)
     costs = {
         "weights_mb": None if apart else weights_mb(net),
         "working_mb": None if apart else working_mb(call, device),

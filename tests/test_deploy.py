@@ -17,6 +17,7 @@ from rflw import InputError, build, deploy, device, prediction
 from rflw.data.synthetic import scene
 from rflw.nn import pooling
 from rflw.nn.blocks import CRP
+from rflw_study.speed import InONNXRuntime
 
 
 def stir(model: nn.Module) -> nn.Module:
@@ -505,7 +506,7 @@ class TestExport:
 
     @torch.no_grad()
     def test_onnxruntime_stands_in_for_the_network(self, tiny, images):
-        stand_in = deploy.InONNXRuntime(tiny)
+        stand_in = InONNXRuntime(tiny)
         assert close(stand_in(images), tiny(images))  # two images, one after the other
         for entry in ("name", "num_classes", "mean", "std"):
             assert getattr(stand_in, entry) == getattr(tiny, entry)
