@@ -129,5 +129,5 @@ def load_official(path: str | Path, num_classes: int | None = None) -> RefineNet
 
 def load_any(path: str | Path) -> RefineNet:
     """A network from a checkpoint, ours by file or name or the authors', which has no `card`."""
-    theirs = Path(path).suffix in (".pth", ".tar", ".pt", ".ckpt")
+    theirs = Path(path).suffix.lower() in (".pth", ".tar", ".pt", ".ckpt", ".bin")
     return load_official(path) if theirs else load(path)

@@ -20,11 +20,8 @@ from rflw.device import autocast, pick_precision
 from rflw.errors import InputError, about, why
 from rflw.nn.refinenet import MIN_SIZE, RefineNet
 
-BAND = (
-    2**22
-)  # pixels that are resized to the image at once: full logits of large images take gigabytes
-
-
+# Pixels that are resized to the image at once: full logits of large images take gigabytes.
+BAND = 2**22
 LOCK, INSIDE = Lock(), {}  # network: how many are within `evaluating`, modes before the first
 
 

@@ -33,8 +33,8 @@ from rflw.data.readers import (
     is_folder,
     labels_of,
     manifest_hash,
-    of_one_size,
     open_dataset,
+    sizes,
     spread,
 )
 from rflw.device import card as card_of
@@ -305,9 +305,8 @@ def read_last(run: Run, device: torch.device) -> dict | None:
 
 def can_be_held(recipe: Recipe, sets) -> bool:
     """Whether data sets can be held and augmented on the device, see `rflw.data.on_device`."""
-    return not recipe.jitter and all(
-        isinstance(data, Cached) and of_one_size(data) for data in sets
-    )
+    one_size = (isinstance(data, Cached) and len({*sizes(data)}) == 1 for data in sets)
+    return not recipe.jitter and all(one_size)
 
 
 def make_job(run: Run, data: Data, fabric, precision: str, saved: dict | None) -> Job:

@@ -1,5 +1,6 @@
 """Checkpoints: ours, and all five layouts of the authors' against an implementation that works from their keys alone."""
 
+from argparse import Namespace
 import hashlib
 import json
 from pathlib import Path
@@ -274,6 +275,7 @@ def test_the_authors_script_stores_its_best_score_as_a_number_of_numpy(tmp_path,
             "segmenter": {f"module.{k}": v for k, v in small.items()},
             "epoch_start": 3,
             "best_val": np.mean([0.25, 0.75]),
+            "args": Namespace(lr=5e-4),  # as other scripts do
         },
         tmp_path / "x.pth",
         _use_new_zipfile_serialization=zipped,
@@ -418,10 +420,11 @@ def test_weights_that_are_not_finite_are_named(model, tmp_path):
 def test_a_training_begins_with_either(tmp_path, small):
     ours = checkpoint.load_any("embedded")
     assert (ours.name, ours.card["data"]) == ("refinenet-lw-efficientnet_lite0", "embedded")
-    torch.save(small, tmp_path / "x.pth")
-    theirs = checkpoint.load_any(tmp_path / "x.pth")
-    assert (theirs.name, theirs.num_classes) == ("refinenet-lw-mobilenet_v2", 21)
-    assert not hasattr(theirs, "card")
+    for name in ("x.PTH.TAR", "x.bin"):
+        torch.save(small, tmp_path / name)
+        theirs = checkpoint.load_any(tmp_path / name)
+        assert (theirs.name, theirs.num_classes) == ("refinenet-lw-mobilenet_v2", 21)
+        assert not hasattr(theirs, "card")
 
 
 def test_shipped_networks_are_those_of_their_records():

@@ -431,7 +431,7 @@ def test_long_runs_on_cpus_are_compiled(tmp_path, monkeypatch, steps, able, comp
 
 def test_sets_of_one_size_and_no_jitter_can_be_held():
     same, mixed, disk = Cached(Few("val")), Cached(Few("val")), Few("val")
-    mixed.items[1] = (np.zeros((96, 127, 3), np.uint8), np.zeros((96, 127), np.uint8))
+    mixed.dataset.size = lambda i: (96, 127 + i)
     plain = tiny(jitter=0.0)
     assert training.can_be_held(plain, [same]) and not training.can_be_held(tiny(), [same])
     assert not training.can_be_held(plain, [same, mixed])

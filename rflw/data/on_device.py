@@ -26,13 +26,10 @@ class OnDevice:
         images, masks = zip(*(dataset[i] for i in range(len(dataset))))
         odd = next((i for i, image in enumerate(images) if image.shape != images[0].shape), None)
         if odd is not None:
-            (height, width), (first_height, first_width) = (
-                images[odd].shape[:2],
-                images[0].shape[:2],
-            )
+            (height, width), first = images[odd].shape[:2], images[0].shape
             raise InputError(
                 f"{dataset.name}: {dataset.ids[odd]} is {width}x{height}, {dataset.ids[0]} "
-                f"{first_width}x{first_height}: images on the device must have one size"
+                f"{first[1]}x{first[0]}: images on the device must have one size"
             )
         self.dataset = dataset
         self.images = torch.from_numpy(np.stack(images)).to(device).permute(0, 3, 1, 2)
@@ -66,31 +63,22 @@ class OnDevice:
         mean, std = (
             255 * torch.tensor(v, device=device).repeat(crop[1]) for v in (mean, std)
         )  # of a row, channels last
-        images = (
-            mean.round()
-            .byte()
-            .repeat(len(keys), crop[0], 1)
-            .unflatten(2, (crop[1], 3))
-            .permute(0, 3, 1, 2)
-        )
+        images = mean.round().byte().repeat(len(keys), crop[0], 1)
+        images = images.unflatten(2, (crop[1], 3)).permute(0, 3, 1, 2)
         masks = torch.full((len(keys), *crop), VOID, dtype=torch.uint8, device=device)
         for image, mask, (seed, i) in zip(images, masks, keys):
             scaled, first, mirrored = draw(seed, size, crop, scale, min_side, flip)
             (rows, columns), (down, across), (high, wide) = zip(
                 *(window(*axis) for axis in zip(size, scaled, first, crop))
             )
-            pixels = resize(self.images[i : i + 1, :, rows, columns], (down[0], across[0]))[
-                0, :, down[1], across[1]
-            ]
+            pixels = resize(self.images[i : i + 1, :, rows, columns], (down[0], across[0]))
+            pixels = pixels[0, :, down[1], across[1]]
             labels = self.masks[i, rows, columns]
             for axis, part in enumerate((down, across)):
                 labels = labels.index_select(axis, nearest(labels.shape[axis], *part, device))
             if mirrored:  # what lies beyond the image changes sides, too
-                pixels, labels, wide = (
-                    pixels.flip(2),
-                    labels.flip(1),
-                    slice(crop[1] - wide.stop, crop[1] - wide.start),
-                )
+                pixels, labels = pixels.flip(2), labels.flip(1)
+                wide = slice(crop[1] - wide.stop, crop[1] - wide.start)
             image[:, high, wide] = pixels
             mask[high, wide] = labels
         rows = images.permute(0, 2, 3, 1).flatten(2).float().sub_(mean).div_(std)

@@ -531,11 +531,6 @@ def sizes(dataset) -> list[tuple[int, int]]:
     return [dataset[0][0].shape[:2]] * len(dataset)
 
 
-def of_one_size(dataset) -> bool:
-    """Whether all images are as large as the first."""
-    return all(dataset[i][0].shape == dataset[0][0].shape for i in range(len(dataset)))
-
-
 MEMORY = 3e9  # bytes of decoded images and masks that are kept in memory
 
 

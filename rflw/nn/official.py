@@ -1,5 +1,6 @@
 """Keys of the authors' published checkpoints, mapped to ours; files of tensors run no code."""
 
+from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 from pickle import UnpicklingError
@@ -102,7 +103,7 @@ PREFIXES = r"^((module|_orig_mod|model|segmenter|net|network)\.)+"  # no publish
 
 def load_tensors(path: str | Path, device) -> dict:
     """What a file of `torch.save` holds. Raises InputError for more than tensors and values."""
-    with reading(path), torch.serialization.safe_globals([*NUMPY, np.dtype, DTYPE]):
+    with reading(path), torch.serialization.safe_globals([*NUMPY, np.dtype, DTYPE, Namespace]):
         try:
             return torch.load(path, map_location=device, weights_only=True)
         except UnpicklingError as e:
