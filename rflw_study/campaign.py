@@ -64,6 +64,7 @@ GROUPS = (
     _grid("camvid"),
     _grid("nyu"),
     _group("camvid-long", "lw", 1, "the best network for CamVid, to use", "efficientnet_lite2")
+    + _group("nyu-half", "lw", 1, "the network for NYUDv2 to use, at half size", "mobilenet_v2")
     + _group("nyu-long", "lw", 1, "the best network for NYUDv2, to use", "mobilenet_v2"),
     _group(
         "camvid",

@@ -11,7 +11,7 @@ import sys
 import numpy as np
 from PIL import Image
 
-from rflw import checkpoint, plots, prediction
+from rflw import checkpoint, prediction
 from rflw.data.labels import LABELS, labels_for
 from rflw.deploy import export
 from rflw.records import REPOSITORY
@@ -58,15 +58,6 @@ def network(name: str, folder: Path) -> dict:
         "samples": samples,
         "agreement": float(np.mean(same)),  # with rflw.predict, of the samples' pixels
     }
-
-
-def room_figures(figures: Path) -> None:
-    """Write the room of the paper's examples, and its classes by the shipped network `nyu`."""
-    with Image.open(figures / "paper_examples.jpg") as examples:
-        photo = examples.crop((609, 226, 857, 411)).resize((WIDTH, HEIGHT), Image.LANCZOS)
-    mask = prediction.predict(checkpoint.load("nyu"), photo)
-    photo.save(figures / "room_photo.jpg")
-    plots.overlay(np.asarray(photo), mask, LABELS["nyu"]).save(figures / "room_prediction.jpg")
 
 
 def halve(path: Path) -> None:

@@ -10,14 +10,13 @@ from pathlib import Path
 import re
 import shutil
 
-import numpy as np
 from PIL import Image
 import pytest
 
 import rflw
 from rflw import records
 from rflw.recipes import RECIPES
-from rflw_study import claims, paper, web
+from rflw_study import claims, paper
 
 pytest.importorskip("myst_nb")
 ROOT = Path(__file__).resolve().parents[1]
@@ -351,30 +350,6 @@ def test_the_page_on_the_interface_has_all_public_names_and_modules(book):
     assert not warnings
     documented = set(re.findall(r'id="rflw\.(\w+)"', page))
     assert documented == {name for name in rflw.__all__ if callable(getattr(rflw, name))}
-
-
-def test_a_room_is_shown_once_its_network_is_shipped(monkeypatch, tmp_path):
-    monkeypatch.syspath_prepend(str(EXTENSIONS))
-    publishing = importlib.import_module("publishing")
-    monkeypatch.setattr(publishing, "SHIPPED", tmp_path)
-    figures = tmp_path / "data/results/figures"
-    figures.mkdir(parents=True)
-    shutil.copy(ROOT / "data/results/figures/paper_examples.jpg", figures)
-    monkeypatch.setattr(web.checkpoint, "load", str)
-    classes = np.arange(web.HEIGHT * web.WIDTH).reshape(web.HEIGHT, web.WIDTH) % 40
-    monkeypatch.setattr(web.prediction, "predict", lambda model, photo: classes)
-    page = "street\n% with nyu\nroom_prediction\n% end\nrest\n"
-
-    class App:
-        srcdir = tmp_path
-
-    for shown in ("street\nrest\n", "street\nroom_prediction\nrest\n"):
-        text = [page]
-        publishing.add_room(App, "book/intro", text)
-        assert text == [shown]
-        assert (figures / "room_prediction.jpg").exists() == ("room" in shown)
-        (tmp_path / "nyu.safetensors").touch()
-    assert Image.open(figures / "room_photo.jpg").size == (web.WIDTH, web.HEIGHT)
 
 
 @pytest.mark.parametrize("package", ["rflw", "rflw_study"])

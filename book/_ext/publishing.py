@@ -1,7 +1,6 @@
 """The book as a site: the pages on modules, descriptions of pictures, an address with its buttons."""
 
 import os
-from pathlib import Path
 import re
 
 from docutils import nodes
@@ -10,7 +9,6 @@ from sphinx.util import logging
 
 from rflw.records import REPOSITORY
 
-SHIPPED = REPOSITORY / "data/checkpoints"
 LOGGER = logging.getLogger(__name__)
 GITHUB = re.compile(r"https://github\.com/([\w.-]+)/([\w.-]+?)(?:\.git)?/?")
 MODULE = "\n### {0}\n\n```{{eval-rst}}\n.. automodule:: {0}\n```\n"
@@ -28,19 +26,6 @@ def add_modules(app, page: str, text: list[str]) -> None:
     for package in ("rflw", "rflw_study") if page == "book/api" else ():
         heading = f"## Modules of {package}\n"
         text[0] = text[0].replace(heading, heading + "".join(map(MODULE.format, modules(package))))
-
-
-def add_room(app, page: str, text: list[str]) -> None:
-    """Between `% with nyu` and `% end`: shown once a network `nyu` is shipped, else left out."""
-    shipped = (SHIPPED / "nyu.safetensors").exists()
-    text[0] = re.sub(
-        r"^% with nyu\n(.*?)^% end\n", r"\1" if shipped else "", text[0], flags=re.M | re.S
-    )
-    figures = Path(app.srcdir, "data/results/figures")
-    if shipped and "room_prediction" in text[0] and not (figures / "room_photo.jpg").exists():
-        from rflw_study import web
-
-        web.room_figures(figures)
 
 
 def described(app, doctree) -> None:
@@ -96,7 +81,6 @@ def setup(app) -> dict:
         app.setup_extension("sphinx_sitemap")
         app.setup_extension("sphinxext.opengraph")
     app.connect("source-read", add_modules)
-    app.connect("source-read", add_room)
     app.connect("doctree-read", described)
     app.connect("config-inited", address, priority=100)
     app.connect("html-page-context", plain_bibliography)
