@@ -114,24 +114,24 @@ def boundary_f(
     Returns:
         (K,) float64, nan where the labels have no boundary of the class.
     """
+    from scipy.spatial import KDTree
+
     valid = target != VOID
     radius = tolerance * (target.shape[0] ** 2 + target.shape[1] ** 2) ** 0.5
-    reach = int(radius)
-    offsets = torch.arange(-reach, reach + 1, device=target.device, dtype=torch.float32)
-    disc = (offsets[:, None] ** 2 + offsets**2 <= radius**2).float()[None, None]
 
-    def near(edge: Tensor) -> Tensor:
-        return F.conv2d(edge.float()[None, None], disc, padding=reach)[0, 0] > 0
-
-    def share(edge: Tensor, other: Tensor) -> Tensor:
-        return ((edge & near(other)).sum().double() / edge.sum()).nan_to_num()
+    def share(edge: Tensor, other: Tensor) -> float:
+        points, others = edge.nonzero().cpu(), other.nonzero().cpu()
+        if not len(points) or not len(others):
+            return 0.0
+        distances, _ = KDTree(others, balanced_tree=False).query(points, distance_upper_bound=radius + 1e-6)
+        return float((distances < float("inf")).mean())
 
     scores = torch.full((num_classes,), torch.nan, dtype=torch.float64)
     predicted_edges, true_edges = _edges(prediction, valid), _edges(target, valid)
     for label in true_edges[true_edges >= 0].unique().tolist():
         predicted, true = predicted_edges == label, true_edges == label
         precision, recall = share(predicted, true), share(true, predicted)
-        scores[label] = 2 * precision * recall / (precision + recall).clamp(min=1e-12)
+        scores[label] = 2 * precision * recall / max(precision + recall, 1e-12)
     return scores
 
 
