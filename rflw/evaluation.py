@@ -30,7 +30,7 @@ def evaluate(
 
     Args:
         model: the network; it stays in the mode in which it was.
-        dataset: of (image (H, W, 3) uint8, labels (H, W) uint8), with `ids`.
+        dataset: of (image (H, W, 3) uint8, labels (H, W) uint8).
         precision: "fp32", "bf16", "fp16" or "auto", the device's fastest.
         scales: of the image that the network sees; softmaxes of several are averaged.
         flip: average with the mirror image, too.
@@ -51,12 +51,13 @@ def evaluate(
     device = next(model.parameters()).device
     model.to(memory_format=torch.channels_last)
     matrices = torch.zeros(len(dataset), model.num_classes, model.num_classes, dtype=torch.int64)
+    ids = getattr(dataset, "ids", range(len(dataset)))  # a part of one has none
     indices = range(rank, len(dataset), world)
     with evaluating(model):
         for i in tqdm(indices, desc="evaluate", file=sys.stderr, disable=not progress or None):
             image, labels = dataset[i]
             labels = torch.from_numpy(labels).to(device)
-            with about(dataset.ids[i]):
+            with about(ids[i]):
                 logits = views(model, image, precision, scales, flip, tile)
             prediction = best(logits, labels.shape)[0]
             matrices[i] = metrics.confusion_matrix(prediction, labels, model.num_classes)
