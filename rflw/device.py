@@ -15,9 +15,12 @@ PRECISIONS = {"auto": None, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16
 def pick_device(name: str = "auto") -> torch.device:
     """A device by name; "auto" is the accelerator that PyTorch finds, else the CPU.
 
+    The process keeps freed memory from then on, see `keep_freed_memory`.
+
     Raises:
         InputError: for an unknown name, a device that is not here, or one that cannot compute.
     """
+    keep_freed_memory()
     if name == "cpu":
         return torch.device("cpu")
     with warnings.catch_warnings(record=name != "auto") as said:  # a driver that is too old

@@ -38,7 +38,7 @@ from rflw.data.readers import (
     spread,
 )
 from rflw.device import card as card_of
-from rflw.device import keep_freed_memory, pick_device, pick_precision
+from rflw.device import pick_device, pick_precision
 from rflw.errors import InputError, enough_memory, reading
 from rflw.evaluation import evaluate, summary
 from rflw.nn import pooling
@@ -239,8 +239,6 @@ def settings(run: Run):
     if parts > 1 and not recipe.frozen_bn:
         words = "batch norm learns from whole batches; train in one process, without --accumulate"
         raise InputError(f"{recipe.name}: {words}")
-    if device.type == "cpu":
-        keep_freed_memory()
     return fabric, precision
 
 
