@@ -42,15 +42,15 @@ def test_page(reader, page, width):
     assert not serious, "\n".join(serious)
 
 
-def test_first_page_is_readable_at_once(reader):
-    reader("book/intro.html")  # the browser itself warms up
+def test_first_page_is_readable_as_soon_as_a_short_one(reader):
     paint = "performance.getEntriesByName('first-contentful-paint')"
-    painted = []
-    for _ in range(6):  # the machine may be busy with something else
-        tab = reader("book/intro.html")
+    painted = {"book/photo.html": [], "book/intro.html": []}
+    for page in [*painted] * 4:  # in turn: the machine may be busy with something else
+        tab = reader(page)
         tab.wait_for_function(f"{paint}.length")
-        painted.append(tab.evaluate(f"{paint}[0].startTime"))
-    assert min(painted) < 1000, f"{painted} ms"
+        painted[page].append(tab.evaluate(f"{paint}[0].startTime"))
+    short, first = map(min, painted.values())
+    assert first < 2 * short, painted
 
 
 def test_root_leads_to_the_first_page(reader):
