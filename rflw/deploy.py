@@ -7,7 +7,7 @@ the caller has to weigh. What the paper calls runtime begins here.
 
 from collections import Counter
 from collections.abc import Callable, Iterable
-from contextlib import redirect_stdout
+from contextlib import nullcontext, redirect_stdout
 from copy import deepcopy
 from importlib import import_module
 from importlib.metadata import version
@@ -125,7 +125,7 @@ class Deployed(nn.Module):
         for name in ("name", "num_classes", "mean", "std", "card"):
             if hasattr(like, name):
                 setattr(self, name, getattr(like, name))
-        self.compiled, self.copies = None, False
+        self.compiled, self.copies, self.sizes = None, False, set()
         self.dtype = PRECISIONS[precision]
         self.device = next(like.parameters()).device
 
@@ -149,7 +149,9 @@ class Deployed(nn.Module):
         from torch._inductor import config
 
         # weights become constants; as an option of torch.compile this comes too late
-        with config.patch(freezing=True):
+        is_new = x.shape not in self.sizes  # later passes must not pay for the setting
+        self.sizes.add(x.shape)
+        with config.patch(freezing=True) if is_new else nullcontext():
             logits = self.compiled(x)
         return logits.clone() if self.copies and logits.dtype == torch.float32 else logits.float()
 

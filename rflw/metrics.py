@@ -123,9 +123,8 @@ def boundary_f(
         points, others = edge.nonzero().cpu(), other.nonzero().cpu()
         if not len(points) or not len(others):
             return 0.0
-        distances, _ = KDTree(others, balanced_tree=False).query(
-            points, distance_upper_bound=radius + 1e-6
-        )
+        tree = KDTree(others, balanced_tree=False)
+        distances, _ = tree.query(points, distance_upper_bound=radius + 1e-6)  # the bound is out
         return float((distances < float("inf")).mean())
 
     scores = torch.full((num_classes,), torch.nan, dtype=torch.float64)

@@ -263,7 +263,7 @@ def open_data(run: Run) -> Data:
             raise InputError(f"{recipe.name}: {few}")
         check_classes(recipe, stage, labels)
         if is_folder(stage.data):
-            check_labels(dataset, *[validation][: stage.data == recipe.data])
+            check_labels(dataset, *([validation] if stage.data == recipe.data else []))
     hashes = {f"{data.name}/{data.split}": manifest_hash(data) for data in opened.values()}
     if recipe.init:
         hashes["init"] = hashlib.sha256(checkpoint_file(recipe.init).read_bytes()).hexdigest()

@@ -555,10 +555,7 @@ def _on_device(dataset, device: torch.device) -> OnDevice | None:
 
 def _ready(recipe: Recipe, root, device: str):
     """The device, and the data set of a recipe."""
-    where = pick_device(device)
-    if where.type == "cpu":
-        keep_freed_memory()
-    return where, open_dataset(recipe.data, recipe.stages[-1].split, root)
+    return pick_device(device), open_dataset(recipe.data, recipe.stages[-1].split, root)
 
 
 def training_speed(

@@ -96,12 +96,13 @@ def ledger(book):
     place = lambda v: (order.index(v.claim.aim), v.claim.id not in head)
     for v in sorted(book.verdicts, key=place):  # each aim heads its claims
         claim, ours = v.claim, claims.shown(v.ours, v.claim) if v.ours else "none"
-        level = f"none yet: asks for {v.level}" if claim.test and is_open(v) else v.level
+        is_waiting = claim.test and is_open(v)
+        level = f"none yet: asks for {v.level}" if is_waiting else v.level
         attributes = {
             "id": f"claim-{claim.id}",
             "data-verdict": v.verdict,
             "data-aim": topic["aims"][claim.aim]["title"] if claim.test else "quoted",
-            "data-level": "none yet" if claim.test and is_open(v) else v.level,
+            "data-level": "none yet" if is_waiting else v.level,
             "data-source": "quoted" if not claim.test else "repeated" if claim.repeats else "own",
             "data-where": claim.where,
         }
@@ -211,7 +212,7 @@ def squares(book) -> Markup:
 )
 def aims(book):
     judged = {v.claim.id: v for v in book.verdicts}
-    for aim, topic in list(topics(book).items())[:4]:
+    for aim, topic in list(_topics(book)["aims"].items())[:4]:
         v = judged[f"aim-{aim}"]
         verdict = Markup('<b class="verdict">{}</b>').format(
             book.link(v.verdict, CLAIMS, f"#claim-aim-{aim}")
