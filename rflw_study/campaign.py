@@ -11,7 +11,7 @@ import time
 from rflw import records
 from rflw.config import Recipe
 from rflw.errors import InputError
-from rflw.recipes import CHOSEN, COMPARED, COMPARED_ON, GRID, RECIPES, recipe
+from rflw.recipes import CHOSEN, COMPARED, COMPARED_ON, RECIPES, cells, recipe
 
 TIERS = ("cpu", "gpu")
 
@@ -33,34 +33,41 @@ def _group(
     return [Experiment(f"{kind}-{form}-{encoder}", seeds, tier, why) for form in forms.split()]
 
 
-def _compared(data: str, chosen_only: bool) -> str:
-    """The forms that are compared, from the lightest, as recipes name them."""
-    forms = [form for form in reversed(COMPARED) if not chosen_only or (data, form) in CHOSEN]
-    return " ".join(form.partition("-")[2] or "original" for form in forms)
+def _short(form: str) -> str:
+    """A form as the names of recipes have it."""
+    return form.partition("-")[2] or "original"
 
 
-def _tuned(data: str, seeds: int) -> list[Experiment]:
+def _tuned(data: str, seeds: int, seeds_of_original: int) -> list[Experiment]:
     """The comparison, by settings that the grid has chosen."""
     why = (
         "the light-weight decoder keeps the original's accuracy; its RCUs are redundant, CRP is not"
     )
-    return _group(f"{data}-tuned", _compared(data, True), seeds, why, COMPARED_ON[data])
+    experiments = []
+    for form in reversed(COMPARED):  # from the lightest
+        if (data, form) in CHOSEN:
+            repeats = seeds if form.startswith("refinenet-lw") else seeds_of_original
+            experiments += _group(f"{data}-tuned", _short(form), repeats, why, COMPARED_ON[data])
+    return experiments
 
 
 def _grid(data: str) -> list[Experiment]:
     why = "each form's own settings, chosen on held-out training data"
-    cells = [
-        _group(f"{data}-grid-{how}-{init}", _compared(data, False), 1, why, COMPARED_ON[data])
-        for how, init in GRID
+    return [
+        experiment
+        for form in reversed(COMPARED)
+        for how, init in cells(form)
+        for experiment in _group(
+            f"{data}-grid-{how}-{init}", _short(form), 1, why, COMPARED_ON[data]
+        )
     ]
-    return [experiment for form in zip(*cells) for experiment in form]
 
 
 # In order of worth, group by group; inside a group the first seed of every form comes before any
 # second one, so that forms can be compared at any time.
 GROUPS = (
-    _tuned("camvid", 5),
-    _tuned("nyu", 3),
+    _tuned("camvid", 5, 3),
+    _tuned("nyu", 3, 3),
     _grid("camvid"),
     _grid("nyu"),
     _group("camvid-long", "lw", 1, "the best network for CamVid, to use", "efficientnet_lite2")
