@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import entry_points
+from inspect import Signature, signature
 import json
 import os
 from pathlib import Path
@@ -59,10 +60,7 @@ def run() -> None:
 
 
 def fail(message: str, code: int = 2) -> None:
-    words = " ".join(message.split())
-    if len(words) > 5000:  # names from a file may be of any length
-        words = f"{words[:2500]} ... {words[-2500:]}"
-    print("rflw:", words, file=sys.stderr)
+    print("rflw:", *message.split(), file=sys.stderr)
     raise SystemExit(code)
 
 
@@ -214,10 +212,50 @@ def open_checkpoint(name: str, data: str | None, split: str, root: Path | None, 
     from rflw.evaluation import same_classes
 
     model = load(name).to(pick_device(device))
-    data = data or model.card["data"]
-    dataset = open_dataset(data, split, root)
+    dataset = open_dataset(data or model.card["data"], split, root)
     same_classes(model, dataset)
     return model, dataset
+
+
+@dataclass
+class Trained:
+    """A trained network on a data set, as a command names them, and where its result goes."""
+
+    checkpoint: str
+    model: object
+    data: str
+    dataset: object
+    root: Path | None
+    device: str
+    results: Path | None
+    as_json: bool
+
+
+def on_a_network(command: Callable) -> Callable:
+    """A command that is given a `Trained` and its own options; it gets those that name all of it."""
+
+    def run(
+        checkpoint: Checkpoint = None,
+        named: Named = None,
+        data: On = None,
+        split: Split = "val",
+        results: Record = None,
+        root: Root = None,
+        device: Device = "auto",
+        as_json: Json = False,
+        **own,
+    ):
+        checkpoint = the_checkpoint(checkpoint, named)
+        model, dataset = open_checkpoint(checkpoint, data, split, root, device)
+        data = data or model.card["data"]
+        at = Trained(checkpoint, model, data, dataset, root, device, results, as_json)
+        return command(at, **own)
+
+    shared, own = (list(signature(f).parameters.values()) for f in (run, command))
+    run.__signature__ = Signature([*shared[:4], *own[1:], *shared[4:-1]])
+    run.__annotations__ = {p.name: p.annotation for p in run.__signature__.parameters.values()}
+    run.__name__, run.__doc__ = command.__name__, command.__doc__
+    return run
 
 
 def optimised(model, precision: str, **options):
@@ -303,7 +341,6 @@ class Tally:
     """What became of the inputs of a prediction."""
 
     frames: int = 0
-    network_s: float = 0.0
     skipped: dict[Path, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     start: float = field(default_factory=time.perf_counter)
@@ -312,17 +349,13 @@ class Tally:
         """Print it. The exit code is 1 if a file that was named is skipped, 2 if all are."""
         if not self.frames and self.skipped.keys() == {*named}:
             raise InputError("; ".join(self.skipped.values()))
-        lines = [*self.notes, *(f"skipped: {line}" for line in self.skipped.values())]
-        for line in lines[:20]:
-            print("rflw:", " ".join(line.split()), file=sys.stderr)
-        if len(lines) > 20:
-            print(f"rflw: and {len(lines) - 20} more", file=sys.stderr)
+        for line in (*self.notes, *(f"skipped: {line}" for line in self.skipped.values())):
+            print("rflw:", *line.split(), file=sys.stderr)
         seconds = time.perf_counter() - self.start
         if summary or self.skipped:
             print(
-                f"{self.frames} frames in {seconds:.1f} s, {self.frames / seconds:.2f} frames/s from "
-                f"file to file; the network alone {self.frames / max(self.network_s, 1e-9):.2f}; "
-                f"{len(self.skipped)} skipped"
+                f"{self.frames} frames in {seconds:.1f} s, {self.frames / seconds:.2f} frames/s "
+                f"from file to file; {len(self.skipped)} skipped"
             )
         if not self.frames:
             raise InputError("nothing is labelled: none of the inputs can be read")
@@ -368,15 +401,14 @@ def predict(
     label, labels = open_network(checkpoint, short_side, precision, compiled, tile, device)
     films = [file for file in files if video.is_video(file)]
     photos = video.read_photos([f for f in files if f not in films], tally.skipped, tally.notes)
-    for path, image, mask in labelled(photos, label, batch, tally, tally.skipped):
+    for path, image, mask in labelled(photos, label, batch, tally):
         write_photo(targets(path, output), image, mask, labels)
     for film in films:
         try:
-            frames = labelled(video.read_video(film, tally.notes), label, batch, tally)
+            frames = labelled(video.read_video(film, tally.notes), label, batch, tally, film)
             write_video(film, frames, labels, targets(film, output))
         except InputError as e:
-            message = str(e)
-            tally.skipped[film] = message if str(film) in message else f"{film}: {message}"
+            tally.skipped[film] = str(e)
     tally.end(images, bool(films) or any(path.is_dir() for path in images))
 
 
@@ -434,22 +466,20 @@ def open_network(checkpoint, short_side, precision, compiled, tile, device):
     return label, labels
 
 
-def labelled(frames, label, batch: int, tally: Tally, skipped: dict | None = None) -> Iterator:
-    """(file or time, image, mask) of each frame. `skipped` gets those that cannot be labelled; if
-    there is none, InputError is raised.
+def labelled(frames, label, batch: int, tally: Tally, film: Path | None = None) -> Iterator:
+    """(photo or time, image, mask) of each frame. Where the network does not take photos, they are
+    skipped; of a film, InputError is raised.
     """
     from rflw import video
 
     for keys, images in video.in_batches(video.read_ahead(frames), batch):
-        start = time.perf_counter()
         try:
             masks = label(images)
         except InputError as e:
-            if skipped is None:
-                raise
-            skipped |= {key: f"{key}: {e}" for key in keys}
+            if film:
+                raise InputError(f"{film}: {e}") from e
+            tally.skipped |= {key: f"{key}: {e}" for key in keys}
             continue
-        tally.network_s += time.perf_counter() - start
         tally.frames += len(keys)
         yield from zip(keys, images, masks)
 
@@ -671,10 +701,9 @@ def data_list(root: Root = None, as_json: Json = False):
         except InputError:  # it is not in the folder
             images = None
         facts = {"data": name, "classes": len(labels.classes), "training_images": images}
-        source = {"licence": labels.licence, "source": labels.source or None, "size": labels.size}
-        rows.append(facts | source)
-    keys = ("data", "classes", "training_images", "size", "source", "licence")
-    show(rows, lambda row: {key.replace("_", " "): row[key] for key in keys}, as_json)
+        facts |= {"size": labels.size, "source": labels.source or None, "licence": labels.licence}
+        rows.append(facts)
+    show(rows, lambda row: {key.replace("_", " "): row[key] for key in row}, as_json)
 
 
 @data.command(name="check")
@@ -776,11 +805,9 @@ def data_show(
 
 
 @app.command(name="eval", cls=ListCommand)
+@on_a_network
 def evaluate(
-    checkpoint: Checkpoint = None,
-    named: Named = None,
-    data: On = None,
-    split: Split = "val",
+    at: Trained,
     scales: Annotated[list[float], Option(help="To average over: --scales 0.75 1 1.25.")] = (1.0,),
     flip: Annotated[bool, Option("--flip", help="Average with the mirror image, too.")] = False,
     tile: Tile = None,
@@ -792,10 +819,6 @@ def evaluate(
         Path | None, Option(callback=_writable_folder, help="Folder for masks, to submit.")
     ] = None,
     figure: Picture = None,
-    results: Record = None,
-    root: Root = None,
-    device: Device = "auto",
-    as_json: Json = False,
 ):
     """Measure whole images: IoU, accuracy, boundary F-score, and the interval of mIoU over images.
 
@@ -807,31 +830,29 @@ def evaluate(
     if not all(0 < scale <= 4 for scale in scales):
         raise InputError(f"--scales {' '.join(map(str, scales))}: above 0, at most 4")
     tiles.side(tile, (1, 1))
-    checkpoint = the_checkpoint(checkpoint, named)
-    model, dataset = open_checkpoint(checkpoint, data, split, root, device)
-    data, plain, where = data or model.card["data"], None, next(model.parameters()).device
-    config = {"checkpoint": checkpoint, "model": model.name, "data": data, "split": split}
-    config |= {"scales": list(scales), "flip": flip}
+    scales, model, plain = tuple(scales), at.model, None
+    place = {"data": at.data, "split": at.dataset.split}
+    views = {"scales": scales, "flip": flip}
+    config = {"checkpoint": at.checkpoint, "model": model.name, **place, **views}
     if deployed:
-        images = calibration_images(data, root) if deployed == "int8" else None
+        images = calibration_images(at.data, at.root) if deployed == "int8" else None
         plain, model = model, optimised(model, deployed, calibration=images)
         precision = "fp32"  # of its input and output
     else:
-        config["precision"] = pick_precision(precision, where)
-    options = {"data": data, "split": split, "scales": tuple(scales), "flip": flip}
-    options |= {"deployed": deployed} if deployed else {"precision": precision}
-    options |= {"tile": tile, "device": device}
-    title, words = evaluation_name(checkpoint, options), ("eval", checkpoint)
-    ways = (precision, tuple(scales), flip, tile)
-    with recorded(title, words, options, "eval", config, results) as record:
-        matrices, result = measure(model, dataset, ways, plain, save)
+        config["precision"] = pick_precision(precision, next(model.parameters()).device)
+    options = place | views | ({"deployed": deployed} if deployed else {"precision": precision})
+    options |= {"tile": tile, "device": at.device}
+    title, words = evaluation_name(at.checkpoint, options), ("eval", at.checkpoint)
+    ways = (precision, scales, flip, tile)
+    with recorded(title, words, options, "eval", config, at.results) as record:
+        matrices, result = measure(model, at.dataset, ways, plain, save)
         if deployed:
             result |= {"deployed": deployed, "agreement": result.pop("agreement")}
             result["steps"] = list(model.steps)
-        record["metrics"] = result = {"data": data, "split": split, **result}
+        record["metrics"] = result = {**place, **result}
     if figure:
-        draw_frames(model, dataset, matrices, figure)
-    print_json(result) if as_json else print_scores(result)
+        draw_frames(model, at.dataset, matrices, figure)
+    print_json(result) if at.as_json else print_scores(result)
 
 
 def evaluation_name(checkpoint: str, options: dict) -> str:

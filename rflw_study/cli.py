@@ -9,14 +9,13 @@ from typing import Annotated
 import typer
 from typer import Argument, Option
 
+from rflw import records
 from rflw.cli import (
-    Checkpoint,
     Classes,
     Data,
     Device,
     Json,
     ListCommand,
-    Named,
     On,
     Picture,
     PictureOutput,
@@ -25,6 +24,7 @@ from rflw.cli import (
     Root,
     Size,
     Split,
+    Trained,
     Weights,
     Workers,
     app,
@@ -32,11 +32,11 @@ from rflw.cli import (
     calibration_images,
     data,
     draw,
+    on_a_network,
     open_checkpoint,
     print_json,
     recorded,
     show,
-    the_checkpoint,
 )
 from rflw.errors import InputError
 
@@ -74,11 +74,9 @@ def lists(
     from rflw_study import paper
 
     counted = paper.count_lists(folder)
-    options = {"results": results}
-    with recorded(
-        "check-voc-lists", ("lists", folder.name), options, "check", {"data": "voc"}, results
-    ) as r:
-        r["metrics"] = counted
+    words, options, config = ("lists", folder.name), {"results": results}, {"data": "voc"}
+    with recorded("check-voc-lists", words, options, "check", config, results) as record:
+        record["metrics"] = counted
     print_json(counted)
 
 
@@ -117,22 +115,16 @@ def campaign_list(
 
     Example: rflw campaign list --tier gpu
     """
-    from rflw import records
     from rflw_study import campaign
 
     minutes = {}  # of the runs of each experiment
     for run in campaign.runs(tier, results or records.FOLDER, runs):
-        of_one = minutes.setdefault(run.experiment.recipe, (run.experiment, []))[1]
-        of_one += [] if run.minutes is None else [run.minutes]
-    rows = [
-        {
-            "recipe": experiment.recipe,
-            "tests": experiment.why,
-            "seeds": experiment.seeds,
-            "minutes": sum(of_one) / len(of_one) if of_one else None,
-        }
-        for experiment, of_one in minutes.values()
-    ]
+        minutes.setdefault(run.experiment, []).append(run.minutes)
+    rows = []
+    for experiment, of_runs in minutes.items():
+        known = [value for value in of_runs if value is not None]
+        row = {"recipe": experiment.recipe, "tests": experiment.why, "seeds": experiment.seeds}
+        rows.append(row | {"minutes": sum(known) / len(known) if known else None})
 
     def columns(row):
         each = {"seeds": row["seeds"], "minutes each": as_text(row["minutes"], ".0f")}
@@ -149,7 +141,6 @@ def campaign_status(
 
     Example: rflw campaign status
     """
-    from rflw import records
     from rflw_study import campaign
 
     listed = campaign.runs(tier, results or records.FOLDER, runs)
@@ -183,7 +174,6 @@ def campaign_run(
 
     Example: rflw campaign run --tier cpu --budget-minutes 120 --root ~/datasets
     """
-    from rflw import records
     from rflw_study.campaign import run_missing
 
     if not 0 < budget_minutes < float("inf"):
@@ -233,27 +223,25 @@ def data_prepare(
 # ---------------------------------------------------------------- what blocks do
 
 
-def studied(kind: str, checkpoint: str, model, dataset, options: dict, results, figure=None):
+def studied(kind: str, at: Trained, options: dict, figure: Path | None = None):
     """`recorded`, for a study of a trained network on a data set."""
     from rflw_study.layers import title as title_of
 
-    title, layers = title_of(model), options.get("layer") or []
+    title, layers = title_of(at.model), options.get("layer") or []
     layer = layers[0] if len(layers) == 1 else None
-    place = {"data": dataset.name, "split": dataset.split}
-    config = {"checkpoint": title, "model": model.name, **place, **options}
+    place = {"data": at.dataset.name, "split": at.dataset.split}
+    config = {"checkpoint": title, "model": at.model.name, **place, **options}
     name = "-".join(filter(None, (kind, options.get("method"), title, layer)))
     written = place | options | {"figure": figure}
-    return recorded(name, (kind, checkpoint), written, kind, config, results)
+    return recorded(name, (kind, at.checkpoint), written, kind, config, at.results)
 
 
 @app.command()
+@on_a_network
 def erf(
-    checkpoint: Checkpoint = None,
-    named: Named = None,
+    at: Trained,
     method: Annotated[str, Option(help="gradient, occlusion or activation.")] = "gradient",
     layer: Annotated[list[str] | None, Option(help="Repeatable; default: the paper's.")] = None,
-    data: On = None,
-    split: Split = "val",
     images: Annotated[int, Option(help="How many, evenly spread over the split.")] = 50,
     size: Annotated[tuple[int, int] | None, Option(help="Rows and columns to resize to.")] = None,
     tile: Annotated[int, Option(help="Images side by side, each way, for large fields.")] = 1,
@@ -263,10 +251,6 @@ def erf(
     stride: Annotated[int, Option(help="Pixels between its places.")] = 3,
     cut: Annotated[float | None, Option(help="Share of its peak where a field ends.")] = None,
     figure: Picture = None,
-    results: Record = None,
-    root: Root = None,
-    device: Device = "auto",
-    as_json: Json = False,
 ):
     """Measure receptive fields of the units of layers, and say what they could be in theory.
 
@@ -275,9 +259,7 @@ def erf(
     from rflw.data.readers import in_memory
     from rflw_study import fields, figures
 
-    checkpoint = the_checkpoint(checkpoint, named)
-    model, dataset = open_checkpoint(checkpoint, data, split, root, device)
-    dataset = in_memory(dataset)  # read again for the figure
+    dataset = in_memory(at.dataset)  # read again for the figure
     names = {name: place for place, name in fields.PLACES.items()}
     layers = {names.get(name, name): name for name in layer} if layer else fields.PLACES
     options = {"method": method, "layer": layer or None, "images": images}
@@ -286,13 +268,13 @@ def erf(
     options |= {"patch": patch, "stride": stride} if method == "occlusion" else {}
     settings = {"units": units, "top": top, "patch": patch, "stride": stride, "cut": cut}
     settings |= {"images": images, "size": size, "tile": tile, "progress": True}
-    with studied("erf", checkpoint, model, dataset, options, results, figure) as record:
-        result, measured = fields.erf(model, dataset, method, layers, **settings)
+    with studied("erf", at, options, figure) as record:
+        result, measured = fields.erf(at.model, dataset, method, layers, **settings)
         record["metrics"] = result
     if figure:
-        rows = fields.rows_of_figure(model, dataset, result, measured, images, size)
+        rows = fields.rows_of_figure(at.model, dataset, result, measured, images, size)
         draw(figures.field_grid(rows), figure, 110)
-    print_json(result) if as_json else print_fields(result)
+    print_json(result) if at.as_json else print_fields(result)
 
 
 def print_fields(result: dict) -> None:
@@ -313,18 +295,12 @@ def print_fields(result: dict) -> None:
 
 
 @app.command()
+@on_a_network
 def probe(
-    checkpoint: Checkpoint = None,
-    named: Named = None,
-    data: On = None,
-    split: Split = "val",
+    at: Trained,
     images: Annotated[int | None, Option(help="Training images; default: all.")] = None,
     head: Annotated[list[str], Option(help="conv or linear; repeatable.")] = ("conv", "linear"),
     seeds: Annotated[int, Option(help="How many times each head is trained.")] = 3,
-    results: Record = None,
-    root: Root = None,
-    device: Device = "auto",
-    as_json: Json = False,
 ):
     """Train segmentation and multi-label heads before RCU, after RCU and after CRP of a frozen
     network, as in the paper's Table 4.
@@ -334,14 +310,12 @@ def probe(
     from rflw.data.readers import open_dataset
     from rflw_study import heads
 
-    checkpoint = the_checkpoint(checkpoint, named)
-    model, dataset = open_checkpoint(checkpoint, data, split, root, device)
-    train = open_dataset(data or model.card["data"], "train", root)
+    train = open_dataset(at.data, "train", at.root)
     options = {"images": images, "head": list(head), "seeds": seeds}
-    with studied("probe", checkpoint, model, dataset, options, results) as record:
-        result = heads.probe(model, train, dataset, images, tuple(head), seeds, progress=True)
+    with studied("probe", at, options) as record:
+        result = heads.probe(at.model, train, at.dataset, images, tuple(head), seeds, progress=True)
         record["metrics"] = result
-    if as_json:
+    if at.as_json:
         return print_json(result)
 
     def columns(item):
@@ -355,16 +329,10 @@ def probe(
 
 
 @app.command()
+@on_a_network
 def saturation(
-    checkpoint: Checkpoint = None,
-    named: Named = None,
-    data: On = None,
-    split: Split = "val",
+    at: Trained,
     images: Annotated[int | None, Option(help="How many, evenly spread; default: all.")] = None,
-    results: Record = None,
-    root: Root = None,
-    device: Device = "auto",
-    as_json: Json = False,
 ):
     """Norms of RCU branches and CRP stages against what they are added to, and mIoU without each.
 
@@ -373,12 +341,10 @@ def saturation(
     from rflw.data.readers import in_memory
     from rflw_study.saturation import saturate
 
-    checkpoint = the_checkpoint(checkpoint, named)
-    model, dataset = open_checkpoint(checkpoint, data, split, root, device)
-    dataset = in_memory(dataset)  # read again for every block that is left out
-    with studied("saturation", checkpoint, model, dataset, {"images": images}, results) as record:
-        result = record["metrics"] = saturate(model, dataset, images, progress=True)
-    if as_json:
+    dataset = in_memory(at.dataset)  # read again for every block that is left out
+    with studied("saturation", at, {"images": images}) as record:
+        result = record["metrics"] = saturate(at.model, dataset, images, progress=True)
+    if at.as_json:
         return print_json(result)
 
     def columns(item):
