@@ -194,7 +194,7 @@ def data_prepare(
     raw: Annotated[Path, Option(help="Folder with the official files, unpacked or not.")],
     out: Root = None,
     workers: Annotated[
-        int | None, Option(help="Processes; 0: this one; default: all cores.")
+        int | None, Option(min=0, help="Processes; 0: this one; default: all cores.")
     ] = None,
     as_json: Json = False,
 ):

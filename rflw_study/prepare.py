@@ -1,13 +1,12 @@
 """From official files to one layout: `images/`, `masks/`, `splits/`, sums and a manifest.
 
 A mask is an 8-bit palette PNG of class indices in the order of `labels.py`, 255 is void. All is
-written to a hidden folder beside the target and moved when it is whole. No torch.
+written to a hidden folder beside the target, which becomes the target when it is whole. No torch.
 """
 
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,10 +25,8 @@ from tqdm import tqdm
 from rflw.data.images import read_image, read_mask
 from rflw.data.labels import COUNTS, LABELS, VOC_CLASSES, VOID
 from rflw.data.readers import FRAME, INSIDE, read_json, read_manifest, sum_line
-from rflw.errors import InputError, reading
-from rflw.records import write_whole
-
-LAYOUT = ("images", "masks", "splits", "SHA256SUMS", "manifest.json")  # of a prepared data set
+from rflw.errors import InputError, choose, reading
+from rflw.records import writing
 
 
 @dataclass(frozen=True)
@@ -76,44 +73,27 @@ def prepare(
         InputError: for an unknown name, for raw files that are missing, damaged or do not fit
             together, and where `out` cannot be written.
     """
-    if name not in PLANS:
-        raise InputError(f"cannot prepare {name!r}; choose from: {', '.join(PLANS)}")
-    if workers < 0:
-        raise InputError(f"{workers} workers: 0 or more")
-    raw, out = Path(raw), Path(out)
-    folder, unfinished = out / name, out / f".{name}.partial"
-    if (unfinished / "manifest.json").exists():  # a run was killed while it moved its results
-        _into_place(unfinished, folder)
+    choose("data set of the paper", name, PLANS)
+    raw, folder = Path(raw), Path(out) / name
+    unfinished = folder.with_name(f".{name}.partial")
     if (folder / "manifest.json").exists():
         return read_manifest(folder)
-    foreign = next((folder / part for part in LAYOUT if (folder / part).exists()), None)
-    if foreign:
-        raise InputError(f"{foreign}: not from rflw data prepare; choose another folder by --out")
     if not raw.is_dir():
         raise InputError(f"{raw}: no such folder of raw files")
-    try:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        for part in (*LAYOUT[:3], "raw"):
-            (unfinished / part).mkdir(parents=True)
-        files = RawFiles(raw.resolve(), unfinished / "raw", progress)
-        plan = _plan(name, files)
-        manifest = _write(name, plan, files, unfinished, workers, progress)
-        _into_place(unfinished, folder)
-    except OSError as e:
-        raise InputError(f"{folder}: cannot be written ({e.strerror or e})") from e
-    finally:
-        if not (unfinished / "manifest.json").exists():
+    with writing(folder):
+        if folder.exists() and any(folder.iterdir()):
+            raise InputError(f"{folder}: not from rflw data prepare; choose another --out")
+        shutil.rmtree(unfinished, ignore_errors=True)  # of a run that was killed
+        try:
+            for part in ("images", "masks", "splits", "raw"):
+                (unfinished / part).mkdir(parents=True)
+            files = RawFiles(raw.resolve(), unfinished / "raw", progress)
+            manifest = _write(name, _plan(name, files), files, unfinished, workers, progress)
+            shutil.rmtree(unfinished / "raw")
+            unfinished.rename(folder)
+        finally:
             shutil.rmtree(unfinished, ignore_errors=True)
     return manifest
-
-
-def _into_place(unfinished: Path, folder: Path) -> None:
-    """Move what is finished, the manifest last, so that a run that is killed here can resume."""
-    folder.mkdir(exist_ok=True)  # raw files may lie in it
-    for part in LAYOUT:
-        if (unfinished / part).exists():
-            (unfinished / part).rename(folder / part)
-    shutil.rmtree(unfinished)
 
 
 def _plan(name: str, files: "RawFiles") -> Plan:
@@ -154,8 +134,7 @@ def _write(
         },
     }
     (folder / "SHA256SUMS").write_text(sums)
-    text = json.dumps(manifest, indent=1) + "\n"
-    write_whole(folder / "manifest.json", lambda partial: Path(partial).write_text(text))
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
     return manifest
 
 
@@ -165,14 +144,9 @@ def _map(work: Callable, items: list[Item], workers: int, title: str | None) -> 
     if not workers:
         return list(bar(map(work, items)))
     ignore_ctrl_c = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}
-    try:
-        with ProcessPoolExecutor(workers, **ignore_ctrl_c) as pool:
-            chunk = max(1, min(32, len(items) // (4 * workers)))
-            return list(bar(pool.map(work, items, chunksize=chunk)))
-    except BrokenProcessPool as e:
-        raise InputError(
-            "a worker process was killed, perhaps for lack of memory: repeat it with fewer workers"
-        ) from e
+    with ProcessPoolExecutor(workers, **ignore_ctrl_c) as pool:
+        chunk = max(1, min(32, len(items) // (4 * workers)))
+        return list(bar(pool.map(work, items, chunksize=chunk)))
 
 
 def convert(item: Item, folder: Path, name: str, labelled: int) -> str | None:
@@ -237,6 +211,7 @@ PARTS = Source(
     "Annotations_Part", "https://roozbehm.info/pascal-parts/pascal-parts.html", "trainval.tar.gz"
 )
 CONTEXT = Source("trainval", "https://cs.stanford.edu/~roozbeh/pascal-context/", "trainval.tar.gz")
+DETAIL = Source("trainval_merged.json", f"{CONTEXT.page}, as is the folder trainval of .mat files")
 SBD = Source(
     "dataset/cls",
     "http://home.bharathh.info/pubs/codes/SBD/download.html, or as a folder SegmentationClassAug "
@@ -329,10 +304,7 @@ def _ids(path: Path) -> list[str]:
 
 
 def _item(image: Path, mask: Path, decode: Callable[[Path], np.ndarray]) -> Item:
-    """An image file and the file that `decode` makes its mask of, both of which must be there."""
-    for path, kind, other in ((image, "image", mask), (mask, "mask", image)):
-        if not path.is_file():
-            raise InputError(f"{path} is missing, the {kind} of {other}")
+    """An image file and the file that `decode` makes its mask of."""
     return Item(image.stem.removesuffix("_leftImg8bit"), image, partial(decode, mask))
 
 
@@ -346,17 +318,6 @@ def remap(labels: np.ndarray, table: np.ndarray, where: str | Path) -> np.ndarra
                 f"{where}: label {labels[y, x]} at row {y}, column {x} is out of range"
             )
         return table[labels].astype(np.uint8)
-
-
-def decode_colours(rgb: np.ndarray, colours, where: str | Path = "mask") -> np.ndarray:
-    """(H, W, 3) uint8 of nothing but `colours`, one for each class -> (H, W) uint8 classes."""
-    matches = (rgb[:, :, None] == np.asarray(colours, np.uint8)).all(-1)  # (H, W, K)
-    wrong = np.argwhere(~matches.any(-1))
-    if len(wrong):
-        y, x = wrong[0]
-        colour = tuple(rgb[y, x].tolist())
-        raise InputError(f"{where}: colour {colour} at row {y}, column {x} is of no class")
-    return matches.argmax(-1).astype(np.uint8)
 
 
 # Data sets
@@ -406,18 +367,10 @@ def _sbd_mats(folder: Path) -> list[Item]:
     ]
 
 
-VOC_LISTS = "ImageSets/Segmentation/"
-
-
 def _sbd_pngs(files: RawFiles, folder: Path) -> list[Item]:
-    """Of all masks in SegmentationClassAug, or of those that a trainaug.txt names."""
     images = files.find(VOC[2012])
-    named = [f"{at}{name}.txt" for name in ("trainaug", "train_aug") for at in (VOC_LISTS, "")]
-    lists = [path for name in named for path in files.search(name)]
-    names = _ids(lists[0]) if lists else folder.glob("[!.]*.png")
     decode = partial(read_mask, num_classes=len(VOC_CLASSES))
-    keys = {Path(name).stem for name in names}
-    return [_item(images / f"{key}.jpg", folder / f"{key}.png", decode) for key in keys]
+    return [_item(images / f"{mask.stem}.jpg", mask, decode) for mask in folder.glob("[!.]*.png")]
 
 
 def _sbd_mask(path: Path) -> np.ndarray:
@@ -472,33 +425,15 @@ CONTEXT_IDS = (
 
 
 def _context(files: RawFiles) -> Plan:
-    """Of three forms of masks the first of: .mat, JSON of the Detail API, coloured PNG."""
+    """Of two forms of masks the first of: .mat, JSON of the Detail API."""
     folder, mats = files.find(VOC[2010]).parent, files.look(CONTEXT)
-    first = _ids(folder / "ImageSets" / "Main" / "train.txt")[0]
-    merged = files.search("trainval_merged.json")
-    coloured = [path.parent for path in files.search(f"{first}.png") if _is_context(path)]
     if mats:
         form, splits = ".mat files", _split_by_voc(folder, "Main", mats, ".mat", _context_mat)
-    elif merged:
-        form = "trainval_merged.json, later regions over earlier ones"
-        splits = _detail_splits(files.use(merged[0]), folder)
-    elif coloured:
-        form, masks = "colour-coded PNG files", files.use(coloured[0])
-        splits = _split_by_voc(folder, "Main", masks, ".png", _context_coloured)
     else:
-        raise InputError(
-            f"{files.folder}: neither a folder trainval of .mat files, nor {CONTEXT.archive}, nor "
-            f"trainval_merged.json, nor colour-coded masks such as {first}.png; "
-            f"they are on {CONTEXT.page}"
-        )
+        form = "trainval_merged.json, later regions over earlier ones"
+        splits = _detail_splits(files.find(DETAIL), folder)
     others = "labels other than the 59 are background"
     return Plan(splits, [f"masks from {form}", others, "split as VOC 2010"])
-
-
-def _is_context(path: Path) -> bool:
-    """Whether a mask is neither VOC's own nor prepared."""
-    prepared = (path.parents[1] / "manifest.json").exists()
-    return not prepared and path.parent.name not in ("SegmentationClass", "SegmentationObject")
 
 
 def _context_table() -> np.ndarray:
@@ -511,13 +446,8 @@ def _context_mat(path: Path) -> np.ndarray:
     return remap(_mat(path, "LabelMap"), _context_table(), path)
 
 
-def _context_coloured(path: Path) -> np.ndarray:
-    return decode_colours(read_image(path), LABELS["context"].colours, path)
-
-
 def _detail_splits(path: Path, folder: Path) -> dict[str, list[Item]]:
     """From trainval_merged.json: images with a phase, regions as run lengths or polygons."""
-    _check_pycocotools()
     content, table = read_json(path), _context_table()
     with reading(path):
         layers = {entry["image_id"]: [] for entry in content["images"]}
@@ -543,14 +473,8 @@ COCO_NAMES = {  # of VOC's classes that COCO calls otherwise
 
 
 def _coco(files: RawFiles) -> Plan:
-    _check_pycocotools()
-    newest, older = (
-        Source(f"instances_train{year}.json", COCO, f"annotations_trainval{year}.zip")
-        for year in (2017, 2014)
-    )
-    path = files.look(newest) or files.look(older) or files.find(newest)
-    part = path.stem.removeprefix("instances_")
-    folder, content = files.find(Source(part, COCO, f"{part}.zip")), read_json(path)
+    path = files.find(Source("instances_train2017.json", COCO, "annotations_trainval2017.zip"))
+    folder, content = files.find(Source("train2017", COCO, "train2017.zip")), read_json(path)
     layers = defaultdict(list)
     with reading(path):
         numbers = {entry["name"]: entry["id"] for entry in content["categories"]}
@@ -579,29 +503,21 @@ def _coco(files: RawFiles) -> Plan:
     return Plan({"train": items}, statements, labelled=1001)
 
 
-def _check_pycocotools() -> None:
-    """Better before an hour of reading than after it."""
-    try:
-        import pycocotools.mask  # noqa: F401
-    except ImportError as e:
-        raise InputError(
-            'polygons and run lengths need pycocotools, which the extra "data" brings: '
-            'pip install "rflw[data]"'
-        ) from e
-
-
 def _painted(path: Path, folder: Path, entry: dict, layers: list) -> Item:
     """An image of a JSON file `path`, with its (class, region) from the lowest up."""
     image = folder / Path(entry["file_name"]).name
-    if not image.is_file():
-        raise InputError(f"{image} is missing, the image of an entry in {path}")
     size = entry["height"], entry["width"]
     return Item(image.stem, image, partial(_paint, path, image.stem, size, layers))
 
 
 def _paint(path: Path, key: str, size: tuple[int, int], layers: list) -> np.ndarray:
     """Lay (class, polygons or run lengths) over each other, from the first -> (H, W) uint8."""
-    from pycocotools import mask as coco
+    try:
+        from pycocotools import mask as coco
+    except ImportError as e:
+        raise InputError(
+            'pycocotools is missing, which COCO needs: pip install "rflw[data]"'
+        ) from e
 
     mask = np.zeros(size, np.uint8)
     with reading(f"{path}, image {key}"):

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from pathlib import Path
 import shutil
 import sys
@@ -22,7 +21,7 @@ from rflw.data.check import check
 from rflw.data.labels import LABELS, VOC_CLASSES, voc_colours
 from rflw.data.readers import open_dataset
 from rflw_study import prepare as module
-from rflw_study.prepare import COCO_NAMES, CONTEXT_IDS, COUNTS, decode_colours, prepare, remap
+from rflw_study.prepare import COCO_NAMES, CONTEXT_IDS, COUNTS, prepare, remap
 
 MASK = np.array([[0, 1, 1, 20], [0, 15, 15, 255], [7, 7, 0, 255]], np.uint8)  # 4 wide, 3 high
 H, W = MASK.shape
@@ -154,15 +153,6 @@ def context_json(raw: Path) -> None:
     (raw / "trainval_merged.json").write_text(json.dumps(content))
 
 
-def context_coloured(raw: Path) -> None:
-    voc(raw, ("2008_000002",), year=2010)
-    rgb = np.zeros((H, W, 3), np.uint8)
-    rgb[0], rgb[1, 1], rgb[2, 2] = (0, 0, 192), (0, 192, 64), (192, 128, 128)
-    for key in ("2008_000002", "2008_000003"):
-        png(raw / f"VOCdevkit/VOC2010/SegmentationClass/{key}.png", MASK, palette=True)  # not these
-        png(raw / f"coloured/{key}.png", rgb)
-
-
 SIZE = (40, 60)
 COCO_IDS = {"person": 1, "airplane": 5, "truck": 8, "couch": 63, "laptop": 73}
 
@@ -171,7 +161,7 @@ def box(x: float, y: float, w: float, h: float) -> list[list[float]]:
     return [[x, y, x + w, y, x + w, y + h, x, y + h]]
 
 
-def coco(raw: Path, year: int = 2017, shapes=None) -> None:
+def coco(raw: Path, shapes=None) -> None:
     """Columns of couches have 20, 25 and just over 25 columns of 40 pixels."""
     small = np.zeros(SIZE)
     small[30:, 10:14] = 1
@@ -208,9 +198,9 @@ def coco(raw: Path, year: int = 2017, shapes=None) -> None:
         ],
     }
     for key in keys:
-        photo(raw / f"train{year}/{key}.jpg", SIZE[::-1])
+        photo(raw / f"train2017/{key}.jpg", SIZE[::-1])
     (raw / "annotations").mkdir(exist_ok=True)
-    (raw / f"annotations/instances_train{year}.json").write_text(json.dumps(content))
+    (raw / "annotations/instances_train2017.json").write_text(json.dumps(content))
 
 
 ROADS = np.array([[7, 8, 0, 33], [26, 1, 3, 24], [29, 30, 10, 255]], np.uint8)
@@ -395,21 +385,13 @@ def test_voc_in_the_folders_of_the_copy_on_kaggle(raw, out):
     assert prepare("voc", kaggle, out)["sha256"] == official["sha256"]
 
 
-@pytest.mark.parametrize("listed", [None, "2008_000010\n", "/img/2008_000010.jpg /m/x.png\n"])
-def test_sbd_as_png_files(raw, out, listed):
+def test_sbd_as_png_files(raw, out):
     folder = voc(raw)
-    for key in ("2007_000001", "2007_000002", "2008_000003", "2008_000010", "2008_000011"):
-        mask = np.full(MASK.shape, 0 if key.startswith("2007") else 7, np.uint8)
-        (folder / "SegmentationClassAug").mkdir(exist_ok=True)
-        Image.fromarray(mask).save(folder / "SegmentationClassAug" / f"{key}.png")
-        (folder / "JPEGImages" / f"{key}.jpg").write_bytes(
-            (folder / "JPEGImages/2007_000001.jpg").read_bytes()
-        )
-    if listed:
-        (folder / "ImageSets/Segmentation/trainaug.txt").write_text(listed)
+    for key in ("2007_000001", "2007_000002", "2008_000003", "2008_000010"):
+        png(folder / f"SegmentationClassAug/{key}.png", np.full((H, W), 7))
+        photo(folder / f"JPEGImages/{key}.jpg")
     prepare("sbd", raw, out)
-    more = ["2008_000010"] + ["2008_000011"] * (listed is None)
-    assert ids(out, "sbd", "train") == ["2007_000001", "2007_000002", *more]
+    assert ids(out, "sbd", "train") == ["2007_000001", "2007_000002", "2008_000010"]
     assert ids(out, "sbd", "val") == ["2008_000003"]
     assert (read(out, "sbd", "2008_000010") == 7).all()
     assert np.array_equal(read(out, "sbd", "2007_000001"), MASK)  # VOC's own
@@ -445,8 +427,8 @@ def test_parts_of_a_person_are_merged(raw, out):
     assert tuple(module.PERSON_PARTS) == LABELS["person"].classes[1:]
 
 
-def test_three_forms_of_context(raw, out):
-    for make in (context_coloured, context_json, context):  # the later one has precedence
+def test_two_forms_of_context(raw, out):
+    for make in (context_json, context):  # the later one has precedence
         make(raw)
         manifest = prepare("context", raw, out / make.__name__)
         assert manifest["splits"] == {"train": 1, "val": 1} and manifest["classes"] == 60
@@ -458,11 +440,6 @@ def test_three_forms_of_context(raw, out):
     sky = ["person", "sky", "sky", "sky"]
     assert words(out / "context_json", "context", "2008_000002") == [sky] * 3
     assert (read(out / "context_json", "context", "2008_000003") == 0).all()
-    assert words(out / "context_coloured", "context", "2008_000002") == [
-        ["grass"] * 4,
-        ["background", "sky", "background", "background"],
-        ["background", "background", "person", "background"],
-    ]
     files = [entry["file"] for entry in manifest["raw"]]
     assert files == ["VOCdevkit/VOC2010/JPEGImages", "trainval"]
 
@@ -508,15 +485,14 @@ def test_numbers_of_contexts_classes():
 )
 def test_colours_of_the_authors_masks_mean_what_their_photos_show(name, classes):
     """The authors' example masks use VOC's palette: what they show was looked at, by colour."""
-    rows = [row.rsplit(" ", 3) for row in classes.split(", ")]
-    rgb = np.array([[row[1:] for row in rows]]).astype(np.uint8)
-    labels = decode_colours(rgb, voc_colours(len(LABELS[name].classes)))[0]
-    assert [LABELS[name].classes[label] for label in labels] == [row[0] for row in rows]
+    colours = voc_colours(len(LABELS[name].classes))
+    for row in classes.split(", "):
+        label, *colour = row.rsplit(" ", 3)
+        assert LABELS[name].classes[colours.index(tuple(map(int, colour)))] == label
 
 
-@pytest.mark.parametrize("year", (2017, 2014))
-def test_coco(raw, out, year):
-    coco(raw, year)
+def test_coco(raw, out):
+    coco(raw)
     manifest = prepare("coco", raw, out)
     # "few" has 800 pixels of a couch, "exact" 1,000, "trucks" none of the 20 classes
     assert ids(out, "coco", "train") == ["many", "over"]
@@ -531,7 +507,7 @@ def test_coco(raw, out, year):
     assert np.array_equal(read(out, "coco", "over"), 18 * (columns < 1001))
 
 
-def test_smaller_things_of_coco_lie_above_larger_ones(raw, out, monkeypatch):
+def test_smaller_things_of_coco_lie_above_larger_ones(raw, out):
     coco(raw, shapes=(("many", 63, box(0, 0, 60, 40), 0), ("many", 1, box(10, 10, 10, 10), 0)))
     path = raw / "annotations/instances_train2017.json"
     content = json.loads(path.read_text())
@@ -545,7 +521,7 @@ def test_smaller_things_of_coco_lie_above_larger_ones(raw, out, monkeypatch):
 
 def test_without_pycocotools_the_extra_is_named(raw, out, monkeypatch):
     coco(raw)
-    monkeypatch.setitem(sys.modules, "pycocotools.mask", None)
+    monkeypatch.setitem(sys.modules, "pycocotools", None)
     fails(r'pip install "rflw\[data\]"', "coco", raw, out)
 
 
@@ -594,16 +570,10 @@ def pack(raw: Path, part: str, archive: str) -> None:
 
 
 ARCHIVES = {
-    "voc": [("VOCdevkit", "VOCtrainval_11-May-2012.tar")],
     "sbd": [
         ("VOCdevkit", "VOCtrainval_11-May-2012.tar"),
         ("benchmark_RELEASE", "benchmark.tgz"),
     ],
-    "person": [
-        ("VOCdevkit", "VOCtrainval_03-May-2010.tar"),
-        ("Annotations_Part", "trainval.tar.gz"),
-    ],
-    "context": [("trainval", "trainval.tar.gz")],
     "cityscapes": [
         ("gtFine", "gtFine_trainvaltest.zip"),
         ("leftImg8bit", "leftImg8bit_trainvaltest.zip"),
@@ -642,60 +612,26 @@ def test_where_raw_files_may_lie(raw, out, tmp_path):
     voc(raw / "a/b")
     for i, part in enumerate(("", "a", "a/b/VOCdevkit", "a/b/VOCdevkit/VOC2012")):
         assert prepare("voc", raw / part, out / str(i))["splits"] == {"train": 2, "val": 1}
-    voc(out / "voc")
-    assert prepare("voc", out / "voc", out)["splits"] == {"train": 2, "val": 1}
     (tmp_path / "linked").mkdir()
     (tmp_path / "linked/VOCdevkit").symlink_to(raw / "a/b/VOCdevkit")
     assert prepare("voc", tmp_path / "linked", tmp_path / "linked")["splits"]["train"] == 2
 
 
-@pytest.mark.parametrize("archive", ("VOCtrainval_11-May-2012.tar", "benchmark.tgz"))
-def test_archives_that_were_cut_are_named(raw, out, archive):
+def test_an_archive_that_was_cut_is_named(raw, out):
     sbd(raw)
-    pack(raw, dict(map(reversed, ARCHIVES["sbd"]))[archive], archive)
-    whole = (raw / archive).read_bytes()
-    (raw / archive).write_bytes(whole[: len(whole) // 2])
-    fails(f"{archive}: cannot be read", "sbd", raw, out)
-    (raw / archive).write_bytes(whole)
-    assert prepare("sbd", raw, out)["splits"] == {"train": 4, "val": 1}
+    pack(raw, "benchmark_RELEASE", "benchmark.tgz")
+    whole = (raw / "benchmark.tgz").read_bytes()
+    (raw / "benchmark.tgz").write_bytes(whole[: len(whole) // 2])
+    fails("benchmark.tgz: cannot be read", "sbd", raw, out)
 
 
 # Repeated runs
 
 
-class Killed(BaseException):
-    pass
-
-
-def test_a_run_that_is_interrupted_can_be_repeated(raw, out, monkeypatch):
+def test_a_run_that_was_killed_can_be_repeated(raw, out):
     voc(raw)
     prepare("voc", raw, out / "whole")
-    convert, calls = module.convert, []
-
-    def interrupted(*args, **options):
-        calls.append(args)
-        if len(calls) == 3:
-            raise Killed
-        return convert(*args, **options)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(module, "convert", interrupted)
-        patch.setattr(shutil, "rmtree", lambda *_, **__: None)  # a killed process does not tidy up
-        with pytest.raises(Killed):
-            prepare("voc", raw, out / "broken")
-    assert [*(out / "broken/.voc.partial/masks").iterdir()]
-    assert not (out / "broken/voc").exists()
-    prepare("voc", raw, out / "broken")
-    assert contents(out / "broken") == contents(out / "whole")
-
-
-def test_a_run_that_is_killed_while_it_moves_its_results_resumes(raw, out):
-    voc(raw)
-    prepare("voc", raw, out / "whole")
-    prepare("voc", raw, out / "broken")
-    for part in ("masks", "SHA256SUMS", "manifest.json"):
-        (out / "broken/.voc.partial").mkdir(exist_ok=True)
-        (out / "broken/voc" / part).rename(out / "broken/.voc.partial" / part)
+    photo(out / "broken/.voc.partial/images/half.jpg")
     prepare("voc", raw, out / "broken")
     assert contents(out / "broken") == contents(out / "whole")
 
@@ -714,7 +650,7 @@ def test_a_finished_folder_is_left_alone(raw, out):
 def test_folders_of_others_are_left_alone(raw, out):
     voc(raw)
     photo(out / "voc/images/mine.jpg")
-    with pytest.raises(InputError, match="voc/images: not from rflw data prepare; choose another"):
+    with pytest.raises(InputError, match="out/voc: not from rflw data prepare; choose another"):
         prepare("voc", raw, out)
     assert [*contents(out)] == ["voc/images/mine.jpg"]
 
@@ -728,30 +664,13 @@ def test_two_processes_give_what_one_gives(raw, out):
         prepare("voc", raw, out / "bad", workers=2)
 
 
-def kill(item, **_):
-    os._exit(9)
-
-
-def test_a_worker_that_is_killed(raw, out, monkeypatch):
-    voc(raw)
-    monkeypatch.setattr(module, "convert", kill)
-    with pytest.raises(InputError, match="a worker process was killed"):
-        prepare("voc", raw, out, workers=1)
-
-
-def test_no_progress_bar_without_a_terminal(raw, out, capfd):
-    voc(raw)
-    prepare("voc", raw, out, progress=True)
-    assert capfd.readouterr() == ("", "")
-
-
 # Bad input
 
 VOC = "VOCdevkit/VOC2012"
 VAL = f"{VOC}/ImageSets/Segmentation/val.txt"
 JPEG, PNG = f"{VOC}/JPEGImages/2007_000002.jpg", f"{VOC}/SegmentationClass/2007_000002.png"
 CLASSES = "benchmark_RELEASE/dataset/cls/2008_000010.mat"
-PARTS, MAT = "Annotations_Part/2008_000003.mat", "trainval/2008_000003.mat"
+PARTS = "Annotations_Part/2008_000003.mat"
 COCO = "annotations/instances_train2017.json"
 CITY = "gtFine/train/ulm/ulm_000000_000019_gtFine_labelIds.png"
 FRAMES = "nyu_depth_v2_labeled.mat"
@@ -796,35 +715,18 @@ def removed(folder: str):
         ("voc", replaced(VAL, b"2007_000001"), "voc: id 2007_000001 twice"),
         ("voc", replaced(VAL, b""), "voc: no images for val"),
         ("voc", replaced(JPEG, b"hello"), "2007_000002.jpg: .*image"),
-        ("voc", replaced(JPEG, None), "000002.jpg is missing, the image of .*000002.png"),
+        ("voc", replaced(JPEG, None), "000002.jpg: no such file"),
         ("voc", replaced(PNG, MASK[:2]), "voc 2007_000002: mask of 4x2, its image is 4x3"),
         ("voc", replaced(PNG, MASK + ONE), "000002.png: label 21 at row 0, column 3"),
         ("sbd", cut(CLASSES), "2008_000010.mat: cannot be read"),
         ("sbd", replaced(CLASSES, {"x": 1}), r"000010.mat: cannot be read \('GTcls'\)"),
-        (
-            "sbd",
-            replaced(CLASSES, {"GTcls": {"Segmentation": MASK.astype(float)}}),
-            "000010.mat: cannot be read .*integer",
-        ),
         ("sbd", removed("benchmark_RELEASE"), "no dataset/cls nor benchmark.tgz; it is on http"),
-        ("person", replaced(PARTS, None), "000003.mat is missing, the mask of .*000003.jpg"),
         ("person", replaced(PARTS, {"anno": {"objects": TAIL}}), "000003.mat: .*'tail'"),
-        ("person", removed("VOCdevkit"), "no VOC2010/JPEGImages nor VOCtrainval_03-May-2010.tar"),
-        (
-            "context",
-            replaced(MAT, {"LabelMap": CONTEXT_LABELS + ONE}),
-            "000003.mat: label 460 at row 1, column 2 is out of range",
-        ),
-        ("context", removed("trainval"), "neither a folder trainval .*trainval_merged.json"),
+        ("context", removed("trainval"), "no trainval_merged.json; .* the folder trainval of .mat"),
         ("coco", replaced(COCO, b'{"images": [1'), "instances_train2017.json: cannot be read"),
-        ("coco", replaced(COCO, None), "no instances_train2017.json nor annotations_trainval2017"),
-        ("coco", replaced("train2017/many.jpg", None), "many.jpg is missing, the image of an"),
         ("coco", region({"size": SIZE, "counts": [0, 5000]}), "2017.json, image many: cannot"),
-        ("coco", region([["a"] * 6]), "image many: cannot be read"),
         ("cityscapes", replaced(CITY, ROADS + ONE), "Ids.png: label 34 at row 0, column 3 is out"),
-        ("cityscapes", removed("leftImg8bit"), "no leftImg8bit nor leftImg8bit_trainvaltest.zip"),
         ("nyu", cut(FRAMES), f"{FRAMES}: cannot be read"),
-        ("nyu", replaced("splits.mat", None), "no splits.mat; it is on https://cs.nyu.edu"),
         (
             "nyu",
             replaced("splits.mat", {"trainNdxs": [[1], [4]], "testNdxs": [[2]]}),
@@ -854,10 +756,10 @@ def test_labels_of_nyu_out_of_range_and_frames_of_another_size(raw, out):
 
 
 def test_bad_arguments_and_a_target_that_cannot_be_written(raw, out):
-    with pytest.raises(InputError, match="cannot prepare 'camvid'; choose from: voc, sbd"):
+    with pytest.raises(
+        InputError, match="unknown data set of the paper 'camvid'; choose from: voc"
+    ):
         prepare("camvid", raw, out)
-    with pytest.raises(InputError, match="-1 workers"):
-        prepare("voc", raw, out, workers=-1)
     fails("raw: no such folder of raw files", "voc", raw, out)
     voc(raw)
     out.write_text("a file")
@@ -874,19 +776,6 @@ def test_a_full_disk(raw, out, monkeypatch):
 
     monkeypatch.setattr(Image.Image, "save", full)
     fails(r"voc: cannot be written \(No space left on device\)", "voc", raw, out)
-
-
-# Labels and colours
-
-
-def test_every_colour_comes_back_and_others_are_refused():
-    labels = np.random.RandomState(0).randint(0, 60, (50, 70))
-    rgb = np.array(voc_colours(60), np.uint8)[labels]
-    assert np.array_equal(decode_colours(rgb, voc_colours(60)), labels)
-    rgb[2, 3] = (0, 0, 1)
-    with pytest.raises(InputError) as caught:
-        decode_colours(rgb, voc_colours(60), "x.png")
-    assert str(caught.value) == "x.png: colour (0, 0, 1) at row 2, column 3 is of no class"
 
 
 def test_remap():
