@@ -20,7 +20,6 @@ strongest level of evidence that has a vote decides, and the verdict's words car
 """
 
 from collections.abc import Iterable, Iterator
-import csv
 from dataclasses import dataclass, replace
 from functools import cache
 import math
@@ -28,11 +27,12 @@ from pathlib import Path
 import re
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+import pandas
+from pydantic import Field
 import yaml
 
 from rflw import records
-from rflw.errors import InputError, reading
+from rflw.errors import InputError, about, choose, reading
 from rflw_study import evidence, paper
 from rflw_study.evidence import CELL, COMBINATION, COMPUTED, DATA, HARDWARE, Answer
 from rflw_study.statistics import Interval
@@ -235,15 +235,13 @@ def load(path: Path | None = None) -> tuple[Claim, ...]:
     path = path or FILE
     with reading(path):
         content = yaml.load(path.read_text(encoding="utf-8"), yaml.CSafeLoader)
-    try:
-        file = File.model_validate(content)
-    except ValidationError as e:
-        raise InputError(f"{path}: {_first_fault(e)}") from e
+    with about(path):
+        file = File.of(content)
     claims: dict[str, Claim] = {}
     first: dict[tuple, str] = {}  # what a claim says -> the first that says it
     for position, entry in enumerate(file.claims, start=1):
-        try:
-            for claim in _expand(Entry.model_validate(entry), file):
+        with about(f"{path.name}, claim {position}{_name(entry)}"):
+            for claim in _expand(Entry.of(entry), file):
                 if claim.id in claims:
                     raise InputError(f"a second claim {claim.id!r}")
                 said = (str(claim.test), claim.value, claim.relation)
@@ -251,9 +249,6 @@ def load(path: Path | None = None) -> tuple[Claim, ...]:
                     claim = replace(claim, repeats=first.get(said, ""))
                 first.setdefault(said, claim.id)
                 claims[claim.id] = claim
-        except (ValidationError, InputError) as e:
-            fault = _first_fault(e) if isinstance(e, ValidationError) else e
-            raise InputError(f"{path.name}, claim {position}{_name(entry)}: {fault}") from e
     results = [s for s in paper.statements() if s.kind == "result"]
     claims |= {s.id: _of(s) for s in results if s.source != "own"}
     missing = [f"table {c.table}, {c.row}, {c.column}" for c in paper.cells() if c.id not in claims]
@@ -261,12 +256,6 @@ def load(path: Path | None = None) -> tuple[Claim, ...]:
     if missing:
         raise InputError(f"{path}: no claim for {missing[0]}")
     return tuple(claims.values())
-
-
-def _first_fault(error: ValidationError) -> str:
-    fault = error.errors()[0]
-    place = ".".join(map(str, fault["loc"]))
-    return f"{place}: {fault['msg']}" if place else fault["msg"].removeprefix("Value error, ")
 
 
 def _name(entry: Any) -> str:
@@ -285,9 +274,7 @@ def _expand(entry: Entry, file: File) -> Iterator[Claim]:
         for part in ("test", "level", "aim"):
             if not getattr(entry, part):
                 raise InputError(f"{claim.id}: no {part}")
-        if entry.tolerance not in file.tolerances:
-            known = ", ".join(file.tolerances)
-            raise InputError(f"tolerance {entry.tolerance!r}; choose from: {known}")
+        choose("tolerance", entry.tolerance, file.tolerances)
         rule = file.tolerances[entry.tolerance]
         if entry.printed:
             evidence.printed(entry.printed)  # a number that is unknown is named
@@ -298,7 +285,7 @@ def _expand(entry: Entry, file: File) -> Iterator[Claim]:
             test=evidence.parse(_place(cell, file.networks) | entry.test),
             note=entry.note,
             level=getattr(evidence, entry.level.upper()),
-            fixed=rule.fixed,
+            fixed=evidence.protocol().fixed if "compare" in entry.test else rule.fixed,
             construction=claim.id in entry.construction
             if isinstance(entry.construction, tuple)
             else entry.construction,
@@ -473,11 +460,8 @@ def others() -> dict[str, list[dict[str, str]]]:
     """
     path = paper.FOLDER / "others.csv"
     with reading(path):
-        rows = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
-    by_claim: dict[str, list[dict[str, str]]] = {}
-    for row in rows:
-        by_claim.setdefault(row["claim"], []).append(row)
-    return by_claim
+        rows = pandas.read_csv(path, dtype=str, keep_default_na=False)
+    return {claim: part.to_dict("records") for claim, part in rows.groupby("claim")}
 
 
 def beside(kinds: Iterable[str], folder: Path | None = None) -> list[dict[str, str]]:

@@ -1,26 +1,24 @@
-"""What answers a claim: one function for each kind of test in `data/paper/claims.yaml`. No torch.
+"""What answers a claim: one class for each kind of test in `data/paper/claims.yaml`. No torch.
 
-A function takes a `rflw_study.claims.Claim`, whose test is of its kind, and all records. It returns
-the answers that the records hold, and what is missing where they hold none. The class above it says
-what such a test must name. An answer that may not vote says why, and is shown all the same.
+Its fields say what such a test must name. Its `answers` takes a `rflw_study.claims.Claim`, whose
+test it is, and all records. It returns the answers that the records hold, and what is missing where
+they hold none. An answer that may not vote says why, and is shown all the same.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cache
-from itertools import groupby
 import math
 from pathlib import Path
 import re
-import subprocess
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 import yaml
 
 from rflw.config import Recipe
-from rflw.errors import InputError, reading
+from rflw.errors import InputError, choose, reading, why
 from rflw.recipes import OWN, RECIPES
 from rflw_study import paper
 from rflw_study.statistics import Interval, equivalence, holm, mean_interval, p_value
@@ -52,8 +50,6 @@ BETWEEN_PROCESSES = 0.10
 CONSTANT = 0.90  # accuracy of answers that never change: heads beside it say nothing
 MOVED = 0.05  # change of the norm of RCU weights, below which training left them as they were
 PROTOCOL = paper.FOLDER.parent / "protocol.yaml"
-# Lines that decide a verdict: margins, bounds, splits, and what is compared.
-CAUSES = r"^ *(margin|least_seeds|live_share|ceiling|scored):|better:"
 
 
 @dataclass(frozen=True)
@@ -81,6 +77,14 @@ class Strict(BaseModel, frozen=True, extra="forbid"):
 
     one_of: ClassVar[tuple[str, ...]] = ()
 
+    @classmethod
+    def of(cls, settings: Any):
+        """Such a part of the file. Raises InputError that names the first setting at fault."""
+        try:
+            return cls.model_validate(settings)
+        except ValidationError as e:
+            raise InputError(why(e)) from e
+
     @model_validator(mode="after")
     def _has_one(self):
         given = [name for name in self.one_of if getattr(self, name) not in (None, "", (), {})]
@@ -94,10 +98,20 @@ class Test(Strict):
 
     __test__ = False  # for pytest
 
+    @classmethod
+    def kinds(cls) -> tuple[str, ...]:
+        """The names that it has in claims.yaml."""
+        first = next(iter(cls.model_fields))
+        return cls.one_of if first in cls.one_of else (first,)
+
     @property
     def kind(self) -> str:
-        """Its kind, as in claims.yaml."""
-        return next(iter(type(self).model_fields))
+        """The first of its names."""
+        return self.kinds()[0]
+
+    def answers(self, claim, recorded: list[dict]) -> Answers:
+        """What the records answer to a claim that has this test."""
+        raise NotImplementedError
 
 
 # ---------------------------------------------------------------- what may vote
@@ -134,6 +148,7 @@ class Votes(Strict):
 class Protocol(Strict):
     """data/protocol.yaml."""
 
+    fixed: str  # commit and time of the last change of what decides: margins, bounds, splits, pairs
     outcomes: dict[str, str]
     least_seeds: int
     votes: Votes
@@ -150,26 +165,9 @@ def protocol(path: Path | None = None) -> Protocol:
         return Protocol.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
 
 
-@cache
-def fixed(path: Path | None = None) -> tuple[str, str]:
-    """Commit and time of the last change of such a line in the protocol; "" where unknown.
-
-    A merge counts with what it changes in the branch that it goes into.
-    """
-    path = path or PROTOCOL
-
-    def git(*words: str) -> str:
-        words = ("git", "-C", str(path.parent), *words)
-        return subprocess.run(words, capture_output=True, text=True, timeout=20).stdout.strip()
-
-    try:
-        if git("rev-parse", "--is-shallow-repository") != "false":
-            return "", ""
-        last = ("log", "-1", "-s", "--diff-merges=first-parent", "--format=%h %aI", f"-G{CAUSES}")
-        commit, _, day = git(*last, "--", path.name).partition(" ")
-        return commit, day
-    except (OSError, subprocess.TimeoutExpired):
-        return "", ""
+def level_of(data: str) -> str:
+    """The level of trainings on a data set."""
+    return COMBINATION if data in PAPER_DATA else DATA
 
 
 def unfit(run: dict | None) -> str:
@@ -199,7 +197,7 @@ def on_trainings(
         f"{what}, {len(values)} training{'s' * (len(values) != 1)}",
         mean_interval(values, 0.90),
         _unique(name for part in names for name in part),
-        level or (COMBINATION if data in PAPER_DATA else DATA),
+        level or level_of(data),
         few if voting else reasons[0],
         contrary=bool(voting) and any(claim.holds(_alone(value)) is False for value in values),
     )
@@ -231,58 +229,55 @@ class CountTest(Test):
             raise InputError("no network to count")
         return self
 
-
-def count(claim, recorded: list[dict]) -> Answers:
-    """Counts on record; multiply-adds by two ways of counting."""
-    test = claim.test
-    rows = {
-        row["model"]: (row, record["name"])
-        for record in _of_kind("complexity", recorded)
-        for row in record["metrics"]["rows"]
-        if test.size is None or row["size"] == _pixels(test.size)
-    }
-    if missing := next((model for model in test.networks if model not in rows), ""):
-        command = "rflw complexity --all --results data/results"
-        return [], f"no count of {missing} on record: {command}"
-    wanted = rows if test.count == "unchanged" else test.networks
-    counted = {model: rows[model][0] for model in wanted}
-    names = _unique(rows[model][1] for model in wanted)
-    if test.count == "kernels":
-        kernels = {m: row["parts"]["decoder"]["kernels"] for m, row in counted.items()}
-        return [
-            Answer(m, _alone(each.get(test.kernel, 0)), names) for m, each in kernels.items()
-        ], ""
-    rules = COUNTING if test.count == "macs" else {"": (1, 1, 0, 0, 0)}
-    return [
-        Answer(way, _alone(_counted(test, claim.unit, counted, rule)), names)
-        for way, rule in rules.items()
-    ], ""
-
-
-def _counted(test: CountTest, unit: str, rows: dict[Model, dict], rule: tuple[int, ...]) -> float:
-    """What a test asks for, of networks that were counted, by one way of counting."""
-    if test.count == "listed":
-        return len(rows)
-    if test.count == "unchanged":
-        layers = {
-            model: sum(row["parts"]["decoder"]["kernels"].values()) - row["taps"]
-            for model, row in rows.items()
-            if re.match("refinenet-lw-(?!rcu-)", model)
+    def answers(self, claim, recorded: list[dict]) -> Answers:
+        """Counts on record; multiply-adds by two ways of counting."""
+        rows = {
+            row["model"]: (row, record["name"])
+            for record in _of_kind("complexity", recorded)
+            for row in record["metrics"]["rows"]
+            if self.size is None or row["size"] == _pixels(self.size)
         }
-        return sum(layers[model] == layers[test.model] for model in layers) - 1
+        if missing := next((model for model in self.networks if model not in rows), ""):
+            command = "rflw complexity --all --results data/results"
+            return [], f"no count of {missing} on record: {command}"
+        wanted = rows if self.count == "unchanged" else self.networks
+        counted = {model: rows[model][0] for model in wanted}
+        names = _unique(rows[model][1] for model in wanted)
+        if self.count == "kernels":
+            kernels = {m: row["parts"]["decoder"]["kernels"] for m, row in counted.items()}
+            return [
+                Answer(m, _alone(each.get(self.kernel, 0)), names) for m, each in kernels.items()
+            ], ""
+        rules = COUNTING if self.count == "macs" else {"": (1, 1, 0, 0, 0)}
+        return [
+            Answer(way, _alone(self._counted(claim.unit, counted, rule)), names)
+            for way, rule in rules.items()
+        ], ""
 
-    def size(part: dict) -> float:
-        if test.count == "params":
-            return part["params"]
-        return sum(times * part["macs"][kind] for kind, times in zip(KINDS, rule))
+    def _counted(self, unit: str, rows: dict[Model, dict], rule: tuple[int, ...]) -> float:
+        """What is asked for, of networks that were counted, by one way of counting."""
+        if self.count == "listed":
+            return len(rows)
+        if self.count == "unchanged":
+            layers = {
+                model: sum(row["parts"]["decoder"]["kernels"].values()) - row["taps"]
+                for model, row in rows.items()
+                if re.match("refinenet-lw-(?!rcu-)", model)
+            }
+            return sum(layers[model] == layers[self.model] for model in layers) - 1
 
-    sizes = {model: size(row) for model, row in rows.items()}
-    if test.saved:
-        ratio = min(sizes[large] / sizes[small] for large, small in test.saved)
-        return ratio if unit == "x" else 100 * (1 - 1 / ratio)
-    if test.share:
-        return min(100 * size(row["parts"][test.share]) / sizes[m] for m, row in rows.items())
-    return next(iter(sizes.values())) / {"M": 1e6, "B": 1e9}[unit]
+        def size(part: dict) -> float:
+            if self.count == "params":
+                return part["params"]
+            return sum(times * part["macs"][kind] for kind, times in zip(KINDS, rule))
+
+        sizes = {model: size(row) for model, row in rows.items()}
+        if self.saved:
+            ratio = min(sizes[large] / sizes[small] for large, small in self.saved)
+            return ratio if unit == "x" else 100 * (1 - 1 / ratio)
+        if self.share:
+            return min(100 * size(row["parts"][self.share]) / sizes[m] for m, row in rows.items())
+        return next(iter(sizes.values())) / {"M": 1e6, "B": 1e9}[unit]
 
 
 # ---------------------------------------------------------------- accuracy
@@ -295,31 +290,33 @@ class ScoreTest(Test):
     split: Literal["train", "val", "test"]
     model: Model
 
-
-def score(claim, recorded: list[dict]) -> Answers:
-    """Runs of recipes on that data set, and evaluations there, of whole images at one scale."""
-    test = claim.test
-    answers = []
-    for recipe in RECIPES.values():
-        wanted = recipe.name.startswith(("paper-", "authors-")) and recipe.model == test.model
-        if wanted and (recipe.data, recipe.validation) == (test.score, test.split):
-            if runs := trained(recorded, recipe.name):
-                measured = {
-                    s: (100 * r["metrics"]["miou"], (r["name"],), unfit(r)) for s, r in runs.items()
-                }
-                answers.append(on_trainings(claim, measured, recipe.name, test.score, CELL))
-    for record in _of_kind("eval", recorded):
-        config, miou = record["config"], record["metrics"]["miou"]
-        way = [config[key] for key in ("model", "data", "split", "scales", "flip")]
-        if way == [test.model, test.score, test.split, [1.0], False] and miou is not None:
-            what = f"{Path(config['checkpoint']).name}, evaluated"
-            answers.append(Answer(what, _alone(100 * miou), (record["name"],), CELL))
-    data = PAPER_DATA[test.score]
-    if test.split == "test" and test.score in ("voc", "cityscapes"):
-        return answers, f"needs the test labels of {data}, which only the benchmark's server has"
-    names = [r.name for r in RECIPES.values() if (r.model, r.data) == (test.model, test.score)]
-    words = f"needs {data}: no run of {test.model} on record"
-    return answers, words + (f"; rflw train {names[0]}" if names else "")
+    def answers(self, claim, recorded: list[dict]) -> Answers:
+        """Runs of recipes on that data set, and evaluations there, of whole images at one scale."""
+        answers = []
+        for recipe in RECIPES.values():
+            wanted = recipe.name.startswith(("paper-", "authors-")) and recipe.model == self.model
+            if wanted and (recipe.data, recipe.validation) == (self.score, self.split):
+                if runs := trained(recorded, recipe.name):
+                    measured = {
+                        s: (100 * r["metrics"]["miou"], (r["name"],), unfit(r))
+                        for s, r in runs.items()
+                    }
+                    answers.append(on_trainings(claim, measured, recipe.name, self.score, CELL))
+        for record in _of_kind("eval", recorded):
+            config, miou = record["config"], record["metrics"]["miou"]
+            way = [config[key] for key in ("model", "data", "split", "scales", "flip")]
+            if way == [self.model, self.score, self.split, [1.0], False] and miou is not None:
+                what = f"{Path(config['checkpoint']).name}, evaluated"
+                answers.append(Answer(what, _alone(100 * miou), (record["name"],), CELL))
+        data = PAPER_DATA[self.score]
+        if self.split == "test" and self.score in ("voc", "cityscapes"):
+            return (
+                answers,
+                f"needs the test labels of {data}, which only the benchmark's server has",
+            )
+        names = [r.name for r in RECIPES.values() if (r.model, r.data) == (self.model, self.score)]
+        words = f"needs {data}: no run of {self.model} on record"
+        return answers, words + (f"; rflw train {names[0]}" if names else "")
 
 
 def trained(recorded: Iterable[dict], recipe: str) -> dict[int, dict]:
@@ -342,10 +339,45 @@ class CompareTest(Test):
 
     @model_validator(mode="after")
     def _is_in_the_protocol(self):
-        known = protocol().comparisons
-        if self.compare not in known:
-            raise InputError(f"comparison {self.compare!r}; choose from: {', '.join(known)}")
+        choose("comparison", self.compare, protocol().comparisons)
         return self
+
+    def answers(self, claim, recorded: list[dict]) -> Answers:
+        """Differences of the protocol's runs: outcomes by two one-sided tests, corrected by Holm."""
+        name, rules = self.compare, protocol()
+        answers, waiting = [], []
+        for data, on in rules.data.items():
+            mine = differences(data, recorded)[name]
+            if not mine.points:
+                waiting.append(f"{data} ({mine.against})" if mine.against else data)
+                continue
+            points = list(mine.points.values())
+            least = rules.least_seeds if len(points) < rules.least_seeds else 0
+            few = f"fewer than {least} seeds" if least else ""
+            what = (
+                f"{data}, {len(points)} of {on.seeds} seeds, {mine.outcome}, margin {on.margin:g}"
+            )
+            if at_least := rules.comparisons[name].at_least:
+                expected = {"more": True, "less": False}
+                limit = at_least
+            else:
+                matters = claim.relation == ">"
+                kept = ("equivalent", "worse by less than the margin")
+                expected = {"better": True, "worse": False} | dict.fromkeys(kept, not matters)
+                limit = 0 if matters else -on.margin
+            contrary = min(points) <= limit and not mine.against
+            answers.append(
+                Answer(
+                    what,
+                    mean_interval(points, 0.90),
+                    mine.records,
+                    level_of(data),
+                    mine.against or few,
+                    expected.get(mine.outcome),
+                    contrary,
+                )
+            )
+        return answers, f"no trainings yet on {', '.join(waiting)}" if waiting else ""
 
 
 @dataclass(frozen=True)
@@ -358,46 +390,8 @@ class Difference:
     against: str  # why it does not vote
 
 
-def compare(claim, recorded: list[dict]) -> Answers:
-    """Differences of the protocol's runs: outcomes by two one-sided tests, corrected by Holm."""
-    name, rules = claim.test.compare, protocol()
-    answers, waiting = [], []
-    for data, on in rules.data.items():
-        mine = differences(data, recorded)[name]
-        if not mine.points:
-            waiting.append(f"{data} ({mine.against})" if mine.against else data)
-            continue
-        points = list(mine.points.values())
-        least = rules.least_seeds if len(points) < rules.least_seeds else 0
-        few = f"fewer than {least} seeds" if least else ""
-        what = f"{data}, {len(points)} of {on.seeds} seeds, {mine.outcome}, margin {on.margin:g}"
-        if at_least := rules.comparisons[name].at_least:
-            expected = {"more": True, "less": False}
-            contrary = min(points) <= at_least
-        else:
-            kept = ("equivalent", "worse by less than the margin")
-            expected = dict.fromkeys(kept, claim.relation != ">") | {"better": True, "worse": False}
-            contrary = min(points) <= (0 if claim.relation == ">" else -on.margin)
-        answers.append(
-            Answer(
-                what,
-                mean_interval(points, 0.90),
-                mine.records,
-                COMBINATION if data in PAPER_DATA else DATA,
-                mine.against or few,
-                expected.get(mine.outcome),
-                contrary and not mine.against,
-            )
-        )
-    return answers, f"no trainings yet on {', '.join(waiting)}" if waiting else ""
-
-
 def differences(data: str, recorded: list[dict]) -> dict[str, Difference]:
-    """All comparisons on one data set: they are one family.
-
-    Raises:
-        InputError: A run that votes is older than the margin.
-    """
+    """All comparisons on one data set: they are one family."""
     rules, results = protocol(), {}
     on = rules.data[data]
     for name, pair in rules.comparisons.items():
@@ -419,14 +413,8 @@ def differences(data: str, recorded: list[dict]) -> dict[str, Difference]:
 def _voting(pattern: str, form: str, recorded: list[dict]) -> dict[int, tuple[float, str, str]]:
     """{seed: (score in percent, record, why it has no vote)} of a form's runs of the protocol."""
     short = form.removeprefix("refinenet").removeprefix("-") or "original"
-    commit, day = fixed()
     runs = {}
     for seed, run in trained(recorded, pattern.replace("*", short)).items():
-        if day and run["started"] < day:
-            raise InputError(
-                f"the margins of {PROTOCOL.name} (commit {commit}, {day}) are newer than "
-                f"{run['name']} ({run['started']}), which they may not judge"
-            )
         scored = run["metrics"].get("test") or run["metrics"]
         runs[seed] = (
             100 * scored["miou"],
@@ -465,22 +453,21 @@ class FamiliesTest(Test):
 
     families: Literal["trained"]
 
-
-def families(claim, recorded: list[dict]) -> Answers:
-    """ResNets, MobileNets, ... of trainings that have a vote."""
-    runs: dict[str, tuple[str, str]] = {}
-    for record in _of_kind("train", recorded):
-        form, _, encoder = record["config"]["model"].rpartition("-")
-        if form == "refinenet-lw" and record["status"] == "done" and not unfit(record):
-            family = re.match(r"(timm:)?[a-z]+", encoder)[0]
-            data = record["config"]["stages"][-1]["data"]
-            runs.setdefault(family, (data, record["name"]))
-    if not runs:
-        return [], "no light-weight network whose live units are on record"
-    level = DATA if any(data not in PAPER_DATA for data, _ in runs.values()) else COMBINATION
-    names = tuple(name for _, name in runs.values())
-    few = "" if len(runs) >= claim.value else f"the claim needs {claim.value:.0f}"
-    return [Answer(", ".join(runs), _alone(len(runs)), names, level, few)], ""
+    def answers(self, claim, recorded: list[dict]) -> Answers:
+        """ResNets, MobileNets, ... of trainings that have a vote."""
+        runs: dict[str, tuple[str, str]] = {}
+        for record in _of_kind("train", recorded):
+            form, _, encoder = record["config"]["model"].rpartition("-")
+            if form == "refinenet-lw" and record["status"] == "done" and not unfit(record):
+                family = re.match(r"(timm:)?[a-z]+", encoder)[0]
+                data = record["config"]["stages"][-1]["data"]
+                runs.setdefault(family, (data, record["name"]))
+        if not runs:
+            return [], "no light-weight network whose live units are on record"
+        level = DATA if any(data not in PAPER_DATA for data, _ in runs.values()) else COMBINATION
+        names = tuple(name for _, name in runs.values())
+        few = "" if len(runs) >= claim.value else f"the claim needs {claim.value:.0f}"
+        return [Answer(", ".join(runs), _alone(len(runs)), names, level, few)], ""
 
 
 # ---------------------------------------------------------------- speed
@@ -495,39 +482,40 @@ class TimeTest(Test):
     model: Model = ""
     models: tuple[tuple[Model, Model], ...] = ()  # slow and fast; the smallest ratio counts
 
+    def answers(self, claim, recorded: list[dict]) -> Answers:
+        """Medians of interleaved timings of the plain graph, one image at a time, on each device."""
+        wanted = self.models or ((self.model,),)
+        runs: dict[str, dict[str, dict[Model, dict]]] = {}  # where -> record -> network -> row
+        for row in timings(recorded):
+            if (row["mode"], row["batch"], row["size"]) == ("eager-fp32", 1, _pixels(self.size)):
+                by_record = runs.setdefault(row["where"], {})
+                by_record.setdefault(row["record"], {})[row["model"]] = row
+        answers = []
+        for where, by_record in sorted(runs.items()):
+            values = [
+                {
+                    name: self._value(*(rows[model]["latency_ms"] for model in models))
+                    for name, rows in by_record.items()
+                    if {*models} <= rows.keys()
+                }
+                for models in wanted
+            ]
+            if all(values):
+                least = min(values, key=lambda of_record: np.mean([*of_record.values()]))
+                passes = min(row["passes"] for rows in by_record.values() for row in rows.values())
+                own = CARD in where and passes >= PASSES
+                other = "" if own or self.time == "ratio" else "another machine"
+                level, names = CELL if own else HARDWARE, _unique(sum(map(list, values), []))
+                answers.append(Answer(where, _processes(least), names, level, other))
+        missing = "no timings of all its networks are on record"
+        return answers, missing if self.time == "ratio" else f"needs the paper's card, a GTX {CARD}"
 
-def time(claim, recorded: list[dict]) -> Answers:
-    """Medians of interleaved timings of the plain graph, one image at a time, on each device."""
-    test = claim.test
-    wanted = [pair for pair in test.models] or [(test.model,)]
-    found: dict[str, dict[tuple, dict[str, float]]] = {}  # where -> networks -> record -> value
-    passes: dict[str, int] = {}
-    key = lambda row: (row["where"], row["record"])
-    rows = [
-        row
-        for row in timings(recorded)
-        if (row["mode"], row["batch"], row["size"]) == ("eager-fp32", 1, _pixels(test.size))
-    ]
-    for (where, name), group in groupby(sorted(rows, key=key), key):
-        group = list(group)
-        ms = {r["model"]: r["latency_ms"].get("median", r["latency_ms"]["mean"]) for r in group}
-        passes[where] = min(passes.get(where, PASSES), *(r["passes"] for r in group))
-        for names in wanted:
-            if all(model in ms for model in names):
-                value = ms[names[0]] / ms[names[-1]] if test.time == "ratio" else ms[names[0]]
-                value = 1000 / value if test.time == "fps" else value
-                found.setdefault(where, {}).setdefault(names, {})[name] = value
-    answers = []
-    for where, each in found.items():
-        if len(each) == len(wanted):
-            least = min(each.values(), key=lambda by_record: np.mean([*by_record.values()]))
-            names = _unique(name for by_record in each.values() for name in by_record)
-            own = CARD in where and passes[where] >= PASSES
-            other = "" if own or test.time == "ratio" else "another machine"
-            level = CELL if own else HARDWARE
-            answers.append(Answer(where, _processes(least), names, level, other))
-    missing = "no timings of all its networks are on record"
-    return answers, missing if test.time == "ratio" else f"needs the paper's card, a GTX {CARD}"
+    def _value(self, *latencies: dict[str, float]) -> float:
+        """What is asked for, from the milliseconds of one network, or of a pair."""
+        ms = [each.get("median", each["mean"]) for each in latencies]
+        if self.time == "ratio":
+            return ms[0] / ms[1]
+        return 1000 / ms[0] if self.time == "fps" else ms[0]
 
 
 def _processes(by_record: dict[str, float]) -> Interval:
@@ -552,48 +540,45 @@ class ProbeTest(Test):
     row: str = ""  # of Table 4, for a score
     column: str = ""
 
+    def answers(self, claim, recorded: list[dict]) -> Answers:
+        """Heads on networks with the original decoder; their own seeds are averaged: n is trainings.
 
-def probe(claim, recorded: list[dict]) -> Answers:
-    """Heads on networks with the original decoder; their own seeds are averaged: n is trainings.
+        Heads that are all right before the blocks, or hardly better than answers that never change, do
+        not count: no block can add to them.
+        """
+        groups: dict[tuple[str, str, str], dict] = {}
+        for record in _of_kind("probe", recorded):
+            data, places = record["config"]["data"], record["metrics"]["places"]
+            if _form(record) != "refinenet" or self.data not in (None, data):
+                continue
+            recipe, seed, run = _origin(record, recorded)
+            for head in next(iter(places.values()))["heads"]:
+                parts = {place: part["heads"][head] for place, part in places.items()}
+                percent = {p: 100 * float(np.mean(part[self.measure])) for p, part in parts.items()}
+                value = self._added(percent)
+                why = unfit(run)
+                if self.measure == "accuracy":
+                    constant = max(part.get("majority", 0) for part in parts.values())
+                    if constant >= CONSTANT:
+                        why = f"answers that never change are right in {100 * constant:.0f} %"
+                    elif self.probe != "score" and percent["before RCU"] == 100:
+                        why = "all right before the blocks"
+                groups.setdefault((recipe, data, head), {})[seed] = value, (record["name"],), why
+        answers = [
+            on_trainings(claim, group, f"{recipe}, {head} heads", data)
+            for (recipe, data, head), group in groups.items()
+        ]
+        if self.data:
+            return answers, f"needs {PAPER_DATA[self.data]}: no heads on record; rflw probe"
+        return answers, "no heads on a network with the original decoder on record"
 
-    Heads that are all right before the blocks, or hardly better than answers that never change, do
-    not count: no block can add to them.
-    """
-    test = claim.test
-    groups: dict[tuple[str, str, str], dict] = {}
-    for record in _of_kind("probe", recorded):
-        data, places = record["config"]["data"], record["metrics"]["places"]
-        if _form(record) != "refinenet" or test.data not in (None, data):
-            continue
-        recipe, seed, run = _origin(record, recorded)
-        for head in next(iter(places.values()))["heads"]:
-            parts = {place: part["heads"][head] for place, part in places.items()}
-            percent = {p: 100 * float(np.mean(part[test.measure])) for p, part in parts.items()}
-            value = _added(test, percent)
-            why = unfit(run)
-            if test.measure == "accuracy":
-                constant = max(part.get("majority", 0) for part in parts.values())
-                if constant >= CONSTANT:
-                    why = f"answers that never change are right in {100 * constant:.0f} %"
-                elif test.probe != "score" and percent["before RCU"] == 100:
-                    why = "all right before the blocks"
-            groups.setdefault((recipe, data, head), {})[seed] = value, (record["name"],), why
-    answers = [
-        on_trainings(claim, group, f"{recipe}, {head} heads", data)
-        for (recipe, data, head), group in groups.items()
-    ]
-    if test.data:
-        return answers, f"needs {PAPER_DATA[test.data]}: no heads on record; rflw probe"
-    return answers, "no heads on a network with the original decoder on record"
-
-
-def _added(test: ProbeTest, percent: dict[str, float]) -> float:
-    """{place: score} -> what the test asks for."""
-    if test.probe == "score":
-        return percent[test.row[0].lower() + test.row[1:]]
-    rcu = percent["after RCU"] - percent["before RCU"]
-    crp = percent["after CRP"] - percent["after RCU"]
-    return rcu - crp / 2 if test.probe == "rcu" else crp - rcu
+    def _added(self, percent: dict[str, float]) -> float:
+        """{place: score} -> what is asked for."""
+        if self.probe == "score":
+            return percent[self.row[0].lower() + self.row[1:]]
+        rcu = percent["after RCU"] - percent["before RCU"]
+        crp = percent["after CRP"] - percent["after RCU"]
+        return rcu - crp / 2 if self.probe == "rcu" else crp - rcu
 
 
 class SaturationTest(Test):
@@ -601,30 +586,29 @@ class SaturationTest(Test):
 
     saturation: Literal["all RCU"]
 
-
-def saturation(claim, recorded: list[dict]) -> Answers:
-    """Trained networks with light-weight RCUs, seeds of one recipe together."""
-    groups: dict[tuple[str, str], dict] = {}
-    for record in _of_kind("saturation", recorded):
-        if _form(record) == "refinenet-lw-rcu":
-            metrics, (recipe, seed, run) = record["metrics"], _origin(record, recorded)
-            without = metrics["groups"][claim.test.saturation]["miou_without"]
-            moved = [
-                term["weight"] / term["untrained_weight"]
-                for name, term in metrics.get("terms", {}).items()
-                if "rcu" in name
-            ]
-            why = unfit(run)
-            if metrics["miou"] > protocol().votes.ceiling:
-                why = f"a ceiling: it scores {100 * metrics['miou']:.1f} %"
-            elif not moved or abs(np.median(moved) - 1) < MOVED:
-                now = f"{np.median(moved):.3f} times their first norm" if moved else "unknown"
-                why = f"the weights of its RCUs never moved ({now}): nothing can be saturated"
-            gap = 100 * (without - metrics["miou"])
-            group = groups.setdefault((recipe, record["config"]["data"]), {})
-            group[seed] = gap, (record["name"],), why
-    answers = [on_trainings(claim, group, *key) for key, group in groups.items()]
-    return answers, "no network with light-weight RCUs was measured: rflw saturation"
+    def answers(self, claim, recorded: list[dict]) -> Answers:
+        """Trained networks with light-weight RCUs, seeds of one recipe together."""
+        groups: dict[tuple[str, str], dict] = {}
+        for record in _of_kind("saturation", recorded):
+            if _form(record) == "refinenet-lw-rcu":
+                metrics, (recipe, seed, run) = record["metrics"], _origin(record, recorded)
+                without = metrics["groups"][self.saturation]["miou_without"]
+                moved = [
+                    term["weight"] / term["untrained_weight"]
+                    for name, term in metrics.get("terms", {}).items()
+                    if "rcu" in name
+                ]
+                why = unfit(run)
+                if metrics["miou"] > protocol().votes.ceiling:
+                    why = f"a ceiling: it scores {100 * metrics['miou']:.1f} %"
+                elif not moved or abs(np.median(moved) - 1) < MOVED:
+                    now = f"{np.median(moved):.3f} times their first norm" if moved else "unknown"
+                    why = f"the weights of its RCUs never moved ({now}): nothing can be saturated"
+                gap = 100 * (without - metrics["miou"])
+                group = groups.setdefault((recipe, record["config"]["data"]), {})
+                group[seed] = gap, (record["name"],), why
+        answers = [on_trainings(claim, group, *key) for key, group in groups.items()]
+        return answers, "no network with light-weight RCUs was measured: rflw saturation"
 
 
 class FieldTest(Test):
@@ -639,39 +623,40 @@ class FieldTest(Test):
     cover: tuple[str, str] | None = None
     theory: tuple[tuple[str, str], tuple[str, str]] | None = None
 
+    def answers(self, claim, recorded: list[dict]) -> Answers:
+        """Fields of networks that were trained and measured in the same way (`rflw erf`).
 
-def field(claim, recorded: list[dict]) -> Answers:
-    """Fields of networks that were trained and measured in the same way (`rflw erf`).
-
-    Networks share units and classes: ratios are made unit by unit, and n is trainings. The method
-    that the paper cites (occlusion) and the one that its author pointed to (activation) count;
-    gradients measure something else.
-    """
-    test = claim.test
-    if test.theory:
-        return _in_theory(test.theory, recorded)
-    places = test.field or (test.cover,)
-    groups: dict[tuple, dict[int, dict[tuple[str, str], dict]]] = {}
-    for record in _of_kind("erf", recorded):
-        form, measured = _form(record), record["metrics"]
-        recipe, seed, _ = _origin(record, recorded)
-        name_of_form = form.removeprefix("refinenet").removeprefix("-") or "original"
-        training = recipe.replace(f"-{name_of_form}-", "-*-")
-        way = measured["method"], *measured["size"], measured["images"]
-        group = groups.setdefault((record["config"]["data"], training, *way), {})
-        for place, layer in measured["layers"].items():
-            if layer.get("side", {}).get("mean"):
-                group.setdefault(seed, {})[form, place] = layer | {"of": record, "place": place}
-    answers = []
-    for (data, training, method, *_), seeds in groups.items():
-        measured = {
-            seed: _sides([layers[place] for place in places], method, recorded)
-            for seed, layers in seeds.items()
-            if all(place in layers for place in places)
-        }
-        if measured:
-            answers.append(on_trainings(claim, measured, f"{training}, by {method}", data))
-    return answers, "no such fields by a method of the paper on record: rflw erf --method occlusion"
+        Networks share units and classes: ratios are made unit by unit, and n is trainings. The method
+        that the paper cites (occlusion) and the one that its author pointed to (activation) count;
+        gradients measure something else.
+        """
+        if self.theory:
+            return _in_theory(self.theory, recorded)
+        places = self.field or (self.cover,)
+        groups: dict[tuple, dict[int, dict[tuple[str, str], dict]]] = {}
+        for record in _of_kind("erf", recorded):
+            form, measured = _form(record), record["metrics"]
+            recipe, seed, _ = _origin(record, recorded)
+            name_of_form = form.removeprefix("refinenet").removeprefix("-") or "original"
+            training = recipe.replace(f"-{name_of_form}-", "-*-")
+            way = measured["method"], *measured["size"], measured["images"]
+            group = groups.setdefault((record["config"]["data"], training, *way), {})
+            for place, layer in measured["layers"].items():
+                if layer.get("side", {}).get("mean"):
+                    group.setdefault(seed, {})[form, place] = layer | {"of": record, "place": place}
+        answers = []
+        for (data, training, method, *_), seeds in groups.items():
+            measured = {
+                seed: _sides([layers[place] for place in places], method, recorded)
+                for seed, layers in seeds.items()
+                if all(place in layers for place in places)
+            }
+            if measured:
+                answers.append(on_trainings(claim, measured, f"{training}, by {method}", data))
+        return (
+            answers,
+            "no such fields by a method of the paper on record: rflw erf --method occlusion",
+        )
 
 
 def _sides(layers: list[dict], method: str, recorded: list[dict]) -> tuple[float, tuple, str]:
@@ -723,11 +708,19 @@ class PictureTest(Test):
 
     picture: str
 
+    def answers(self, claim, recorded: list[dict]) -> Answers:
+        """No answer, and what shows it."""
+        return [], f"no number is given: {self.picture} shows it"
+
 
 class PaperTest(Test):
     """What only the paper's other numbers, or its authors, can answer."""
 
     paper: str
+
+    def answers(self, claim, recorded: list[dict]) -> Answers:
+        """No answer, and what is missing."""
+        return [], f"nothing of ours can answer it: {self.paper}"
 
 
 class DeployTest(Test):
@@ -735,26 +728,24 @@ class DeployTest(Test):
 
     deploy: Literal["int8"]
 
-
-def deploy(claim, recorded: list[dict]) -> Answers:
-    """Evaluations of one network in both ways. That it can be done takes one network."""
-    scored: dict[tuple, dict[str, tuple[float, dict]]] = {}
-    for record in _of_kind("eval", recorded):
-        config, way = record["config"], record["metrics"].get("deployed", "")
-        if (config["scales"], config["flip"]) == ([1.0], False):
-            key = config["checkpoint"], config["data"], config["split"]
-            scored.setdefault(key, {})[way] = record["metrics"]["miou"], record
-    answers = []
-    for (checkpoint, data, _), ways in scored.items():
-        if {"", claim.test.deploy} <= ways.keys():
-            (after, first), (before, second) = ways[claim.test.deploy], ways[""]
-            runs = [r for r in _of_kind("train", recorded) if r["name"] == checkpoint]
-            why = unfit(runs[0] if runs else None)
-            value = _alone(100 * (after - before))
-            names = first["name"], second["name"]
-            level = COMBINATION if data in PAPER_DATA else DATA
-            answers.append(Answer(checkpoint, value, names, level, why))
-    return answers, "no network was scored before and after: rflw eval --deployed int8"
+    def answers(self, claim, recorded: list[dict]) -> Answers:
+        """Evaluations of one network in both ways. That it can be done takes one network."""
+        scored: dict[tuple, dict[str, tuple[float, dict]]] = {}
+        for record in _of_kind("eval", recorded):
+            config, way = record["config"], record["metrics"].get("deployed", "")
+            if (config["scales"], config["flip"]) == ([1.0], False):
+                key = config["checkpoint"], config["data"], config["split"]
+                scored.setdefault(key, {})[way] = record["metrics"]["miou"], record
+        answers = []
+        for (checkpoint, data, _), ways in scored.items():
+            if {"", self.deploy} <= ways.keys():
+                (after, first), (before, second) = ways[self.deploy], ways[""]
+                runs = [r for r in _of_kind("train", recorded) if r["name"] == checkpoint]
+                dead = unfit(runs[0] if runs else None)
+                value = _alone(100 * (after - before))
+                names = first["name"], second["name"]
+                answers.append(Answer(checkpoint, value, names, level_of(data), dead))
+        return answers, "no network was scored before and after: rflw eval --deployed int8"
 
 
 # ---------------------------------------------------------------- data sets
@@ -769,23 +760,23 @@ class CheckTest(Test):
     classes: Literal["labelled", ""] = ""
     without: str = ""  # a class that the paper does not count
 
-
-def check(claim, recorded: list[dict]) -> Answers:
-    """The first record of that data set that can tell."""
-    test = claim.test
-    missing = f"needs {PAPER_DATA[test.check]}: rflw data check {test.check} --results data/results"
-    for record in _of_kind("check", recorded):
-        splits, names = record["metrics"]["splits"], (record["name"],)
-        if record["metrics"]["data"] != test.check:
-            continue
-        pixels = [item for part in splits.values() for item in part.get("pixels", {}).items()]
-        if test.classes and pixels:
-            labels = {label for label, count in pixels if count} - {test.without}
-            return [Answer("", _alone(len(labels)), names, CELL)], ""
-        if test.splits and {*test.splits} <= {*splits}:
-            images = sum(splits[split]["images"] for split in test.splits)
-            return [Answer("", _alone(images), names, CELL)], ""
-    return [], missing
+    def answers(self, claim, recorded: list[dict]) -> Answers:
+        """The first record of that data set that can tell."""
+        missing = (
+            f"needs {PAPER_DATA[self.check]}: rflw data check {self.check} --results data/results"
+        )
+        for record in _of_kind("check", recorded):
+            splits, names = record["metrics"]["splits"], (record["name"],)
+            if record["metrics"]["data"] != self.check:
+                continue
+            pixels = [item for part in splits.values() for item in part.get("pixels", {}).items()]
+            if self.classes and pixels:
+                labels = {label for label, count in pixels if count} - {self.without}
+                return [Answer("", _alone(len(labels)), names, CELL)], ""
+            if self.splits and {*self.splits} <= {*splits}:
+                images = sum(splits[split]["images"] for split in self.splits)
+                return [Answer("", _alone(images), names, CELL)], ""
+        return [], missing
 
 
 # ---------------------------------------------------------------- the paper against itself
@@ -820,46 +811,24 @@ def _printed(place: Place) -> float:
 # ---------------------------------------------------------------- all kinds
 
 
-KINDS_OF_TEST: dict[str, tuple[type[Test], Callable]] = {
-    "count": (CountTest, count),
-    "score": (ScoreTest, score),
-    "compare": (CompareTest, compare),
-    "families": (FamiliesTest, families),
-    "time": (TimeTest, time),
-    "probe": (ProbeTest, probe),
-    "saturation": (SaturationTest, saturation),
-    "field": (FieldTest, field),
-    "cover": (FieldTest, field),
-    "theory": (FieldTest, field),
-    "deploy": (DeployTest, deploy),
-    "picture": (
-        PictureTest,
-        lambda claim, _: ([], f"no number is given: {claim.test.picture} shows it"),
-    ),
-    "paper": (
-        PaperTest,
-        lambda claim, _: ([], f"nothing of ours can answer it: {claim.test.paper}"),
-    ),
-    "check": (CheckTest, check),
-}
+KINDS_OF_TEST = {kind: test for test in Test.__subclasses__() for kind in test.kinds()}
 
 
 def parse(settings: dict[str, Any]) -> Test:
     """The test that an entry of claims.yaml names.
 
     Raises:
-        InputError: It is not of one kind.
-        ValidationError: It names too little, too much, or something unknown.
+        InputError: It is not of one kind, or names too little, too much, or something unknown.
     """
     kinds = settings.keys() & KINDS_OF_TEST.keys()
     if len(kinds) != 1:
         raise InputError(f"not a test of one kind; choose from: {', '.join(KINDS_OF_TEST)}")
-    return KINDS_OF_TEST[kinds.pop()][0].model_validate(settings)
+    return KINDS_OF_TEST[kinds.pop()].of(settings)
 
 
 def collect(claim, recorded: list[dict]) -> Answers:
     """The answers to a claim that has a test, and what is missing where there is none."""
-    answers, missing = KINDS_OF_TEST[claim.test.kind][1](claim, recorded)
+    answers, missing = claim.test.answers(claim, recorded)
     if claim.kind != "compare":
         answers = [replace(answer, holds=claim.holds(answer.value)) for answer in answers]
     return answers, missing

@@ -3,6 +3,7 @@
 from dataclasses import asdict, replace
 import json
 import math
+import subprocess
 
 import pytest
 
@@ -119,22 +120,16 @@ def test_reasons_of_tolerances_are_true():
         ("=", 0.5, interval(5.5), True),
         ("=", 0.5, interval(5.6), False),
         ("=", 0.5, interval(4.4), False),
-        ("=", 0.5, interval(5.0, 4.6, 5.4), True),
         ("=", 0.5, interval(5.0, 4.4, 5.6), None),
         ("=", 0.5, interval(6, 5.6, 6.4), False),
         ("=", 0.5, interval(4, 3, 4.5 - 1e-9), None),
-        ("=", 0.5, interval(7, 5.5 + 1e-9, 8), None),
         (">", 0, interval(5.0), False),
-        (">", 0, interval(5.1), True),
         (">", 1, interval(9, 8, 10), True),
         (">=", 0, interval(5.0), True),
-        (">=", 1, interval(4.0), True),
         (">=", 1, interval(3.9), False),
         (">=", 1, interval(4.5, 3.9, 5.1), None),
         ("<", 1, interval(6.0), False),
-        ("<", 1, interval(5.9), True),
         ("<", 1, interval(5, 4, 6.1), None),
-        ("<", 1, interval(8, 7, 9), False),
     ],
 )
 def test_tolerance_and_interval(relation, tolerance, ours, holds):
@@ -142,34 +137,27 @@ def test_tolerance_and_interval(relation, tolerance, ours, holds):
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "ours", "stated", "shown"),
     [
-        ({}, "5.0 %"),
-        ({"relation": ">"}, "> 5.0 %"),
-        ({"relation": ">="}, "5.0 %"),
-        ({"relation": ">=", "value": 0.0}, "≥ 0.0 %"),
-        ({"relation": "<", "unit": "x"}, "< 5.0 times"),
-        ({"value": None}, "no number"),
-        ({"unit": "", "decimals": 0}, "5"),
+        ({}, interval(54.639), "5.0 %", "54.6 %"),
+        ({"decimals": 2}, interval(54.639), "5.00 %", "54.64 %"),
+        ({"relation": ">"}, interval(9.0, 8.0, 10.0), "> 5.0 %", "9.0 [8.0, 10.0] %"),
+        (
+            {"relation": ">=", "unit": "points"},
+            interval(-0.04, -0.11, 0.04),
+            "5.0 points",
+            "0.0 [-0.1, 0.0] points",
+        ),
+        ({"relation": ">=", "value": 0.0}, interval(0.0), "≥ 0.0 %", "0.0 %"),
+        ({"relation": "<", "unit": "x"}, interval(2.0), "< 5.0 times", "2.00 times"),
+        ({"value": None}, interval(1.0), "no number", "1.0 %"),
+        ({"unit": "M", "decimals": 0}, interval(46.349653), "5 M", "46.35 M"),
+        ({"unit": "images", "decimals": 0}, interval(1464.0), "5 images", "1464 images"),
     ],
 )
-def test_what_the_paper_states_in_words(changes, words):
-    assert claim(**changes).stated == words
-
-
-@pytest.mark.parametrize(
-    ("ours", "changes", "words"),
-    [
-        (interval(-0.04, -0.11, 0.04), {"unit": "points"}, "0.0 [-0.1, 0.0] points"),
-        (interval(46.349653), {"unit": "M", "decimals": 0}, "46.35 M"),
-        (interval(1464.0), {"unit": "images", "decimals": 0}, "1464 images"),
-        (interval(54.639), {"decimals": 2}, "54.64 %"),
-        (interval(2.0), {"unit": "x"}, "2.00 times"),
-        (interval(2.0), {"unit": "ms", "decimals": 0}, "2.0 ms"),
-    ],
-)
-def test_ours_in_words(ours, changes, words):
-    assert claims.shown(ours, claim(**changes)) == words
+def test_numbers_in_words(changes, ours, stated, shown):
+    assert claim(**changes).stated == stated
+    assert claims.shown(ours, claim(**changes)) == shown
 
 
 # ---------------------------------------------------------------- scores and differences
@@ -177,17 +165,6 @@ def test_ours_in_words(ours, changes, words):
 
 CELL = "table3-refinenet-lw-50-val-miou"  # 78.5
 CELL_LEVEL = "the paper's cell"
-
-
-def test_runs_on_voc_answer_the_cell_of_table_3(results):
-    before = results.verdict(CELL)
-    assert before.verdict == "not tested" and before.ours is None
-    assert "rflw train paper-voc-lw-resnet50" in before.says
-    results.train("paper-voc-lw-resnet50", 78.1, 78.2, 78.0)
-    after = results.verdict(CELL)
-    assert after.verdict == "reproduced" and after.ours.mean == pytest.approx(78.1)
-    assert after.level == "the paper's cell" and len(after.records) == 3
-    assert results.verdicts("table3-refinenet-lw-101-val-miou") == ["not tested"]
 
 
 @pytest.mark.parametrize(
@@ -203,35 +180,26 @@ def test_runs_on_voc_answer_the_cell_of_table_3(results):
 def test_scores_over_seeds(results, scores, verdict):
     results.train("paper-voc-lw-resnet50", *scores)
     judged = results.verdict(CELL)
-    assert judged.verdict == verdict
+    assert (judged.verdict, judged.level) == (verdict, "the paper's cell")
+    assert results.verdicts("table3-refinenet-lw-101-val-miou") == ["not tested"]
     assert scores == (None,) or f", {len(scores)} trainings: " in judged.says
 
 
-def test_other_data_and_other_settings_never_answer_a_score(results):
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"scales": [0.5, 1.0]}, {"flip": True}, {"split": "train"}, {"data": "camvid"}],
+)
+def test_only_the_same_data_settings_and_scale_answer_a_score(results, changes):
     results.train("camvid-lw-resnet50", 78.5, 78.5, 78.5)
     short = RECIPES["paper-voc-lw-resnet50"].with_epochs(2)
     results.add("short", "train", {"miou": 0.785}, asdict(short))
     results.add("failed", "train", {}, asdict(RECIPES["paper-voc-lw-resnet50"]), status="failed")
-    assert results.verdicts(CELL) == ["not tested"]
-
-
-@pytest.mark.parametrize(
-    ("changes", "counts"),
-    [
-        ({}, True),
-        ({"scales": [0.5, 1.0]}, False),
-        ({"flip": True}, False),
-        ({"split": "train"}, False),
-        ({"data": "camvid"}, False),
-    ],
-)
-def test_a_checkpoint_of_the_authors_counts_at_one_scale(results, changes, counts):
+    assert "rflw train paper-voc-lw-resnet50" in results.verdict(CELL).says
     config = {"checkpoint": "a/b.tar", "model": "refinenet-lw-resnet50", "data": "voc"}
     config |= {"split": "val", "scales": [1.0], "flip": False}
     results.add("eval-x", "eval", {"miou": 0.78}, config | changes)
-    judged = results.verdict(CELL)
-    assert (judged.verdict == "reproduced") is counts
-    assert not counts or judged.says == "b.tar, evaluated: 78.0 %"
+    assert results.verdicts(CELL) == ["not tested" if changes else "reproduced"]
+    assert changes or results.verdict(CELL).says == "b.tar, evaluated: 78.0 %"
 
 
 # ---------------------------------------------------------------- the rules of the protocol
@@ -295,10 +263,12 @@ def test_the_paper_s_data_outrank_a_substitute(results, tuned):
     assert judged.level == "the paper's data or encoder in another combination"
 
 
-def test_fewer_than_three_seeds_decide_nothing(results, tuned):
-    pair(results, KEPT, (0.0, 0.1))
+def test_seeds_of_both_count_and_fewer_than_three_decide_nothing(results, tuned):
+    results.train("camvid-tuned-original-efficientnet_lite0", 60.0, 60.0, 60.0)
+    results.train("camvid-tuned-lw-efficientnet_lite0", 60.0, 60.0, 60.0, seeds=(1, 2, 3))
     judged = results.verdict(KEPT)
-    assert judged.verdict == "not decided" and "fewer than 3 seeds" in judged.says
+    assert judged.verdict == "not decided" and judged.ours.n == 2
+    assert "fewer than 3 seeds" in judged.says
 
 
 @pytest.mark.parametrize("data", ["camvid", "nyu"])
@@ -334,12 +304,6 @@ def test_networks_that_are_dead_or_unknown_do_not_vote(results, tuned, live, say
     assert judged.verdict == "supported on substitute data" and judged.ours.n == 4
 
 
-def test_only_seeds_of_both_count(results, tuned):
-    results.train("camvid-tuned-original-efficientnet_lite0", 60.0, 60.0, 60.0)
-    results.train("camvid-tuned-lw-efficientnet_lite0", 60.0, 60.0, 60.0, seeds=(3, 4, 5))
-    assert results.verdict(KEPT).says.startswith("no trainings yet on ")
-
-
 def test_holm_corrects_within_a_data_set(results, tuned):
     """Mean 0.3, error 0.21: t to the margin is 3.3 of 4 degrees, p 0.015: under 5 %, not a fifth."""
     gaps = around(0.3, 3.0)
@@ -358,61 +322,32 @@ def test_old_evidence_does_not_decide(results):
     assert results.verdict(KEPT).verdict == "not decided" and not results.verdict(KEPT).records
 
 
-def test_a_margin_that_is_newer_than_its_runs_is_named(results, tuned, monkeypatch):
-    fixed = ("abc1234", "2026-11-30T00:00:00+00:00")
-    monkeypatch.setattr(evidence, "fixed", lambda: fixed)
-    pair(results, KEPT, around(0.0), started="2026-11-29T23:59:59+00:00")
-    with pytest.raises(InputError, match="claim aim-i: .*abc1234.* are newer than camvid-tuned-"):
-        results.verdict(KEPT)
-    late = claim(test=CLAIMS["nyud-speedup"].test, fixed="abc1234 2027-06-01T00:00:00+00:00")
-    late = replace(late, id="late", relation=">", value=1.0, unit="x")
-    results.records = []
+@pytest.mark.parametrize("id", [KEPT, "nyud-speedup"])
+def test_a_margin_that_is_newer_than_its_runs_is_named(results, tuned, id):
+    pair(results, KEPT, around(0.0))
     results.add("bench-runtime-gpu", "bench", bench(30.0, 12.0), hardware=GPU)
-    with pytest.raises(
-        InputError, match="claim late: its tolerance .* is newer than bench-runtime"
-    ):
-        claims.judge(late, results.records)
+    judged = results.verdict(id)
+    assert judged.verdict.startswith("supported")
+    fixed = "abc1234 2027-06-01T00:00:00+00:00"
+    with pytest.raises(InputError, match=f"claim {id}: its tolerance .abc1234.* is newer than "):
+        claims.judge(replace(CLAIMS[id], fixed=fixed), results.records)
 
 
-def test_the_commit_of_the_margins_may_be_a_merge(tmp_path):
-    import subprocess
-
-    def git(*words):
-        who = ("-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false")
-        command = ["git", "-C", str(tmp_path), *who, *words]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-
-    path = tmp_path / "protocol.yaml"
-    assert evidence.fixed(path) == ("", "")
-    git("init", "-q", "-b", "main")
-    git("commit", "-q", "--allow-empty", "-m", "first")
-    git("checkout", "-q", "-b", "side")
-    git("commit", "-q", "--allow-empty", "-m", "second")
-    git("checkout", "-q", "main")
-    git("merge", "-q", "--no-ff", "--no-commit", "side")
-    path.write_text("    margin: 1.0\n", encoding="utf-8")
-    git("add", ".")
-    git("commit", "-q", "-m", "merge that brings the margin")
-    merge = git("log", "-1", "--format=%h")
-    path.write_text("# words\n    margin: 1.0\n", encoding="utf-8")
-    git("commit", "-q", "-a", "-m", "words")
-    evidence.fixed.cache_clear()
-    assert evidence.fixed(path)[0] == merge
-    path.write_text("# words\n    margin: 2.0\n", encoding="utf-8")
-    git("commit", "-q", "-a", "-m", "margin")
-    evidence.fixed.cache_clear()
-    assert evidence.fixed(path)[0] == git("log", "-1", "--format=%h") != merge
-    evidence.fixed.cache_clear()
+def git(*words):
+    run = subprocess.run(["git", *words], cwd=claims.FILE.parent, capture_output=True, text=True)
+    return run.stdout.strip()
 
 
 def test_tolerances_stand_since_the_commit_that_they_name():
-    import subprocess
-
+    """Where the history is at hand. Of the protocol it is the last that changed what decides."""
     for fixed in {c.fixed for c in CLAIMS.values() if c.fixed}:
         commit, _, day = fixed.partition(" ")
-        words = ["git", "show", "-s", "--format=%aI", commit]
-        run = subprocess.run(words, cwd=claims.FILE.parent, capture_output=True, text=True)
-        assert run.returncode or run.stdout.strip() == day
+        assert git("show", "-s", "--format=%aI", commit) in ("", day)
+    decides = r"^ *(margin|least_seeds|live_share|ceiling|scored):|better:"
+    log = ("log", "-1", "-s", "--diff-merges=first-parent", "--format=%h %aI", f"-G{decides}")
+    if git("rev-parse", "--is-shallow-repository") == "false":
+        last = git(*log, "--", "../protocol.yaml")
+        assert last.partition(" ")[2] in ("", evidence.protocol().fixed.partition(" ")[2])
 
 
 def test_families_of_encoders_are_trained_and_alive(results):
@@ -584,11 +519,11 @@ def test_other_modes_and_batches_do_not_answer(results, changes):
     ],
 )
 def test_milliseconds_are_answered_by_the_paper_s_card(results, gpu, passes, verdict):
-    hardware = CPU | {"gpu": gpu}
-    each, config = bench(35.0, 19.5), {"passes": passes}
-    results.add("bench-runtime-a", "bench", each, config, hardware=hardware)
-    assert results.verdicts("table2-refinenet-50-runtime") == [verdict]
-    assert verdict != "partly" or results.verdict("table2-refinenet-50-runtime").level == CELL_LEVEL
+    config, hardware = {"passes": passes}, CPU | {"gpu": gpu}
+    results.add("bench-runtime-a", "bench", bench(35.0, 19.5), config, hardware=hardware)
+    judged = results.verdict("table2-refinenet-50-runtime")
+    assert judged.verdict == verdict
+    assert verdict == "not tested" or judged.level == "the paper's cell"
 
 
 LISTED = {"train": {"images": 1464}, "val": {"images": 1449}, "test": {"images": 1456}}
@@ -770,13 +705,6 @@ def test_fields_in_theory_need_no_training(results):
     assert judged.ours.mean == pytest.approx(3507 / 1875)
 
 
-def test_a_layer_whose_units_are_all_dead_has_no_field(results):
-    light = fields({"before CRP": 90})
-    light["layers"]["after CRP"] = {"theoretical": [None, None], "dead": 256}
-    measured(results, "erf", "refinenet-lw", light)
-    assert results.verdicts("field-enlarged-by-crp") == ["not tested"]
-
-
 def test_compression_takes_a_network_that_is_alive(results):
     name = "camvid-lw-efficientnet_lite0-s0"
     config = {"checkpoint": name, "model": "refinenet-lw-efficientnet_lite0", "data": "camvid"}
@@ -786,14 +714,6 @@ def test_compression_takes_a_network_that_is_alive(results):
     for live, verdict in ((0.0, "not decided"), (1.0, "supported on substitute data")):
         results.train(name.removesuffix("-s0"), 60.2, live=live)
         assert results.verdicts("compression-on-top") == [verdict]
-
-
-def test_what_chapters_end_with(tmp_path):
-    rows = claims.beside(["field", "picture"], tmp_path)
-    assert {row["verdict"] for row in rows} >= {"not tested"} and len(rows) > 8
-    (row,) = claims.beside(["saturation"])
-    assert (row["where"], row["number"]) == ("section 3.3", "≥ 0 points")
-    assert row["seen"].startswith("What is saturated adds nothing. ")
 
 
 def test_repeats_and_settings_are_counted_apart():
@@ -824,20 +744,12 @@ def test_what_others_measured_is_theirs():
         ("seance", {}, {}, "unknown experiment .kind 'seance'.; choose from: bench, "),
         ("train", {"miou": 0.5}, {"name": "mine"}, "unknown recipe 'mine'"),
         ("eval", {"miou": 1.001}, {}, "mIoU 1.001 is not from 0 to 1"),
-        ("eval", {"miou": -0.001}, {}, "mIoU -0.001 is not"),
         ("eval", {"miou": "high"}, {}, "mIoU 'high' is not"),
     ],
 )
 def test_a_record_of_an_unknown_experiment_is_named(results, kind, metrics, config, says):
     with pytest.raises(InputError, match=f"^record x: {says}"):
         results.add("x", kind, metrics, config)
-
-
-@pytest.mark.parametrize("miou", [0, 0.0, 1.0, None])
-def test_records_of_known_experiments_are_taken(results, miou):
-    results.add("x", "train", {"miou": miou}, {"name": "own"})
-    results.add("pictures", "pictures", {})
-    assert len(results.records) == 2
 
 
 def test_a_record_that_lacks_what_its_kind_has_is_named(results):
@@ -853,53 +765,30 @@ def test_an_edited_record_is_named(tmp_path):
         claims.verdicts(tmp_path)
 
 
-PARAMETERS = """- {cells: [1, Parameters], tolerance: printed, level: computed, aim: ii, test: {count: params},
-   construction: [table1-refinenet-101-lw-with-rcu-parameters]}"""
 REDUCED = "- {statement: params-reduction, tolerance: limit, level: computed, aim: ii, repeats: params-saved, construction: true, test: {count: params, saved: [[refinenet-resnet101, refinenet-lw-rcu-resnet101]]}}"
 TRAIN = "- {statement: voc-train, tolerance: printed, level: cell, aim: data, test: {check: voc, splits: [train]}}"
-
-
-TRAINED = "voc-train, tolerance: printed, level: cell"
+TEST = "check: voc, splits: [train]"
 
 
 @pytest.mark.parametrize(
     ("old", "new", "says"),
     [
         ("claims:\n", "claims: [\n", "cannot be read ("),
-        ("tolerances:\n", "limits:\n", "tolerances: Field required"),
-        ("    digits: 0.5\n", "", "tolerances.printed: Value error, needs one of value, digits"),
+        ("    digits: 0.5\n", "", "tolerances.printed: needs one of value, digits"),
         ("claims:\n", "claims:\n- 3\n", "claim 1: Input should be a valid dictionary"),
-        ("claims:\n", "claims:\n- {value: 3}\n", "claim 1: needs one of cells, statement,"),
-        (PARAMETERS, "", "no claim for table 1, RefineNet-101 [46], Parameters"),
         (REDUCED, "", "no claim for statement params-reduction"),
         (TRAIN, f"{TRAIN}\n{TRAIN}", "(voc-train): a second claim 'voc-train'"),
-        (
-            PARAMETERS,
-            "- {cells: [1, Parameters], tolerance: printed, level: computed, aim: ii}",
-            "claim 1 ([1, 'Parameters']): table1-refinenet-101-parameters: no test",
-        ),
-        ("voc-train,", "voc-trains,", "(voc-trains): no statement 'voc-trains' in the text"),
-        ("voc-train, tolerance: printed", "voc-train, tolerance: generous", "'generous'; choose"),
-        ("voc-train, tolerance: printed", "voc-train, verdict: reproduced", "verdict: Extra"),
-        ("voc-train, tolerance: printed, level: cell", "voc-train, tolerance: printed", "no level"),
-        ("voc-train, tolerance: printed, level: cell, aim: data", TRAINED, "no aim"),
-        ("voc-train, tolerance: printed", "voc-train", "tolerance ''; choose from: printed"),
+        (TRAIN, TRAIN.replace(", test: {check: voc, splits: [train]}", ""), "voc-train: no test"),
+        (TRAIN, TRAIN.replace(", level: cell", ""), "voc-train: no level"),
+        (TRAIN, TRAIN.replace("voc-train", "voc-trains"), "no statement 'voc-trains' in the text"),
+        (TRAIN, TRAIN.replace("printed", "generous"), "unknown tolerance 'generous'; choose"),
+        (TRAIN, TRAIN.replace("tolerance: printed", "verdict: partly"), "verdict: Extra"),
+        (TEST, "look: voc", "(voc-train): not a test of one kind"),
+        (TEST, "check: camvid, splits: [train]", "check: Input should be 'voc', 'nyu'"),
+        (TEST, "check: voc", "needs one of splits, classes"),
         ("{compare: crp-matters}", "{compare: crp}", "comparison 'crp'; choose from: accuracy-"),
-        ("check: voc, splits: [train]", "look: voc", "(voc-train): not a test of one kind"),
-        ("check: voc, splits: [train]", "check: camvid, splits: [train]", "should be 'voc', 'nyu'"),
-        ("check: voc, splits: [train]", "check: voc", "needs one of splits, classes"),
-        (
-            "score: voc, split: test, model: refinenet-lw-resnet50",
-            "score: voc, model: refinenet-lw-resnet50",
-            "(voc-test-fastest): split: Field required",
-        ),
         ("count: params, model: refinenet-lw-mobilenet_v2", "count: params", "no network to count"),
-        ("{count: unchanged, ", "{count: sheep, ", "(no-specific-changes): count: Input should be"),
-        (
-            "{fps: [2, RefineNet-50, Runtime]}",
-            "{fps: [2, RefineNet-51, Runtime]}",
-            "no row 'RefineNet-51'",
-        ),
+        ("{fps: [2, RefineNet-50,", "{fps: [2, RefineNet-51,", "no row 'RefineNet-51'"),
     ],
 )
 def test_a_fault_in_the_file_is_one_line_that_names_the_claim(tmp_path, old, new, says):

@@ -145,7 +145,7 @@ def _tolerance(claim) -> str:
             f"{data}: {each.margin:g} points. {' '.join(each.reason.split())}"
             for data, each in on.items()
         )
-        return f"Margins {margins} {' of '.join(filter(None, ('Fixed', *evidence.fixed())))}."
+        return f"Margins {margins} Fixed {claim.fixed}."
     unit = claims.UNITS.get(claim.unit, claim.unit)
     since = f" Since {claim.fixed}." if claim.fixed else ""
     return f"Tolerance {claim.tolerance:.3g} {unit}: {claim.reason}.{since}"
