@@ -13,7 +13,7 @@ from math import floor
 from rflw.errors import InputError, choose, why
 
 SCHEDULES = ("constant", "poly", "halve", "multistep")
-INITS = ("default", "lecun", "normal")
+INITS = ("default", "normal")
 OPTIMISERS = ("sgd", "adamw")
 EXACT = {"extra": "forbid", "allow_inf_nan": False}  # for pydantic, which reads what records hold
 

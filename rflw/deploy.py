@@ -34,7 +34,7 @@ PRECISIONS = {
     "fp32": torch.float32,
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
-    "int8": torch.float32,
+    "int8": torch.float32,  # what stays outside of convolutions
 }
 FORMATS = ("onnx", "torch-export")
 OPSET = 18  # of ONNX: the first for whose operators PyTorch's exporter is written

@@ -205,7 +205,6 @@ def make_fabric(device: torch.device, precision: str):
 def compiled_for(model: RefineNet, device: torch.device) -> nn.Module:
     """The network as torch.compile speeds it up: on CPUs only its pools, else it gets slower."""
     if device.type != "cpu":
-        pooling.keep_code_private()
         return torch.compile(model)
     pooling.compile_pools(model)
     return model

@@ -167,21 +167,17 @@ class MobileNet(nn.Module):
 
 
 class NASNet(nn.Module):
-    """NASNet-A Mobile; taps of both kinds of cell, as MobileNet-v2's of every stage.
-
-    The stem is padded by one pixel so that sizes are ceil(H/stride) like everyone's; the published
-    network has it unpadded.
-    """
+    """NASNet-A Mobile; taps of both kinds of cell, as MobileNet-v2's of every stage."""
 
     channels = ((44,), (88, 264), (352, 528), (704, 1056))
     mean, std, wiring, origin = HALF, HALF, "mobile", None
 
     def __init__(self):
         super().__init__()
-        self.net = NASNetMobile(num_classes=None, stem_padding=1)
+        self.net = NASNetMobile()
 
     def forward(self, x: Tensor) -> list[tuple[Tensor, ...]]:
-        return group(list(self.net.features(x)), self.channels)
+        return group(self.net(x), self.channels)
 
 
 class Timm(nn.Module):

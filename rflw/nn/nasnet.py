@@ -3,10 +3,9 @@ Recognition", 2018.
 
 Written after the paper's Figure 4 and TF-Slim's `nets/nasnet`, which settles what the figure leaves
 open: which state of a cell is concatenated though blocks use it, how sizes are matched, batch
-norm's constants. The auxiliary classifier that helped training is left out; drop path has no part
-in the mobile network.
+norm's constants. The classifiers are left out; drop path has no part in the mobile network.
 
-Letters in shape comments: B batch, C channels, H and W rows and columns, K classes.
+Letters in shape comments: B batch, C channels, H and W rows and columns.
 """
 
 from collections import namedtuple
@@ -44,17 +43,16 @@ REDUCTION = Plan(
 )
 
 STEM = 32  # channels of the first convolution
-STAGES = {  # name -> plan, width, number of cells; 44 filters, a quarter and a half of them in the stem cells
-    "stem_cell0": (REDUCTION, 11, 1),  # (B, 44, H/4, W/4)
-    "stem_cell1": (REDUCTION, 22, 1),  # (B, 88, H/8, W/8)
-    "group1": (NORMAL, 44, 4),  # (B, 264, H/8, W/8)
-    "reduction1": (REDUCTION, 88, 1),  # (B, 352, H/16, W/16)
-    "group2": (NORMAL, 88, 4),  # (B, 528, H/16, W/16)
-    "reduction2": (REDUCTION, 176, 1),  # (B, 704, H/32, W/32)
-    "group3": (NORMAL, 176, 4),  # (B, 1056, H/32, W/32)
-}
-# The output of every stage, before the ReLU that the next cell begins with
-Taps = namedtuple("Taps", STAGES)
+# Plan, width and number of cells; 44 filters, a quarter and a half of them in the stem cells
+STAGES = (
+    (REDUCTION, 11, 1),  # (B, 44, H/4, W/4)
+    (REDUCTION, 22, 1),  # (B, 88, H/8, W/8)
+    (NORMAL, 44, 4),  # (B, 264, H/8, W/8)
+    (REDUCTION, 88, 1),  # (B, 352, H/16, W/16)
+    (NORMAL, 88, 4),  # (B, 528, H/16, W/16)
+    (REDUCTION, 176, 1),  # (B, 704, H/32, W/32)
+    (NORMAL, 176, 4),  # (B, 1056, H/32, W/32)
+)
 
 
 def norm(channels: int) -> nn.BatchNorm2d:
@@ -145,46 +143,35 @@ class Cell(nn.Module):
 
 
 class NASNetMobile(nn.Module):
-    """NASNet-A Mobile. (B, 3, H, W) normalised with mean = std = 0.5 -> logits (B, K).
+    """NASNet-A Mobile without its classifier: (B, 3, H, W) normalised with mean = std = 0.5 -> the
+    outputs of `STAGES`, fine to coarse, before the ReLU that the next cell begins with.
 
-    Strides round sizes up, as TensorFlow's "SAME" does; the windows here are centred on the pixels
-    0, 2, 4, ... of any input, those of "SAME" on 1, 3, 5, ... if the size is even. That would matter
-    to TF-Slim's weights and matters to no count.
-
-    Args:
-        num_classes: K; None leaves the classifier out, and the pooled (B, 1056) comes back.
-        stem_padding: of the first convolution; 0 is the published network. With 1 every tap of
-            stride s has ceil(H/s) x ceil(W/s) pixels.
+    The stem is padded by one pixel, so that sizes are ceil(H/stride) like everyone's; the published
+    network has it unpadded. Strides round sizes up, as TensorFlow's "SAME" does; the windows here
+    are centred on the pixels 0, 2, 4, ... of any input, those of "SAME" on 1, 3, 5, ... if the size
+    is even. That would matter to TF-Slim's weights and matters to no count.
     """
 
-    def __init__(self, num_classes: int | None = 1000, stem_padding: int = 0):
+    def __init__(self):
         super().__init__()
         self.stem = nn.Sequential(
-            nn.Conv2d(3, STEM, 3, stride=2, padding=stem_padding, bias=False), norm(STEM)
+            nn.Conv2d(3, STEM, 3, stride=2, padding=1, bias=False), norm(STEM)
         )
         self.stages = nn.ModuleList()
         prev, cur = STEM, STEM  # channels of the last two outputs
         halve = False  # whether these differ in size
-        for plan, width, cells in STAGES.values():
+        for plan, width, cells in STAGES:
             stage = nn.ModuleList()
             for _ in range(cells):
                 stage.append(Cell(plan, width, cur, prev, halve, match=len(self.stages) > 0))
                 prev, cur, halve = cur, len(plan.out) * width, plan.stride == 2
             self.stages.append(stage)
-        self.classifier = nn.Identity()
-        if num_classes:
-            self.classifier = nn.Sequential(nn.Dropout(0.5), nn.Linear(cur, num_classes))
 
-    def features(self, x: Tensor) -> Taps:
-        """(B, 3, H, W) -> the seven outputs named in `STAGES`, fine to coarse, before their ReLU."""
+    def forward(self, x: Tensor) -> list[Tensor]:
         prev = cur = self.stem(x)  # (B, 32, H/2, W/2)
         taps = []
         for stage in self.stages:
             for cell in stage:
                 prev, cur = cur, cell(cur, prev)
             taps.append(cur)
-        return Taps(*taps)
-
-    def forward(self, x: Tensor) -> Tensor:
-        top = F.relu(self.features(x).group3)  # (B, 1056, H/32, W/32)
-        return self.classifier(top.mean(dim=(2, 3)))
+        return taps

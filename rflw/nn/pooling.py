@@ -8,7 +8,7 @@ every gradient to that pixel. Values are those of PyTorch's pool to the bit; gra
 rounding of their sums.
 """
 
-from functools import reduce
+from functools import cache, reduce
 import os
 
 import torch
@@ -48,13 +48,13 @@ def _pad(x: Tensor, value: float) -> Tensor:
     return F.pad(x, (0, 0, 2, 2), value=value)
 
 
-_compiled = {}  # by function, made at first use: torch.compile's import takes seconds
+@cache
+def _compiled(function):
+    return torch.compile(function, dynamic=True)
 
 
 def _run(function, *tensors: Tensor):
-    if function not in _compiled:
-        _compiled[function] = torch.compile(function, dynamic=True)
-    return _compiled[function](*tensors)
+    return _compiled(function)(*tensors)
 
 
 class _MaxPool(torch.autograd.Function):
@@ -92,10 +92,7 @@ def can_compile() -> bool:
 
 
 def compile_pools(model: nn.Module) -> None:
-    """Have a decoder use `max_pool` of this module.
-
-    Raises InputError where there is no C++ compiler.
-    """
+    """Have a decoder use `max_pool` of this module. Raises InputError without a C++ compiler."""
     if not can_compile():
         raise InputError("the decoder's pools cannot be compiled here: is there a C++ compiler?")
     for module in model.modules():

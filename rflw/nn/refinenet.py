@@ -156,16 +156,14 @@ class RefineNet(nn.Module):
 
 
 def init_decoder(decoder: Decoder, how: str) -> None:
-    """Draw the decoder's weights anew, in place.
+    """Give the decoder its first weights, in place.
 
-    "default": PyTorch's, as in the authors' scripts, of variance 1 / (3 fan-in). "lecun": of
-    variance 1 / fan-in (LeCun et al., 1998), biases 0, and a classifier of deviation 0.01.
-    "normal": deviation 0.01, biases 0, as in the authors' README.
+    "default": as they are, PyTorch's, as in the authors' scripts. "normal": deviation 0.01, biases
+    0, as in the authors' README.
     """
     for module in decoder.modules():
-        if isinstance(module, nn.Conv2d) and how != "default":
-            small = how == "normal" or module is decoder.classifier
-            nn.init.normal_(module.weight, std=0.01 if small else module.weight[0].numel() ** -0.5)
+        if isinstance(module, nn.Conv2d) and how == "normal":
+            nn.init.normal_(module.weight, std=0.01)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
 
