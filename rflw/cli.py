@@ -746,7 +746,7 @@ def data_convert(
     output: Annotated[Path, Option("-o", "--output", help="New folder for index masks.")],
     colours: Annotated[
         str | None,
-        Option(help='Read colours: a list, line n has R G B of label n - 1; or "found": all.'),
+        Option(help="Read colours, by a list: line n has R G B of label n - 1."),
     ] = None,
     pairs: Annotated[
         list[str], Option("--map", help="NUMBER=LABEL or R,G,B=LABEL; 255 is void.")

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from rflw import live, records
 from rflw.checkpoint import checkpoint_file, load, load_any, save
 from rflw.config import Recipe, Stage
-from rflw.data.check import check_labels, check_sizes
+from rflw.data.check import check_labels
 from rflw.data.labels import LABELS, Labels
 from rflw.data.on_device import OnDevice
 from rflw.data.readers import (
@@ -254,8 +254,6 @@ def open_data(run: Run) -> Data:
     training = [get(stage.data, stage.split) for stage in recipe.stages]
     validation = get(recipe.data, recipe.validation)
     test = get(recipe.data, recipe.test) if recipe.test else None
-    for dataset in filter(None, (validation, test)):
-        check_sizes(recipe, dataset)
     labels = labels_of(recipe.data)
     for stage, dataset in zip(recipe.stages, training):
         if len(dataset) < recipe.batch:

@@ -10,7 +10,6 @@ import torch
 from torchvision import tv_tensors
 
 from rflw import InputError
-from rflw.data import readers
 from rflw.data.check import OFFICIAL, check
 from rflw.data.images import read_image, read_mask
 from rflw.data.labels import LABELS, labels_for, voc_colours
@@ -26,38 +25,34 @@ def saved(tmp_path, image: Image.Image, name="x.png", **options):
     return tmp_path / name
 
 
+PALETTE = Image.fromarray(np.array([[0, 1], [2, 1]], np.uint8)).convert("P")
+PALETTE.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
+GREY16 = np.array([[0, 257, 256, 65535], [300, 514, 32896, 65278]], np.uint16)
+TURNED = Image.Exif()
+TURNED[0x0112] = 6  # shown turned a quarter clockwise
+BELOW_WHITE = np.array([[[9, 9, 9, 0], [0, 0, 0, 128], [1, 2, 3, 255]]], np.uint8)
+
+
 class TestImages:
-    def test_rgb(self, tmp_path):
-        assert np.array_equal(read_image(saved(tmp_path, Image.fromarray(RGB))), RGB)
-        assert np.array_equal(read_image(Image.fromarray(RGB)), RGB)
-
-    def test_grey_becomes_three_equal_channels(self, tmp_path):
-        out = read_image(saved(tmp_path, Image.fromarray(RGB[..., 0])))
-        assert np.array_equal(out, np.repeat(RGB[..., :1], 3, 2))
-
-    def test_16_bits_are_scaled_to_8(self, tmp_path):
-        grey = np.array([[0, 257, 256, 65535], [300, 514, 32896, 65278]], np.uint16)
-        out = read_image(saved(tmp_path, Image.fromarray(grey)))
-        assert out[..., 0].tolist() == [[0, 1, 0, 255], [1, 2, 128, 254]]
-
-    def test_alpha_lies_on_white(self, tmp_path):
-        rgba = np.dstack([RGB, np.full(RGB.shape[:2], 255, np.uint8)])
-        rgba[0, 0, 3], rgba[1, 1] = 0, (0, 0, 0, 128)
-        out = read_image(saved(tmp_path, Image.fromarray(rgba)))
-        assert out[0, 0].tolist() == [255, 255, 255]
-        assert abs(int(out[1, 1, 0]) - 127) <= 1
-        assert np.array_equal(out[2:], RGB[2:])
-
-    def test_palette(self, tmp_path):
-        image = Image.fromarray(np.array([[0, 1], [2, 1]], np.uint8)).convert("P")
-        image.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
-        out = read_image(saved(tmp_path, image))
-        assert out.tolist() == [[[10, 20, 30], [40, 50, 60]], [[70, 80, 90], [40, 50, 60]]]
+    @pytest.mark.parametrize(
+        ("image", "expected"),
+        [
+            (RGB, RGB),
+            (RGB[..., 0], np.repeat(RGB[..., :1], 3, 2)),
+            (GREY16, np.dstack([[[0, 1, 0, 255], [1, 2, 128, 254]]] * 3)),
+            (BELOW_WHITE, [[[255] * 3, [127] * 3, [1, 2, 3]]]),
+            (PALETTE, [[[10, 20, 30], [40, 50, 60]], [[70, 80, 90], [40, 50, 60]]]),
+        ],
+        ids=["RGB", "grey", "16 bits", "alpha", "palette"],
+    )
+    def test_modes(self, tmp_path, image, expected):
+        image = image if isinstance(image, Image.Image) else Image.fromarray(image)
+        for source in (image, saved(tmp_path, image)):
+            assert np.array_equal(read_image(source), expected)
 
     def test_cmyk(self, tmp_path):
-        out = read_image(
-            saved(tmp_path, Image.new("CMYK", (8, 8), (255, 0, 0, 0)), "x.jpg", quality=95)
-        )
+        cyan = Image.new("CMYK", (8, 8), (255, 0, 0, 0))
+        out = read_image(saved(tmp_path, cyan, "x.jpg", quality=95))
         assert out[4, 4, 0] < 20 and out[4, 4, 1:].min() > 235
 
     @pytest.mark.parametrize("name", ["x.png", "x.tif", "x.jpg", "x.webp"])
@@ -81,9 +76,7 @@ class TestImages:
         assert read_image(grey.convert("La"))[0, :, 0].tolist() == [100, 255]
 
     def test_exif_rotation_is_applied(self, tmp_path):
-        exif = Image.Exif()
-        exif[0x0112] = 6  # shown turned a quarter clockwise
-        out = read_image(saved(tmp_path, Image.fromarray(RGB), exif=exif))
+        out = read_image(saved(tmp_path, Image.fromarray(RGB), exif=TURNED))
         assert np.array_equal(out, np.rot90(RGB, -1))
 
     def test_what_is_no_image_is_refused_by_name(self, tmp_path):
@@ -103,24 +96,13 @@ class TestImages:
             assert str(tmp_path) in str(caught.value)
 
 
-class TestMasks:
-    def test_void_becomes_255(self, tmp_path):
-        path = saved(tmp_path, Image.fromarray(np.array([[0, 10, 11], [3, 255, 1]], np.uint8)))
-        assert read_mask(path, 11, void=11).tolist() == [[0, 10, 255], [3, 255, 1]]
-
-    def test_palette_masks_are_read_as_indices(self, tmp_path):
-        image = Image.fromarray(np.array([[0, 1], [2, 255]], np.uint8)).convert("P")
-        image.putpalette(LABELS["voc"].palette())
-        assert read_mask(saved(tmp_path, image), 21).tolist() == [[0, 1], [2, 255]]
-
-    def test_bad_masks_are_refused(self, tmp_path):
-        mask = Image.fromarray(np.array([[0, 1], [2, 12]], np.uint8))
-        with pytest.raises(InputError, match="label 12 at row 1, column 1"):
-            read_mask(saved(tmp_path, mask), 11, void=11)
-        with pytest.raises(InputError, match="mask of 2x2, its image is 3x4"):
-            read_mask(tmp_path / "x.png", 21, size=(4, 3))
-        with pytest.raises(InputError, match="this is RGB"):
-            read_mask(saved(tmp_path, Image.fromarray(RGB), "rgb.png"), 11)
+def test_masks(tmp_path):
+    path = saved(tmp_path, Image.fromarray(np.array([[0, 10, 11], [3, 255, 1]], np.uint8)))
+    assert read_mask(path, 11, void=11).tolist() == [[0, 10, 255], [3, 255, 1]]
+    with pytest.raises(InputError, match="label 10 at row 0, column 1"):
+        read_mask(path, 10, void=11)
+    with pytest.raises(InputError, match="mask of 3x2, its image is 3x4"):
+        read_mask(path, 21, size=(4, 3))
 
 
 class TestLabels:
@@ -131,12 +113,8 @@ class TestLabels:
 
     @pytest.mark.parametrize("labels", [*LABELS.values(), labels_for(map(str, range(40)))])
     def test_every_class_has_a_name_and_a_colour_of_its_own(self, labels):
-        assert (
-            len(set(labels.classes))
-            == len(set(labels.colours))
-            == len(labels.classes)
-            == len(labels.colours)
-        )
+        for names in (labels.classes, labels.colours):
+            assert len(set(names)) == len(names) == len(labels.classes)
         assert len(labels.palette()) == 768 and labels.palette()[-3:] == [255, 255, 255]
 
 
@@ -192,57 +170,17 @@ class TestCamVid:
         with pytest.raises(InputError, match="unknown data set 'imagenet'; choose from: camvid"):
             open_dataset("imagenet", "train", camvid)
 
-    def test_a_check_lists_every_fault(self, camvid):
-        folder = camvid / "camvid"
-        for name in ("f1", "f2"):
-            (folder / f"train/{name}.png").rename(folder / f"trainannot/{name}.png")
-            saved(folder / "train", Image.fromarray(RGB), f"{name}x.png")
-        saved(folder / "train", Image.fromarray(RGB[:5]), "f0.png")
-        saved(folder / "trainannot", Image.fromarray(np.full((6, 8), 12, np.uint8)), "f0.png")
-        saved(folder / "trainannot", Image.fromarray(RGB), "f1x.png")
-        (folder / "train/f1x.png").write_bytes(b"")
-        found = check("camvid", camvid)
-        train, val = (found["splits"][split]["faults"] for split in ("train", "val"))
-        assert [line.replace(f"{folder}/", "") for line in train] == [
-            f"camvid: trainannot/f1.png: has no frame in {folder / 'train'}".replace(
-                f"{folder}/", ""
-            ),
-            f"camvid: trainannot/f2.png: has no frame in {folder / 'train'}".replace(
-                f"{folder}/", ""
-            ),
-            "trainannot/f0.png: label 12 at row 0, column 0: labels are 0..10, 11 or 255 for void; "
-            "`rflw data convert` renumbers",
-            "trainannot/f0.png: mask of 8x6, its image is 8x5",
-            "train/f1x.png: not an image that can be read",
-            "trainannot/f1x.png: a mask of class indices is a grey or palette image, this is RGB; "
-            "`rflw data convert` makes index masks of it",
-            "trainannot/f2x.png: no such file",
-        ]
-        assert len(val) == 1 and "no folder" in val[0] and not found["clean"]
-        with pytest.raises(InputError, match="no folder .*camvid/train;"):
-            check("camvid", camvid / "none")
-
-    def test_bad_masks_are_named(self, camvid):
-        Image.fromarray(np.zeros((5, 8), np.uint8)).save(camvid / "camvid/trainannot/f0.png")
-        with pytest.raises(InputError, match="f0.png: mask of 8x5, its image is 8x6"):
-            open_dataset("camvid", "train", camvid)[0]
-
     def test_manifest_hash_changes_with_any_pixel(self, camvid):
         before = manifest_hash(open_dataset("camvid", "train", camvid))
         assert manifest_hash(Cached(open_dataset("camvid", "train", camvid))) == before
         Image.fromarray(np.full((6, 8), 3, np.uint8)).save(camvid / "camvid/trainannot/f0.png")
         assert manifest_hash(open_dataset("camvid", "train", camvid)) != before
 
-    def test_small_sets_are_read_once(self, camvid, monkeypatch):
-        dataset = open_dataset("camvid", "train", camvid)
-        cached = in_memory(dataset)
+    def test_small_sets_are_read_once(self, camvid):
+        cached = in_memory(open_dataset("camvid", "train", camvid))
         first = cached[0][0]
         (camvid / "camvid/train/f0.png").unlink()
         assert cached[0][0] is first
-        saved(camvid / "camvid/train", Image.fromarray(RGB), "f0.png")
-        # bytes of three images and masks, less one
-        monkeypatch.setattr(readers, "MEMORY", 3 * 6 * 8 * 4 - 1)
-        assert in_memory(dataset) is dataset
 
 
 @pytest.mark.parametrize(
@@ -318,9 +256,6 @@ class TestNYU:
         assert [*map(int, holdout.ids)] == [20, 21, 46, 47] and holdout.split == "holdout"
         assert holdout.images[0].name == "000020.jpg" and holdout.masks[3].name == "000047.png"
         assert sorted(map(int, fit.ids + holdout.ids)) == numbers
-        (nyu / "train.nyu").write_text("train_images/000003.jpg train_labels/000003.png\n")
-        with pytest.raises(InputError, match="train.nyu: lists nothing for 'holdout'"):
-            open_dataset("nyu", "holdout", nyu.parent)
         (nyu / "train_images/000003.jpg").rename(nyu / "train_images/attic.jpg")
         (nyu / "train.nyu").write_text("train_images/attic.jpg train_labels/000003.png\n")
         with pytest.raises(InputError, match="attic is no number: 'fit' needs .* official numbers"):
@@ -394,13 +329,6 @@ class TestNYU:
         ]
         assert found["val"]["faults"] == [f"{nyu / 'val.nyu'}: no such file"]
 
-    def test_missing_files_are_named(self, nyu):
-        (nyu / "val_labels/000009.png").unlink()
-        with pytest.raises(
-            InputError, match="nyu: .*val_labels/000009.png is missing, the mask of .*000009.jpg$"
-        ):
-            open_dataset("nyu", "val", nyu.parent)
-
     def test_a_prepared_folder_is_read_as_such(self, nyu):
         (nyu / "manifest.json").write_text("{}")
         with pytest.raises(InputError, match="not a manifest"):
@@ -416,10 +344,6 @@ class TestEmbedded:
                     digest.update(array.tobytes())
         assert digest.hexdigest() == GOLDEN
 
-    def test_classes_and_void(self):
-        counts = sum(np.bincount(scene("train", i)[1].ravel(), minlength=256) for i in range(60))
-        assert (counts[:6] > 500).all() and counts[6:255].sum() == 0 and counts[255] > 0
-
     def test_twins_agree_with_a_beacon_that_is_far_away(self):
         kinds = set()
         for i in range(40):
@@ -434,20 +358,6 @@ class TestEmbedded:
             if len(pixels):  # centres are FAR apart; a twin reaches 20 pixels from its own
                 assert np.hypot(*(pixels - beacon).T).min() > FAR - 20 - 2
         assert kinds == {RED_TWIN, BLUE_TWIN}
-
-    def test_twins_look_alike(self):
-        """Mean colours of the two kinds differ by less than their spread over scenes."""
-        means = {RED_TWIN: [], BLUE_TWIN: []}
-        for i in range(150):
-            image, mask = scene("train", i)
-            for twin, values in means.items():
-                if (mask == twin).sum() > 30:
-                    values.append(image[mask == twin].mean(0))
-        red, blue = (np.array(v) for v in means.values())
-        assert (
-            abs(red.mean(0) - blue.mean(0))
-            < 4 * np.sqrt(red.var(0) / len(red) + blue.var(0) / len(blue))
-        ).all()
 
     def test_splits(self):
         train, val = Embedded("train"), Embedded("val")
@@ -570,7 +480,7 @@ class TestOwn:
             (lambda root: (root / "images" / "1.png").unlink(), r"masks/1\.png: has no image"),
             (
                 lambda root: (root / "images" / "1.png").rename(root / "images" / "0.jpg"),
-                r"0\.jpg and 0\.png would have the same mask",
+                r"0\.jpg and 0\.png are one name",
             ),
             (lambda root: (root / "classes.txt").unlink(), r"classes\.txt: no such file"),
             (lambda root: (root / "classes.txt").write_text("one"), "1 names; 2 to 255"),
@@ -588,28 +498,14 @@ class TestOwn:
             open_dataset(f"{own}/", "train")
 
     def test_a_byte_order_mark_is_no_part_of_a_name_and_names_may_have_spaces(self, own):
-        (own / "images/1.png").rename(own / "images/first one.png")
-        (own / "masks/1.png").rename(own / "masks/first one.png")
+        for part in ("images", "masks"):
+            (own / part / "1.png").rename(own / part / "first one.png")
         (own / "splits").mkdir()
         (own / "splits/train.txt").write_text("0\r\nfirst one\r\n\r\n", encoding="utf-8-sig")
         (own / "classes.txt").write_text("road\r\nroof\r\nrest\r\n", encoding="utf-8-sig")
         dataset = open_dataset(str(own), "train")
-        assert dataset.ids == ["0", "first one"] and dataset.labels.classes == (
-            "road",
-            "roof",
-            "rest",
-        )
-        assert (dataset[1][1] == 1).all()
-
-    @pytest.mark.parametrize(
-        ("text", "message"),
-        [("9", "9: no such image"), ("1\n1", "1: twice"), ("", "no images in split")],
-    )
-    def test_split_lists_that_do_not_fit(self, own, text, message):
-        (own / "splits").mkdir()
-        (own / "splits" / "train.txt").write_text(text)
-        with pytest.raises(InputError, match=message):
-            open_dataset(str(own), "train")
+        assert dataset.ids == ["0", "first one"] and (dataset[1][1] == 1).all()
+        assert dataset.labels.classes == ("road", "roof", "rest")
 
     def test_a_check_lists_every_fault(self, own):
         (own / "splits").mkdir()

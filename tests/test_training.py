@@ -21,7 +21,6 @@ from tqdm import tqdm
 import rflw
 from rflw import InputError, build, checkpoint, evaluation, steps, training
 from rflw.config import Recipe, Stage
-from rflw.data.check import check_sizes
 from rflw.data.labels import LABELS
 from rflw.data.readers import Cached
 from rflw.data.synthetic import Embedded
@@ -301,15 +300,6 @@ class TestResume:
         torch.save(saved, tmp_path / "last.pt")
         with pytest.raises(InputError, match=f"began with other data: {part}$"):
             fit(tiny(), tmp_path, resume=True)
-
-    def test_pictures_too_small_to_be_validated_are_named(self):
-        class Small(Few):
-            def __getitem__(self, index):
-                return tuple(part[:32] for part in super().__getitem__(index))
-
-        with pytest.raises(InputError, match=r"val-0000 of embedded/val is \d+x32; .* 33x33"):
-            check_sizes(tiny(), Small("val"))
-        check_sizes(tiny(val_scale=1.1), Small("val"))
 
     @pytest.mark.parametrize("content", [b"cut off", [1], {"identity": None}, {"seed": 3}])
     def test_damaged_and_foreign_files(self, tmp_path, content):

@@ -1,6 +1,6 @@
 """Whether a data set is what it should be: counts, unreadable files, labels, shared images."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 import hashlib
 from pathlib import Path
 import sys
@@ -9,7 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from rflw.data.labels import COUNTS, VOID
-from rflw.data.readers import Prepared, add_item, is_folder, open_dataset, sizes, sum_line
+from rflw.data.readers import Prepared, add_item, is_folder, open_dataset, sum_line
 from rflw.errors import InputError
 
 SMALLEST = 33  # pixels of a side that networks take, `rflw.nn.refinenet.MIN_SIZE`
@@ -35,29 +35,34 @@ def check(name: str, root=None, progress: bool = False) -> dict:
     Raises:
         InputError: if no split is there.
     """
-    splits, places, shared, changed, absent = {}, {}, [], [], []
-    dataset, counts = None, []
+    splits, numbers, places, shared, changed = {}, [], {}, [], []
+    dataset = absent = None
     for split, official in _official(name).items():
         faults = []
+        facts = {"images": 0, "official": official, "faults": faults, "pixels": {}, "void": 0}
+        splits[split] = facts | {"sha256": hashlib.sha256().hexdigest()}
         try:
             dataset = open_dataset(name, split, root, faults)
         except InputError as e:
-            absent.append(e)
-            counts = {"images": 0, "official": official, "faults": [str(e)], "pixels": {}}
-            splits[split] = counts | {"void": 0, "sha256": hashlib.sha256().hexdigest()}
+            faults.append(str(e))
+            absent = absent or e
             continue
-        splits[split] = {"images": len(dataset), "official": official, "faults": faults}
-        facts, numbers = _read(dataset, faults, places, shared, progress)
-        splits[split] |= facts
-        counts.append(numbers)
+        counts, sha256, hashes = _read(dataset, faults, progress)
+        pixels = counts.sum(0).tolist()
+        splits[split] |= {"images": len(dataset), "void": pixels[VOID], "sha256": sha256}
+        splits[split]["pixels"] = dict(zip(dataset.labels.classes, pixels))
+        numbers.append(counts)
+        for key, pixels_hash in hashes.items():
+            first = places.setdefault(pixels_hash, (split, key))
+            shared += [[*first, split, key]] if first[0] != split else []
         if isinstance(dataset, Prepared) and dataset.changed:
             path = dataset.folder / "splits" / f"{split}.txt"
             changed.append(f"{path} or SHA256SUMS: not what was prepared")
     if dataset is None:
-        raise absent[0]
+        raise absent
     faults = splits["train"]["faults"]
     if is_folder(name) and not faults:  # else classes may be in what is unread
-        line, _ = unmeant(name, dataset.labels.classes, *counts)
+        line, _ = unmeant(name, dataset.labels.classes, *numbers)
         faults += [line] if line else []
     if isinstance(dataset, Prepared):
         changed += _changed(dataset.folder)
@@ -94,17 +99,15 @@ def unmeant(name: str, classes, training: np.ndarray, *others: np.ndarray) -> tu
 
 
 def check_labels(*datasets) -> None:
-    """Raises InputError for masks of one's own data, first those of training, that cannot be meant;
-    stderr names classes without a pixel."""
-    counts = []
+    """Raises InputError for one's own data, first those of training, that cannot be read, meant or
+    validated; stderr names classes without a pixel."""
+    numbers = []
     for dataset in datasets:
-        masks = (dataset[i][1] for i in range(len(dataset)))
-        counts.append(np.zeros((len(dataset), 256), int))
-        for key, mask, numbers in zip(dataset.ids, masks, counts[-1]):
-            numbers += np.bincount(mask.ravel(), minlength=256)
-            if smoothed(mask):
-                raise InputError(f"{dataset.name}: {key}: {SMOOTHED}")
-    line, senseless = unmeant(datasets[0].name, datasets[0].labels.classes, *counts)
+        faults = []
+        numbers.append(_read(dataset, faults)[0])
+        if faults:
+            raise InputError(f"{dataset.name}: {faults[0]}")
+    line, senseless = unmeant(datasets[0].name, datasets[0].labels.classes, *numbers)
     if senseless:
         raise InputError(line)
     if line:
@@ -133,41 +136,30 @@ def smoothed(mask: np.ndarray) -> bool:
     return np.unique(kinds[:2], axis=1).shape[1] < kinds.shape[1] or len({*kinds[2]}) > 2
 
 
-def check_sizes(recipe, dataset) -> None:
-    """Raises InputError for an image that is too small to be validated by a recipe."""
-    for key, (height, width) in zip(dataset.ids, sizes(dataset)):
-        if recipe.val_scale == 1 and min(height, width) < SMALLEST:  # others are rounded up
-            raise InputError(
-                f"{recipe.name}: {key} of {dataset.name}/{dataset.split} is {width}x{height}; "
-                f"networks take {SMALLEST}x{SMALLEST} and up"
-            )
-
-
-def _read(dataset, faults: list[str], places: dict, shared: list, progress: bool) -> tuple:
-    """Read a split -> its pixels, void and sha256, and each mask's pixels of each label (N, 256);
-    adds to faults, to the places of images by their hash, and to what two splits share."""
+def _read(dataset, faults: list[str], progress: bool = False) -> tuple:
+    """Read a split -> each mask's pixels of each label (N, 256), the SHA-256 of all, and that of
+    each image; adds to faults."""
     title, digest = f"{dataset.name}/{dataset.split}", hashlib.sha256()
-    numbers = np.zeros((len(dataset), 256), int)
-    for i, key in enumerate(
-        tqdm(dataset.ids, title, file=sys.stderr, disable=not progress or None)
-    ):
+    numbers, hashes = np.zeros((len(dataset), 256), int), {}
+    files = getattr(dataset, "dataset", dataset)  # of `Cached`
+    bar = tqdm(dataset.ids, title, file=sys.stderr, disable=not progress or None)
+    for i, key in enumerate(bar):
         try:
             image, mask = dataset[i]
         except InputError as e:
-            parts = (_fault(read, i) for read in (dataset.image, dataset.mask))
-            faults += dict.fromkeys(line for line in (*parts, str(e)) if line)
+            for read in (files.image, files.mask):  # both may be wrong
+                try:
+                    read(i)
+                except InputError as one:
+                    faults.append(str(one))
+            faults += [str(e)] if str(e) not in faults else []
             continue
         numbers[i] = np.bincount(mask.ravel(), minlength=256)
         if is_folder(dataset.name):
             faults += _strange(dataset, key, mask)
         add_item(digest, key, image, mask)
-        here = (dataset.split, key)
-        first = places.setdefault(hashlib.sha256(image.tobytes()).digest(), here)
-        if first[0] != dataset.split:
-            shared.append([*first, *here])
-    pixels = numbers.sum(0).tolist()
-    counts = dict(zip(dataset.labels.classes, pixels))
-    return {"pixels": counts, "void": pixels[VOID], "sha256": digest.hexdigest()}, numbers
+        hashes[key] = hashlib.sha256(image.tobytes()).digest()
+    return numbers, digest.hexdigest(), hashes
 
 
 def _strange(dataset, key: str, mask: np.ndarray) -> Iterator[str]:
@@ -177,13 +169,6 @@ def _strange(dataset, key: str, mask: np.ndarray) -> Iterator[str]:
         yield f"{key}: {size}; networks take {SMALLEST}x{SMALLEST} and up"
     if smoothed(mask):
         yield f"{key}: {SMOOTHED}"
-
-
-def _fault(read: Callable, index: int) -> str | None:
-    try:
-        read(index)
-    except InputError as e:
-        return str(e)
 
 
 def _changed(folder: Path) -> list[str]:

@@ -13,7 +13,7 @@ from PIL import Image
 from rflw.data.images import open_mask
 from rflw.data.labels import VOID, voc_colours
 from rflw.data.readers import ENDINGS, walk
-from rflw.errors import InputError, reading
+from rflw.errors import InputError, about, reading
 from rflw.records import writing
 
 PALETTE = [value for colour in voc_colours(VOID) for value in colour] + [255] * 3
@@ -33,8 +33,7 @@ def convert(
         masks: a folder of masks, also in folders inside it.
         out: the new folder.
         colours: read masks by their colours, not by their numbers: a file whose line n has the
-            red, green and blue of label n - 1, a name "void" stands for 255; or "found": all
-            colours there are, in their order.
+            red, green and blue of label n - 1, a name "void" stands for 255.
         table: {a number or an (R, G, B) of the files: label}, beside or instead of the others.
         first: the number of label 0 in the files; lower ones become void.
         nearest: take the nearest colour or number of those that are given; allows lossy files.
@@ -48,25 +47,26 @@ def convert(
     masks, out, table = Path(masks), Path(out).absolute(), dict(table or {})
     files = _files(masks, out)
     by_colour = colours is not None or any(isinstance(key, tuple) for key in table)
-    known = {} if colours in (None, "found") else read_colours(Path(colours))
+    known = read_colours(Path(colours)) if colours else {}
     known |= {_packed(key): label for key, label in table.items()}
     if nearest and not known:
         raise InputError("--nearest: --colours FILE or --map says what may be near")
-    counts, places = Counter(), {}
+    counts, labels, read = Counter(), {}, partial(_values, by_colour=by_colour, lossy=nearest)
     for path in files:
-        values, numbers = np.unique(_values(path, by_colour, nearest), return_counts=True)
+        values, numbers = np.unique(read(path), return_counts=True)
         counts.update(dict(zip(values.tolist(), numbers.tolist())))
-        places |= {value: path for value in values.tolist() if value not in places}
-    if colours == "found":
-        free = (label for label in range(VOID) if label not in known.values())
-        known |= dict(zip(sorted(counts.keys() - known.keys()), free))
-    labels = {value: _label(value, known, by_colour, first, nearest) for value in sorted(counts)}
-    _refuse_lost([value for value in labels if labels[value] is None], places, by_colour)
+        for value in sorted(counts.keys() - labels.keys()):
+            labels[value] = _label(value, known, by_colour, first, nearest)
+        if lost := [_text(value, by_colour) for value in labels if labels[value] is None]:
+            raise InputError(
+                f"{path}: no label for {' and '.join(lost[:9])}: --map {lost[0]}=N gives one, {VOID} "
+                "is void; of lossy, scaled or smoothed masks --nearest takes the nearest that is given"
+            )
     with writing(out):
-        _write(files, masks, out, labels, partial(_values, by_colour=by_colour, lossy=nearest))
+        _write(files, masks, out, labels, read)
     return {
-        _text(value, by_colour): {"label": label, "pixels": counts[value]}
-        for value, label in labels.items()
+        _text(value, by_colour): {"label": labels[value], "pixels": counts[value]}
+        for value in sorted(counts)
     }
 
 
@@ -78,16 +78,6 @@ def _files(masks: Path, out: Path) -> list[Path]:
     if out.exists() and (not out.is_dir() or any(out.iterdir())) or masks.resolve() in out.parents:
         raise InputError(f"{out}: not a new folder outside of {masks}")
     return files
-
-
-def _refuse_lost(lost: list[int], places: dict[int, Path], by_colour: bool) -> None:
-    if lost:
-        more = f", one of {len(lost)} without a label" if lost[1:] else ", which has no label"
-        kind, text = "colour" if by_colour else "number", _text(lost[0], by_colour)
-        raise InputError(
-            f"{places[lost[0]]}: {kind} {text}{more}: --map {text}=N gives it one, {VOID} is "
-            "void; of lossy, scaled or smoothed masks --nearest takes the nearest that is given"
-        )
 
 
 def _write(files: list[Path], masks: Path, out: Path, labels: dict, read) -> None:
@@ -116,13 +106,9 @@ def read_colours(path: Path) -> dict[int, int]:
     known, label = {}, 0
     for number, line in enumerate(lines, start=1):
         code = re.search(r"#([0-9a-fA-F]{6})\b", line)
-        rows = re.findall(r"\b\d{1,3}(?:[\s,;]+\d{1,3}){2,}\b", line)
-        parts = [int(part) for row in rows for part in re.split(r"[\s,;]+", row)]
-        if not code and len(parts) != 3:  # a fourth may be the label or the opacity
-            raise InputError(
-                f"{path}, line {number}: not one colour such as 128 0 0 or #800000: {line}"
-            )
-        colour = int(code[1], 16) if code else _packed(tuple(parts))
+        numbers = bytes.fromhex(code[1]) if code else map(int, re.findall(r"\b\d+\b", line))
+        with about(f"{path}, line {number}"):
+            colour = _packed(tuple(numbers))
         if colour in known:
             raise InputError(f"{path}, line {number}: a colour that is there before: {line}")
         void = re.search(r"\b(void|unlabell?ed|ignore)\b", line, re.IGNORECASE)
@@ -135,7 +121,7 @@ def _packed(key: int | tuple[int, ...]) -> int:
     if isinstance(key, int):
         return key
     if len(key) != 3 or max(key) > 255:
-        raise InputError(f"{','.join(map(str, key))}: not a colour of three numbers up to 255")
+        raise InputError(f"{','.join(map(str, key))}: not a colour such as 128,0,0 or #800000")
     return key[0] << 16 | key[1] << 8 | key[2]
 
 
@@ -160,7 +146,7 @@ def _values(path: Path, by_colour: bool, lossy: bool) -> np.ndarray:
         rgb = np.asarray(image.convert("RGB")).astype(int)
         if lossy or (rgb == rgb[..., :1]).all():
             return rgb[..., 1]
-        raise InputError(f"{path}: it has colours: --colours FILE, or --colours found, reads them")
+        raise InputError(f"{path}: it has colours: --colours FILE or --map R,G,B=N reads them")
     numbers = np.asarray(image).astype(int) // step
     return numbers[..., 0] if image.mode in ("LA", "PA") else numbers
 

@@ -3,7 +3,7 @@
 An image is (H, W, 3) uint8 RGB, a mask (H, W) uint8 with classes 0..K-1 and 255 as void.
 """
 
-from collections import Counter, defaultdict
+from collections.abc import Iterator
 from contextlib import suppress
 import hashlib
 from itertools import groupby
@@ -11,7 +11,6 @@ import json
 import os
 from pathlib import Path
 import re
-from types import MappingProxyType
 from unicodedata import normalize
 
 import numpy as np
@@ -29,15 +28,18 @@ ROOT = Path(__file__).resolve().parents[2] / "data" / "datasets"
 
 
 class _Pairs:
-    """Images and masks in files. `image` and `mask` read one: a check finds faults of both."""
+    """Images and masks in files. `image` and `mask` read one: a check finds faults of both.
+
+    `faults` holds a line for each thing wrong that is known before files are read.
+    """
 
     name: str
     ids: list[str]
     images: list[Path]
     masks: list[Path]
     labels: Labels
+    faults: list[str]
     void = VOID  # in the files
-    headers = MappingProxyType({})  # of files, where they have been read
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -50,26 +52,18 @@ class _Pairs:
 
     def size(self, index: int) -> tuple[int, int]:
         """(H, W) of an image, from its header."""
-        path = self.images[index]
-        return (self.headers.get(path) or read_header(path)).shown
+        return read_header(self.images[index]).shown
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         image = self.image(index)
         return image, self.mask(index, image.shape[:2])
 
-    def _refuse(self, faults: list[str], collected: list[str] | None) -> None:
-        """Raises InputError for the first fault, or missing file. A check collects the faults
-        instead; it meets missing files when it reads."""
-        if collected is not None:
-            collected += faults
-            return
+    def missing(self) -> Iterator[str]:
+        """A line for each file that is not there."""
         for image, mask in zip(self.images, self.masks):
             for file, kind, other in ((image, "image", mask), (mask, "mask", image)):
                 if not os.path.isfile(file):
-                    faults.append(f"{self.name}: {file} is missing, the {kind} of {other}")
-        if faults:
-            more = f"; and {len(faults) - 1} more: `rflw data check` lists all"
-            raise InputError(faults[0] + (more if faults[1:] else ""))
+                    yield f"{self.name}: {file} is missing, the {kind} of {other}"
 
 
 def _lines(path: Path) -> list[str]:
@@ -93,7 +87,7 @@ class CamVid(_Pairs):
     name, labels = "camvid", LABELS["camvid"]
     void = len(labels.classes)
 
-    def __init__(self, root: Path, split: str = "train", faults: list[str] | None = None):
+    def __init__(self, root: Path, split: str = "train"):
         part = "train" if split in ("fit", "holdout") else split
         frames, masks = root / part, root / f"{part}annot"
         for folder in (frames, masks):
@@ -106,12 +100,11 @@ class CamVid(_Pairs):
         if not self.images:
             raise InputError(f"camvid: no PNG files in {frames}")
         lone = {*masks.glob("*.png")} - {masks / frame.name for frame in self.images}
-        wrong = [f"camvid: {mask}: has no frame in {frames}" for mask in sorted(lone)]
+        self.faults = [f"camvid: {mask}: has no frame in {frames}" for mask in sorted(lone)]
         if part != split:
             self.images = self._held_out(self.images, split == "holdout")
         self.masks = [masks / frame.name for frame in self.images]
         self.ids = [frame.stem for frame in self.images]
-        self._refuse(wrong, faults)
 
     @staticmethod
     def _held_out(frames: list[Path], last: bool) -> list[Path]:
@@ -134,25 +127,24 @@ class NYU(_Pairs):
 
     name, labels = "nyu", LABELS["nyu"]
 
-    def __init__(self, root: Path, split: str = "train", faults: list[str] | None = None):
+    def __init__(self, root: Path, split: str = "train"):
         _need_split("nyu", split, ("train", "val", "fit", "holdout"))
         self.split = split
         path = root / f"{'val' if split == 'val' else 'train'}.nyu"
-        pairs, wrong = {}, []
+        pairs, self.faults = {}, []
         for number, line in enumerate(_lines(path), start=1):
             names = line.split()
             key = Path(names[0]).stem if names else None
             if len(names) not in (0, 2):
-                wrong.append(f"{path}, line {number}: not an image and its mask: {line}")
+                self.faults.append(f"{path}, line {number}: not an image and its mask: {line}")
             elif key in pairs:
-                wrong.append(f"{path}, line {number}: {key} is there twice")
+                self.faults.append(f"{path}, line {number}: {key} is there twice")
             elif names:
                 pairs[key] = [root / name for name in names]
         self.ids = [*pairs] if split in ("train", "val") else self._scenes(path, [*pairs])
         self.images, self.masks = ([pairs[key][part] for key in self.ids] for part in (0, 1))
         if not self.ids:
-            wrong.append(f"{path}: lists nothing for {split!r}")
-        self._refuse(wrong, faults)
+            self.faults.append(f"{path}: lists nothing for {split!r}")
 
     def _scenes(self, path: Path, ids: list[str]) -> list[str]:
         """The ids whose row of consecutive numbers is of this split."""
@@ -226,9 +218,9 @@ class Prepared(_Pairs):
         changed: whether list or sums are not what was prepared.
     """
 
-    def __init__(
-        self, root: Path, name: str, split: str = "train", faults: list[str] | None = None
-    ):
+    faults = ()
+
+    def __init__(self, root: Path, name: str, split: str = "train"):
         self.folder, self.name, self.split, self.labels = root, name, split, LABELS[name]
         if not (root / "manifest.json").exists():
             raise InputError(
@@ -249,7 +241,6 @@ class Prepared(_Pairs):
         self.changed = self.digest != manifest["sha256"][split] or len(listed) != len(self.ids)
         self.images = [images.get(key, root / "images" / key) for key in self.ids]
         self.masks = [root / "masks" / f"{key}.png" for key in self.ids]
-        self._refuse([], faults)
 
 
 class Own(_Pairs):
@@ -257,44 +248,62 @@ class Own(_Pairs):
 
     Masks have the images' names, with any ending, and lie in the same folders; they hold the index
     of a line, from 0, or 255 for void. `splits/train.txt` and `splits/val.txt` may list names;
-    without them every fifth image, in the order of names, is for validation.
+    without them every fifth image, in the order of names, is for validation. Names that differ
+    in case or Unicode form alone are one.
     """
 
-    def __init__(self, root: Path, split: str = "train", faults: list[str] | None = None):
-        self.name, self.split, self.labels = str(root), split, own_labels(root)
-        wrong = []
-        images, masks = (_by_name(root, part, wrong) for part in ("images", "masks"))
-        mask_of = _meant(images, masks)
-        lone = masks.keys() - {*mask_of.values()}
-        wrong += [f"{masks[key]}: has no image in {root / 'images'}" for key in sorted(lone)]
-        self.ids = self._split(root / "splits", images, wrong)
-        self.images = [images[key] for key in self.ids]
+    def __init__(self, root: Path, split: str = "train"):
+        self.name, self.split, self.labels, self.faults = str(root), split, own_labels(root), []
+        images, masks = self._by_name(root / "images"), self._by_name(root / "masks", ENDINGS)
+        for key in sorted(masks.keys() - images.keys()):
+            self.faults.append(f"{masks[key]}: has no image in {root / 'images'}")
+        keys = self._split(root / "splits", images)
+        if not keys:
+            self.faults.append(f"{root}: no images in split {split!r}")
+        self.images = [images[key] for key in keys]
+        self.ids = [_name(path, root / "images") for path in self.images]
         missing = root / "masks"
-        self.masks = [masks.get(mask_of.get(key), missing / f"{key}.png") for key in self.ids]
-        if not self.ids:
-            wrong.append(f"{root}: no images in split {split!r}")
-        self.headers = _headers([*self.images, *masks.values()])
-        wrong += _turned(self.images, self.masks, self.headers)
-        wrong += _other_colours([*masks.values()], self.headers)
-        self._refuse(wrong, faults)
+        self.masks = [masks.get(k, missing / f"{name}.png") for k, name in zip(keys, self.ids)]
+        self.faults += _turned(self.images, self.masks)
+        self.faults += _other_colours([*masks.values()])
 
-    def _split(self, folder: Path, images: dict, wrong: list[str]) -> list[str]:
-        """The images of the split, by name; faults of its list go to `wrong`."""
+    def _by_name(self, folder: Path, endings: tuple[str, ...] = ("",)) -> dict[str, Path]:
+        """The files of `images` or `masks`, and of folders inside, by what their names mean."""
+        named = {}
+        if not folder.is_dir():
+            what = "one's own data are images/, masks/ and classes.txt"
+            raise InputError(f"{folder.parent}: no folder {folder.name}; {what}")
+        for path in walk(folder):
+            if path.name.lower().endswith(endings):  # notes may lie between masks
+                first = named.setdefault(_plain(_name(path, folder)), path)
+                if first != path:
+                    self.faults.append(f"{folder}: {first.name} and {path.name} are one name")
+        return named
+
+    def _split(self, folder: Path, images: dict[str, Path]) -> list[str]:
+        """The keys of the split's images."""
         if not folder.is_dir():
             _need_split(str(folder.parent), self.split, ("train", "val"))
             return [key for i, key in enumerate(images) if (i % 5 == 4) == (self.split == "val")]
-        path = folder / f"{self.split}.txt"
-        ids = Counter(line for line in _lines(path) if line)
-        meant = _meant(ids, images)
-        ids = Counter({meant.get(key, key): count for key, count in ids.items()})
-        for key, count in ids.items():
-            if key not in images:
-                wrong.append(
-                    f"{path}: {key}: no such image (names are listed without their ending)"
-                )
-            elif count > 1:
-                wrong.append(f"{path}: {key}: twice")
-        return [key for key in ids if key in images]
+        path, keys = folder / f"{self.split}.txt", {}
+        for name in filter(None, _lines(path)):
+            if _plain(name) not in images:
+                said = "no such image (names are listed without their ending)"
+                self.faults.append(f"{path}: {name}: {said}")
+            elif _plain(name) in keys:
+                self.faults.append(f"{path}: {name}: twice")
+            else:
+                keys[_plain(name)] = name
+        return [*keys]
+
+
+def _name(path: Path, folder: Path) -> str:
+    return path.relative_to(folder).with_suffix("").as_posix()
+
+
+def _plain(name: str) -> str:
+    """A name without case and Unicode form, which file systems change."""
+    return normalize("NFC", name).casefold()
 
 
 def walk(folder: Path) -> list[Path]:
@@ -308,99 +317,45 @@ def walk(folder: Path) -> list[Path]:
 
 
 HIDDEN = ("Thumbs.db", "desktop.ini")
+ENDINGS = (".png", ".tif", ".tiff", ".bmp", ".gif", ".jpg", ".jpeg", ".webp")  # of masks
 
 
-def _by_name(root: Path, part: str, wrong: list[str]) -> dict[str, Path]:
-    """The files of `images` or `masks`, those in folders inside, too, by their names from there on
-    without endings; hidden ones are left out. Two of a name go to `wrong`, previews beside a mask
-    do not.
-    """
-    folder, named = root / part, {}
-    if not folder.is_dir():
-        raise InputError(
-            f"{root}: no folder {part}; one's own data are images/, masks/ and classes.txt"
-        )
-    files = walk(folder)
-    masks = part == "masks"
-    if masks:  # notes and other things may lie between them
-        files = [path for path in files if path.suffix.lower() in ENDINGS]
-    same = "would be the mask of one image" if masks else "would have the same mask"
-    for path in sorted(files, key=lambda path: (masks and path.suffix.lower() in LOSSY, path)):
-        key = path.relative_to(folder).with_suffix("").as_posix()
-        previews = masks and path.suffix.lower() in LOSSY
-        if named.setdefault(key, path) != path and not previews:
-            wrong.append(f"{root}: {named[key].name} and {path.name} {same}")
-    return named
+def _header(path: Path) -> Header | None:
+    """The header of an image file; reading the rest will tell why there is none."""
+    with suppress(InputError):
+        return read_header(path)
 
 
-LOSSY = (".jpg", ".jpeg", ".webp")
-ENDINGS = (".png", ".tif", ".tiff", ".bmp", ".gif", *LOSSY)  # of masks
-
-
-def _meant(keys, names) -> dict[str, str]:
-    """Of each key the name that it means: the same, or the only one that differs from it alone in
-    case or Unicode form (a file system of macOS changes that)."""
-    near, alike = defaultdict(list), Counter(map(_plain, keys))
-    for name in names:
-        if name not in keys:
-            near[_plain(name)].append(name)
-    found = {key: [key] if key in names else near[_plain(key)] for key in keys}
-    return {
-        key: named[0]
-        for key, named in found.items()
-        if key in names or len(named) == alike[_plain(key)] == 1
-    }
-
-
-def _plain(name: str) -> str:
-    return normalize("NFC", name).casefold()
-
-
-def _headers(paths: list[Path]) -> dict[Path, Header]:
-    """The headers of image files; reading the rest will tell what they are."""
-    headers = {}
-    for path in paths:
-        with suppress(InputError):
-            headers[path] = read_header(path)
-    return headers
-
-
-def _turned(images: list[Path], masks: list[Path], headers: dict[Path, Header]) -> list[str]:
+def _turned(images: list[Path], masks: list[Path]) -> Iterator[str]:
     """A line for each photo that EXIF turns though its mask may have been drawn on it unturned."""
-    lines = []
     for image, mask in zip(images, masks):
-        photo, labels = headers.get(image), headers.get(mask)
+        photo, labels = _header(image), _header(mask)
         if photo and labels and photo.turn != labels.turn and photo.stored == labels.stored:
-            turned, other = (image, mask) if photo.turn > 1 else (mask, image)
-            lines.append(
-                f"{turned}: EXIF turns it (orientation {headers[turned].turn}) and not {other}, of "
-                "the size that it has unturned: `mogrify -auto-orient` turns files for good, "
+            turn, turned, other = max((photo.turn, image, mask), (labels.turn, mask, image))
+            yield (
+                f"{turned}: EXIF turns it (orientation {turn}) and not {other}, of the size that "
+                "it has unturned: `mogrify -auto-orient` turns files for good, "
                 "`exiftool -Orientation=` takes the note away"
             )
-    return lines
 
 
-def _other_colours(masks: list[Path], headers: dict[Path, Header]) -> list[str]:
+def _other_colours(masks: list[Path]) -> Iterator[str]:
     """A line for each mask whose palette gives an index another colour than one before it."""
-    found = {path: headers[path].palette for path in masks if path in headers}
-    paletted = {path: colours for path, colours in found.items() if colours}
-    lines, first = [], {}
-    for path in paletted if len({*paletted.values()}) > 1 else ():
-        try:
+    palettes = {path: header.palette for path in masks if (header := _header(path))}
+    paletted, first = [path for path in masks if palettes.get(path)], {}
+    for path in paletted if len({palettes[path] for path in paletted}) > 1 else ():
+        with suppress(InputError):
             image, _ = open_mask(path)
-        except InputError:
-            continue
-        flat = image.getpalette()
-        for index in np.unique(np.asarray(image)).tolist():
-            colour = tuple(flat[3 * index : 3 * index + 3])
-            theirs, other = first.setdefault(index, (colour, path.name))
-            if colour != theirs:
-                lines.append(
-                    f"{path}: label {index} has the colour {colour}, in {other} {theirs}: "
-                    "`rflw data convert --colours` makes indices by colours"
-                )
-                break
-    return lines
+            flat = image.getpalette()
+            for index in np.unique(np.asarray(image)).tolist():
+                colour = tuple(flat[3 * index : 3 * index + 3])
+                theirs, other = first.setdefault(index, (colour, path.name))
+                if colour != theirs:
+                    yield (
+                        f"{path}: label {index} has the colour {colour}, in {other} {theirs}: "
+                        "`rflw data convert --colours` makes indices by colours"
+                    )
+                    break
 
 
 def own_labels(root: Path) -> Labels:
@@ -410,7 +365,7 @@ def own_labels(root: Path) -> Labels:
     while names and not names[-1]:
         names.pop()
     if odd := _odd_line(names):
-        raise InputError(f"{path}: line {odd[0]} is {odd[1]}; line n names the label n - 1")
+        raise InputError(f"{path}: line {odd}; line n names the label n - 1")
     if not 2 <= len(names) <= 255:
         raise InputError(f"{path}: {len(names)} names; 2 to 255 classes, a line each")
     twice = next((name for name in names if names.count(name) > 1), None)
@@ -422,21 +377,19 @@ def own_labels(root: Path) -> Labels:
 NUMBERED = r"(\d+)[\W_]+[^\W\d]"
 
 
-def _odd_line(names: list[str]) -> tuple[int, str] | None:
-    """The first line that names no label, or by its number another one, and what it is."""
+def _odd_line(names: list[str]) -> str | None:
+    """The first line that names no label, or by its number another one, and what is odd."""
     numbers = {i: int(m[1]) for i, name in enumerate(names) if (m := re.match(NUMBERED, name))}
     numbered = len(numbers) >= max(2, len(names) - 1)
     rows = [bool(re.search(r"[,;\t]\s*\d", name)) for name in names]
+    table = len(rows) > 2 and not rows[0] and all(rows[1:])
     for i, name in enumerate(names):
-        kinds = {
-            "empty": not "".join(filter(str.isprintable, name)).strip(),
-            "a remark": name.startswith(("#", "//")),
-            "labelme's label -1": name == "__ignore__",
-            "the head of a table": i == 0 and len(rows) > 2 and not rows[0] and all(rows[1:]),
-            f"numbered {numbers.get(i)}": numbered and numbers.get(i, i) != i,
-        }
-        if kind := next((kind for kind, true in kinds.items() if true), None):
-            return i + 1, kind
+        text = "".join(filter(str.isprintable, name)).strip()
+        head = table and i == 0
+        if not text or head or text.startswith(("#", "//", "__ignore__")):  # the last is labelme's
+            return f"{i + 1} names no class: {text!r}"
+        if numbered and numbers.get(i, i) != i:
+            return f"{i + 1} is numbered {numbers[i]}"
     return None
 
 
@@ -459,18 +412,29 @@ def open_dataset(
     Raises:
         InputError: for an unknown name or split and, without `faults`, when files are missing.
     """
+    dataset = _opened(name, split, root)
+    known = getattr(dataset, "faults", ())
+    if faults is not None:  # missing files are met when they are read
+        faults += known
+    elif lines := [*known, *(dataset.missing() if isinstance(dataset, _Pairs) else ())]:
+        more = f"; and {len(lines) - 1} more: `rflw data check` lists all"
+        raise InputError(lines[0] + (more if lines[1:] else ""))
+    return dataset
+
+
+def _opened(name: str, split: str, root: str | Path | None):
     if is_folder(name):
-        return Own(Path(name), split, faults)
+        return Own(Path(name), split)
     labels_of(name)
     if name == "embedded":
         return Embedded(split)
     folder = Path(root or os.environ.get("RFLW_DATA") or ROOT) / name
     if name == "camvid":
-        return CamVid(folder, split, faults)
+        return CamVid(folder, split)
     listed = any((folder / f"{part}.nyu").exists() for part in ("train", "val"))
     if name == "nyu" and listed and not (folder / "manifest.json").exists():
-        return NYU(folder, split, faults)
-    return Prepared(folder, name, split, faults)
+        return NYU(folder, split)
+    return Prepared(folder, name, split)
 
 
 def is_folder(name: str) -> bool:
