@@ -22,7 +22,7 @@ from typing import Annotated, Literal
 import pandas
 from pydantic import BeforeValidator, Field, FiniteFloat, TypeAdapter, ValidationError
 
-from rflw.errors import InputError, reading
+from rflw.errors import InputError, reading, why
 
 FOLDER = Path(__file__).resolve().parents[1] / "data" / "paper"
 TABLES = (1, 2, 3, 4, 5)
@@ -162,18 +162,6 @@ def value(n: int, row: str, column: str) -> float:
     return cell(n, row, column).value
 
 
-def frame(n: int, printed: bool = False) -> pandas.DataFrame:
-    """Table `n` as the page shows it: models down, headings with their units across.
-
-    Numbers are floats with NaN for `-`; with `printed` they are strings, such as `46.5 (msc)`.
-    """
-    rows: dict[str, dict[str, float | str]] = {}
-    for c in table(n):
-        rows.setdefault(c.row, {})[c.heading] = str(c) if printed else c.value
-    wide = pandas.DataFrame(list(rows.values()), index=pandas.Index(rows, name="Model"))
-    return wide.fillna("-") if printed else wide
-
-
 def statements() -> tuple[Statement, ...]:
     """Every result and setting that the running text states, in reading order."""
     return _read(FOLDER / "text.csv", Statement, ("id",))
@@ -193,17 +181,14 @@ def _read(path: Path, kind: type, key: tuple[str, ...]) -> tuple:
     with reading(path):
         lines = pandas.read_csv(path, dtype=str, keep_default_na=False)
         lines["decimals"] = lines["value"]
-    try:
-        numbers = TypeAdapter(list[kind]).validate_python(lines.to_dict("records"))
-    except ValidationError as e:
-        fault = e.errors()[0]
-        line, column = fault["loc"][0] + 2, fault["loc"][1]
-        raise InputError(f"{path}, line {line}: {column}: {fault['msg']}") from e
-    key = list(key)
-    twice = lines.duplicated(key)
-    if twice.any():
-        line = twice.idxmax()
-        raise InputError(f"{path}, line {line + 2}: a second {list(lines.loc[line, key])}")
+    twice, numbers = lines.duplicated(list(key)), []
+    for i, values in enumerate(lines.to_dict("records")):
+        try:
+            numbers.append(TypeAdapter(kind).validate_python(values))
+        except ValidationError as e:
+            raise InputError(f"{path}, line {i + 2}: {why(e)}") from e
+        if twice[i]:
+            raise InputError(f"{path}, line {i + 2}: a second {[values[name] for name in key]}")
     return tuple(numbers)
 
 

@@ -93,16 +93,11 @@ def test_curves_leave_out_epochs_without_a_score(axis):
     figures.curves({"a": [record, record]}, axis)
     drawn = [line.get_xydata().tolist() for line in axis.lines if line.get_xydata().size]
     assert drawn == [[[2, 50], [3, 75]]] * 2 and words(axis) == ["a"]
-
-
-def test_a_training_curve_ends_with_its_score():
-    curve = [{"loss": 3.0}, {"loss": 2.0, "miou": 0.5}]
-    figure = figures.training_curve({"curve": curve})
-    left, right = figure.axes
-    assert left.lines[0].get_xydata().tolist() == [[1, 3], [2, 2]]
-    assert right.lines[0].get_xydata().tolist()[-1] == [2, 50]
-    assert [text.get_text() for text in right.texts] == ["50.0"]
-    plt.close(figure)
+    upper, lower = figures.training_curve(record).axes
+    assert upper.lines[0].get_xydata().tolist() == [[1, 3], [2, 2], [3, 1]]
+    assert lower.lines[0].get_xydata().tolist()[-2:] == [[2, 50], [3, 75]]
+    assert [text.get_text() for text in lower.texts] == ["75.0"]
+    plt.close(upper.figure)
 
 
 def test_class_bars_are_sorted_and_in_their_colours(axis):
@@ -142,25 +137,15 @@ def test_a_roofline_bends_where_arithmetic_takes_over(axis):
 # ------------------------------------------------------------ fields and graphs
 
 
-def test_region_darkens_what_does_not_activate():
-    image = np.full((1, 3, 3), 200, np.uint8)
-    region = figures.region(image, np.array([[1.0, 0.2, 0.21]]), 0.2)
-    assert region[0, :, 0].tolist() == [200, 70, 200]
-
-
-def test_field_is_drawn_in_pixels_of_the_image(axis):
-    figures.field(axis, np.eye(4), side=6.0, cell=3)
-    assert axis.images[0].get_extent() == [-6, 6, 6, -6] and axis.get_xlim() == (-6, 6)
-    assert sorted(set(axis.lines[0].get_xdata())) == [-3, 3]
-
-
 def test_field_grid_has_a_row_a_layer():
     pair = np.full((4, 4, 3), 100, np.uint8), np.eye(4)
     rows = [("a", np.eye(8), 3.0, 1, [pair] * 2), ("b", np.eye(8), float("nan"), 1, [pair])]
     figure = figures.field_grid(rows)
     assert len(figure.axes) == 6 and figure.axes[0].get_ylabel() == "a"
     assert figure.axes[0].lines and not figure.axes[3].lines  # no size, no square
-    assert figure.axes[1].images[0].get_array()[0, 1, 0] == 35
+    assert figure.axes[1].images[0].get_array()[:2, :2, 0].tolist() == [[100, 35], [35, 100]]
+    assert figure.axes[0].images[0].get_extent() == [-4, 4, 4, -4]  # in pixels of the image
+    assert sorted({*figure.axes[0].lines[0].get_xdata()}) == [-1.5, 1.5]
     plt.close(figure)
 
 

@@ -2,7 +2,6 @@
 
 import math
 
-import numpy as np
 import pytest
 from scipy import stats
 import yaml
@@ -31,23 +30,16 @@ def test_two_values_by_hand():
     assert (ours.low, ours.high) == pytest.approx((2 - 12.7062, 2 + 12.7062), abs=1e-4)
     assert str(ours) == "2.0 [-10.7, 14.7]"
     assert f"{ours:.3f}" == "2.000 [-10.706, 14.706]"
-
-
-def test_one_value_has_no_interval():
-    ours = mean_interval([4.0])
-    assert ours.mean == 4 and math.isnan(ours.low) and str(ours) == "4.0"
+    alone = mean_interval([4.0])
+    assert alone.mean == 4 and math.isnan(alone.low) and str(alone) == "4.0"
 
 
 def test_pairs_are_those_that_both_have():
     ours = paired_difference({0: 1.0, 1: 2.0, 2: 9.0}, {0: 2.0, 1: 4.0, 3: 0.0})
     assert ours.mean == pytest.approx(1.5) and ours.n == 2
+    # gaps of 1 and 2: their deviation is 1 / sqrt(2), their error 1 / 2
+    assert ours.high == pytest.approx(1.5 + 12.7062 / 2, abs=1e-4)
     assert paired_difference({0: 1.0}, {1: 1.0}) is None
-
-
-def test_pairing_takes_out_what_seeds_share():
-    first = {seed: 10.0 * seed for seed in range(5)}
-    ours = paired_difference(first, {seed: value + 1 for seed, value in first.items()})
-    assert (ours.low, ours.high) == pytest.approx((1, 1))
 
 
 def test_ratio_of_two_means_by_hand():
@@ -59,15 +51,6 @@ def test_ratio_of_two_means_by_hand():
     assert (ours.low, ours.high) == pytest.approx((2 * math.exp(-half), 2 * math.exp(half)))
     assert math.isnan(mean_ratio((10.0, 0.0), (5.0, 0.0), 1).low)
     assert math.isnan(mean_ratio((10.0, math.nan), (5.0, 1.0), 9).high)
-
-
-def test_ratio_of_two_means_holds_the_true_one_as_often_as_it_says():
-    random, hits = np.random.default_rng(0), 0
-    for _ in range(2000):
-        a, b = random.normal(30, 4, 20), random.normal(10, 2, 20)
-        ours = mean_ratio((a.mean(), a.std(ddof=1)), (b.mean(), b.std(ddof=1)), 20)
-        hits += ours.low < 3 < ours.high
-    assert 0.93 < hits / 2000 < 0.98
 
 
 # The deviation of (m - 1, m, m + 1) is 1, its error 1 / sqrt(3), and t of two degrees of freedom at
@@ -95,17 +78,7 @@ HALF = 1.685855
 )
 def test_equivalence_by_hand(mean, margin, outcome):
     assert equivalence([mean - 1, mean, mean + 1], margin) == outcome
-
-
-def test_too_few_seeds_decide_nothing():
-    assert equivalence([9.0, 9.1], margin=1.0) == "undecided"
-    assert equivalence([9.0, 9.1], margin=1.0, least_seeds=2) == "better"
-
-
-def test_a_higher_level_is_a_wider_interval():
-    # t of two degrees of freedom at 97.5 % is 4.302653: 2.484138 to either side.
-    assert equivalence([-1.0, 0.0, 1.0], 2.484, level=0.95) == "undecided"
-    assert equivalence([-1.0, 0.0, 1.0], 2.485, level=0.95) == "equivalent"
+    assert equivalence([9.0, 9.1], margin=1.0) == "undecided"  # too few seeds
 
 
 def test_outcomes_are_those_of_the_protocol():
