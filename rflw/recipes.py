@@ -176,6 +176,7 @@ def cells(form: str) -> list[tuple[str, str]]:
 CHOSEN: dict[tuple[str, str], tuple[str, str]] = {
     ("camvid", "refinenet-lw"): ("adamw", "default"),
     ("camvid", "refinenet-lw-nocrp"): ("adamw", "default"),
+    ("camvid", "refinenet-lw-rcu"): ("adamw", "default"),
 }
 
 

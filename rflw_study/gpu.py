@@ -20,7 +20,7 @@ import time
 import torch
 
 from rflw import records
-from rflw.device import card, pick_device
+from rflw.device import card, computes_in_bf16, pick_device
 from rflw.errors import InputError
 from rflw.nn.refinenet import build
 from rflw.recipes import recipe
@@ -33,7 +33,8 @@ SMALL = ("refinenet-lw-mobilenet_v2",)
 STEPS = ("eager-fp32", "channels-last-fp32", "channels-last+fold+merge-fp32", "optimised-fp32")
 HALF = ("eager-fp32", "channels-last+fold+merge-bf16", "optimised-bf16", "optimised-fp16")
 NO_GRAPHS = ("eager-fp32", "channels-last+fold+merge+pools+compile-bf16", "optimised-bf16")
-LEAST = 10.0  # seconds that a part is begun for
+LEAST = 10.0  # seconds that must be left for a part to begin
+START = 30.0  # seconds that a part may take in any case: imports alone can take 10
 
 
 @dataclass(frozen=True)
@@ -113,9 +114,12 @@ def network(*names: str, modes=("eager-fp32",), size=(512, 512), batch: int = 1)
     def part(name: str, settings: Settings) -> None:
         from rflw_study.speed import network_speed
 
-        options = {"modes": modes, "size": size, "batch": batch, "passes": 100, "classes": 21}
+        where = pick_device(settings.device)
+        halves = {"bf16": computes_in_bf16(where), "fp16": where.type == "cuda"}
+        possible = tuple(mode for mode in modes if halves.get(mode.rpartition("-")[2], True))
+        options = {"modes": possible, "size": size, "batch": batch, "passes": 100, "classes": 21}
         if settings.small:
-            options |= {"modes": modes[:2], "size": (64, 96), "passes": 2}
+            options |= {"modes": possible[:2], "size": (64, 96), "passes": 2}
         chosen = SMALL if settings.small else names
         config = {"names": list(chosen), **options}
         measure = lambda: network_speed(chosen, device=settings.device, **options)
@@ -234,9 +238,9 @@ def run(settings: Settings, parts=PARTS, do=apart) -> dict[str, str]:
         elif left < LEAST:
             ends[name] = "no time was left"
         else:
-            own = max(LEAST, share * settings.seconds)
+            own = max(START, share * settings.seconds)
             if name == "gpu-campaign" and find_spec("nbval"):
-                own = max(LEAST, left / 2)  # the notebooks come after it
+                own = max(START, left / 2)  # the notebooks come after it
             ends[name] = do(name, replace(settings, seconds=min(own, left)))
         print(f"{name}: {ends[name]}", flush=True)
     return ends
