@@ -720,7 +720,7 @@ class PaperTest(Test):
 
     def answers(self, claim, recorded: list[dict]) -> Answers:
         """No answer, and what is missing."""
-        return [], f"nothing of ours can answer it: {self.paper}"
+        return [], f"we cannot measure this: {self.paper}"
 
 
 class DeployTest(Test):

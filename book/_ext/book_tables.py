@@ -86,7 +86,7 @@ def folded(summary: str, lines) -> Markup:
 
 
 @table(
-    "Every claim, what the paper says, what was measured.",
+    "Every claim: what the paper says, what we measured, and the verdict.",
     "claim|paper|ours|level of evidence|verdict|evidence",
 )
 def ledger(book):
@@ -97,7 +97,7 @@ def ledger(book):
     for v in sorted(book.verdicts, key=place):  # each aim heads its claims
         claim, ours = v.claim, claims.shown(v.ours, v.claim) if v.ours else "none"
         is_waiting = claim.test and is_open(v)
-        level = f"none yet: asks for {v.level}" if is_waiting else v.level
+        level = f"none yet (needed: {v.level})" if is_waiting else v.level
         attributes = {
             "id": f"claim-{claim.id}",
             "data-verdict": v.verdict,
@@ -119,7 +119,7 @@ def _evidence(book, topic: dict, v, ours: str) -> Markup:
     links = [book.record(name) for name in v.records]
     links = folded(f"{len(links)} records", links) if len(links) > 3 else BREAK.join(links)
     chapter = book.titled(topic["kinds"][v.claim.kind]) if v.claim.test else ""
-    repeats = Markup('Repeats <a href="#claim-{0}">{0}</a>.').format(v.claim.repeats)
+    repeats = Markup('Repeats the claim <a href="#claim-{0}">{0}</a>.').format(v.claim.repeats)
     parts = (
         v.says if v.says != ours else "",
         links,
@@ -142,13 +142,13 @@ def _tolerance(claim) -> str:
     if claim.kind == "compare":
         on = evidence.protocol().data
         margins = " ".join(
-            f"{data}: {each.margin:g} points. {' '.join(each.reason.split())}"
+            f"{data}: {each.margin:g} points ({' '.join(each.reason.split()).rstrip('.')})."
             for data, each in on.items()
         )
-        return f"Margins {margins} Fixed {claim.fixed}."
-    unit = claims.UNITS.get(claim.unit, claim.unit)
-    since = f" Since {claim.fixed}." if claim.fixed else ""
-    return f"Tolerance {claim.tolerance:.3g} {unit}: {claim.reason}.{since}"
+        return f"Margin for {margins} Fixed in commit {claim.fixed}."
+    unit = "points" if claim.unit == "percent" else claims.UNITS.get(claim.unit, claim.unit)
+    since = f" Fixed in commit {' on '.join(claim.fixed.split())}." if claim.fixed else ""
+    return f"{f'Tolerance {claim.tolerance:.3g} {unit}'.strip()}: {claim.reason.rstrip('.')}.{since}"
 
 
 def _theirs(claim) -> list[Markup]:
@@ -170,7 +170,7 @@ def claim_counts(book):
         link = verdict if verdict == "all" else book.link(verdict, CLAIMS, query)
         if counts[-1]:
             rows.append(({}, link, *counts))
-    caption = "The paper's own claims by verdict and by what they are about, each counted once."
+    caption = "The paper's distinct claims and settings of data sets: how many have each verdict, by topic."
     return caption, ["verdict", *found], rows
 
 
@@ -207,7 +207,7 @@ def squares(book) -> Markup:
 
 
 @table(
-    "The paper's four aims (section 4), and what is known of each.",
+    "The paper's four aims (section 4), and what we found for each.",
     "aim|the paper says|we found|key number|what it is, and its evidence",
 )
 def aims(book):
@@ -225,8 +225,8 @@ def aims(book):
 
 
 @table(
-    "The paper against itself: what it prints, and what its own numbers imply.",
-    "from|the paper also says|which implies",
+    "Checks within the paper: its numbers, and what they imply.",
+    "numbers in the paper|what else the paper says|what follows",
 )
 def itself(book):
     """Nothing of ours is in it."""
@@ -248,7 +248,7 @@ def itself(book):
     yield both, saved, f"{ms[0] / ms[1]:.2f} times faster"
     for model, b, t in zip(models, ops, ms):
         rate = f"{2 * b / area / t:.1f} TFLOP/s, a multiply-add being two operations"
-        yield f"{model}: {b:.0f} B at 512x512, {t} ms at 625x468", "no rate", rate
+        yield f"{model}: {b:.0f} B at 512x512, {t} ms at 625x468", "nothing about the rate", rate
     for form in ("", "LW-"):
         deeper, less = (paper.value(2, f"RefineNet-{form}{n}", "Runtime") for n in (101, 50))
         added = f"{deeper - less:.2f} ms for the same layers of the encoder"
@@ -261,17 +261,17 @@ def itself(book):
     for place in ("Before RCU", "After CRP"):
         right = paper.value(4, place, "acc")
         wrong = f"{(1 - right / 100) * classes:.2f} of {classes} answers wrong for an image"
-        nothing = f"an answer that never names a class has one wrong or more: {100 - 100 / classes:.0f} % at most"
+        nothing = f"a head that always answers no is wrong at least once per image: at most {100 - 100 / classes:.0f} %"
         yield f"Table 4, {place.lower()}: {right} %", f"{classes} classes", f"{wrong}; {nothing}"
-    test = "NYUDv2's 654 images are named as for testing, Person-Part's 1817 as for validation"
+    test = "NYUDv2 has 654 test images, Person-Part has 1817 validation images"
     two = 'Table 2: "on the test sets of NYUDv2 and PASCAL Person-Part"'
     yield two, test, "no test set of Person-Part"
     five = 'Table 5: "on the test set of PASCAL Context"'
-    yield five, "5105 validation images", "no test set of Context"
+    yield five, "Context has 5105 validation images", "the numbers are for the validation images"
 
 
 @table(
-    "Every record; its name leads to the file.",
+    "All records. Each name is a link to the file.",
     "record and command|kind|seed|commit|hardware|date|minutes|status|mIoU",
 )
 def records(book):
@@ -320,7 +320,7 @@ def machines(book):
         yield name, int(number), f"{minutes / 60:.1f}"
 
 
-@table("What it takes to run everything again.", "command|what it does|takes|hardware|from")
+@table("How long it takes to run everything.", "command|what it does|time|hardware|record")
 def times(book):
     bench = book.records.get("bench-rerun", {"metrics": {"rows": []}})
     minutes = {row["what"]: row["minutes"] for row in bench["metrics"]["rows"]}
@@ -345,7 +345,7 @@ def times(book):
 
 
 @table(
-    "What one setting changes in mIoU, with the 95 % interval over seeds where there are several.",
+    "How mIoU changes with one setting. The 95 % interval over seeds is given where there are several seeds.",
     "setting|change in mIoU|seeds|data|from",
 )
 def effects(book):
@@ -371,7 +371,7 @@ def scores(book, name: str) -> dict[int, tuple[float, str]]:
     return {r["seed"]: (100 * r["metrics"]["miou"], r["name"]) for r in found}
 
 
-@table("Versions that the records were measured with.", "package|version|records")
+@table("Versions of the packages with which the records were made.", "package|versions|records")
 def versions(book):
     used = [pair for record in book.records.values() for pair in record["versions"].items()]
     for package, found in pd.DataFrame(used, columns=["package", "version"]).groupby("package"):
@@ -379,8 +379,8 @@ def versions(book):
 
 
 @table(
-    "What each stored notebook was executed with: hashes of its cells and of what it imports.",
-    "notebook|cells|sources|modules",
+    "The stored notebooks: the number of code cells, and hashes of the cells and of the imported modules at the time of execution.",
+    "notebook|code cells|hash of the cells|hash of the modules",
 )
 def stamps(book):
     script = Path(book.env.srcdir) / "notebooks/stamps.py"
@@ -396,7 +396,7 @@ def stamps(book):
 
 
 @table(
-    "The packages of the lock file and their licences, as they name them.",
+    "The packages in the lock file, and the licences that their metadata name.",
     "package|version|licence",
 )
 def licences(book):
@@ -432,15 +432,15 @@ def explorer(book):
         yield attributes, model, f"{params / 1e6:.2f}", billions, share, bar
 
 
-@table("What holds unless a recipe says otherwise.", "setting|value")
+@table("The default settings of a recipe.", "setting|value")
 def recipe_defaults(book):
     defaults = [f for kind in (Recipe, Stage) for f in fields(kind) if f.default is not MISSING]
     yield from ((CODE.format(f.name), figure(f.default)) for f in defaults if f.name != "note")
 
 
 @table(
-    "All recipes, and what they say.",
-    "recipe|network|stages: encoder's and decoder's rate|other settings",
+    "All recipes, and the settings that are not the default.",
+    "recipe|network|stages: data, epochs, learning rates of encoder and decoder|other settings",
 )
 def recipes(book):
     for recipe in RECIPES.values():
@@ -470,7 +470,7 @@ def figure(value) -> str:
     return "none" if value in (None, "", (), []) else str(value)
 
 
-@table("What was tried, and what was counted.", "what|figures|command|minutes|hardware|record")
+@table("The tests of reliability and their results.", "test|results|command|minutes|hardware|record")
 def reliability(book):
     for name, record in book.records.items():
         if record["kind"] == "reliability":
