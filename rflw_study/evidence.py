@@ -377,7 +377,7 @@ class CompareTest(Test):
                     contrary,
                 )
             )
-        return answers, f"no trainings yet on {', '.join(waiting)}" if waiting else ""
+        return answers, f"no trainings of the protocol yet on {', '.join(waiting)}" if waiting else ""
 
 
 @dataclass(frozen=True)

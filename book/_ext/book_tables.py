@@ -153,7 +153,7 @@ def _tolerance(claim) -> str:
 
 def _theirs(claim) -> list[Markup]:
     """What others measured of a claim, marked as theirs."""
-    line = Markup('<span class="theirs">Theirs, not ours: {who}, {what}{value}. {source}</span>')
+    line = Markup('<span class="theirs">Measured by others, not by us: {who}, {what}{value}. {source}</span>')
     return [
         line.format(**row | {"value": row["value"] and f": {row['value']}"})
         for row in claims.others().get(claim.id, ())
@@ -208,7 +208,7 @@ def squares(book) -> Markup:
 
 @table(
     "The paper's four aims (section 4), and what we found for each.",
-    "aim|the paper says|we found|key number|what it is, and its evidence",
+    "aim|the paper says|our verdict|key number|what the number is, and the evidence",
 )
 def aims(book):
     judged = {v.claim.id: v for v in book.verdicts}
@@ -301,8 +301,8 @@ def spent(book) -> pd.DataFrame:
 
 
 @table(
-    "Every experiment: its runs, and what they took.",
-    "experiment|runs|failed|minutes a run, median|hours in all|memory, GiB at most|hardware",
+    "Every experiment: number of runs, time, memory and hardware.",
+    "experiment|runs|failed runs|median minutes per run|total hours|peak memory, GiB|hardware",
 )
 def compute(book):
     for (_, name), runs in spent(book).groupby(["study", "experiment"]):
@@ -312,7 +312,7 @@ def compute(book):
         yield name, len(runs), runs.failed.sum(), median, hours, memory, machines
 
 
-@table("All records by the hardware that they ran on.", "hardware|records|hours")
+@table("All records by hardware.", "hardware|records|hours")
 def machines(book):
     sums = spent(book).groupby("hardware").minutes.agg(["count", "sum"])
     sums.loc["all"] = sums.sum()
@@ -335,9 +335,9 @@ def times(book):
     runs = [r for r in book.records.values() if r["kind"] == "train" and r["status"] == "done"]
     for tier in ("cpu", "gpu"):
         mine = [r for r in runs if ("gpu" in r["hardware"]) == (tier == "gpu")]
-        does, cells = "the trainings that a processor is too slow for", (NOT_MEASURED, "", "")
+        does, cells = "the trainings that take too long on a processor", (NOT_MEASURED, "", "")
         if mine:
-            does = f"the {len(mine)} trainings on record, one after another"
+            does = f"the {len(mine)} recorded trainings; the time is their sum"
             took = f"{sum(r['wall_s'] for r in mine) / 3600:.1f} hours"
             machines = BREAK.join(sorted({hardware(r) for r in mine}))
             cells = took, machines, book.link("records", RECORDS)
@@ -418,7 +418,7 @@ def licences(book):
 @table(
     "Parameters and multiply-adds at 512x512 pixels with 21 classes; convolutions and pools are "
     "counted.",
-    "network|parameters, M|multiply-adds, B|parameters in the decoder, %|multiply-adds",
+    "network|parameters, M|multiply-adds, B|parameters in the decoder, %|multiply-adds, as a bar",
 )
 def explorer(book):
     """`explore.js` counts these networks anew for other sizes, classes and conventions."""
