@@ -175,7 +175,7 @@ def unfit(run: dict | None) -> str:
     live = (run or {"curve": []}).get("curve", [])[-1:]
     shares = {n: s for n, s in (live[0].get("live", {}) if live else {}).items() if "act" in n}
     if not shares:
-        return "its live units are not on record"
+        return "the share of live units in its training was not recorded"
     stage, share = min(shares.items(), key=lambda item: item[1])
     if share < protocol().votes.live_share:
         return f"{stage.removesuffix('.act')} is dead: {100 * share:.0f} % of its units are alive"
@@ -377,7 +377,10 @@ class CompareTest(Test):
                     contrary,
                 )
             )
-        return answers, f"no trainings of the protocol yet on {', '.join(waiting)}" if waiting else ""
+        return (
+            answers,
+            f"no trainings of the protocol yet on {', '.join(waiting)}" if waiting else "",
+        )
 
 
 @dataclass(frozen=True)
@@ -404,7 +407,7 @@ def differences(data: str, recorded: list[dict]) -> dict[str, Difference]:
         points = dict(zip(live, (scores[0] - scores[1]).tolist()))
         against = dead[0] if dead and not live else ""
         if live and (best := scores.mean(1).max()) > 100 * rules.votes.ceiling:
-            against = f"{data} is a ceiling: the better form scores {best:.1f} %"
+            against = f"{data} is too easy: the better form scores {best:.1f} %"
         outcome = _outcome(list(points.values()), on.margin, pair.at_least, rules.least_seeds)
         results[name] = Difference(points, used, "undecided" if against else outcome, against)
     return _corrected(results, on.margin, rules.comparisons)
@@ -560,9 +563,9 @@ class ProbeTest(Test):
                 if self.measure == "accuracy":
                     constant = max(part.get("majority", 0) for part in parts.values())
                     if constant >= CONSTANT:
-                        why = f"answers that never change are right in {100 * constant:.0f} %"
+                        why = f"a constant answer is right in {100 * constant:.0f} %"
                     elif self.probe != "score" and percent["before RCU"] == 100:
-                        why = "all right before the blocks"
+                        why = "all answers are right before the blocks"
                 groups.setdefault((recipe, data, head), {})[seed] = value, (record["name"],), why
         answers = [
             on_trainings(claim, group, f"{recipe}, {head} heads", data)
@@ -600,10 +603,10 @@ class SaturationTest(Test):
                 ]
                 why = unfit(run)
                 if metrics["miou"] > protocol().votes.ceiling:
-                    why = f"a ceiling: it scores {100 * metrics['miou']:.1f} %"
+                    why = f"too close to a perfect score: {100 * metrics['miou']:.1f} %"
                 elif not moved or abs(np.median(moved) - 1) < MOVED:
-                    now = f"{np.median(moved):.3f} times their first norm" if moved else "unknown"
-                    why = f"the weights of its RCUs never moved ({now}): nothing can be saturated"
+                    now = f"{np.median(moved):.3f} times the untrained norm" if moved else "unknown"
+                    why = f"training did not change the norm of its RCU weights ({now})"
                 gap = 100 * (without - metrics["miou"])
                 group = groups.setdefault((recipe, record["config"]["data"]), {})
                 group[seed] = gap, (record["name"],), why
@@ -669,7 +672,7 @@ def _sides(layers: list[dict], method: str, recorded: list[dict]) -> tuple[float
     if method == "occlusion":
         least = 2 * config.get("patch", 11) + config.get("stride", 3)
         if min(layer["side"]["mean"] for layer in layers) < least:
-            reasons = [f"a patch of 11 pixels does not resolve sides under {least}"]
+            reasons = [f"a patch of 11 pixels cannot measure fields smaller than {least} pixels"]
     if len(layers) == 1:
         height, width = records_[0]["metrics"]["size"]
         value = 100 * layers[0]["side"]["mean"] ** 2 / (height * width)

@@ -166,7 +166,9 @@ def table(lines: Sequence[dict], *index: str) -> pandas.DataFrame:
     """
     import pandas
 
-    frame = pandas.DataFrame(lines or [dict.fromkeys(index, "") | {"on record": "not measured"}])
+    if not lines:
+        return pandas.DataFrame({"on record": ["not measured"]}, index=[""])
+    frame = pandas.DataFrame(lines)
     shared = [name for name in index[:-1] if frame[name].nunique() == 1]
     frame.columns.name = ", ".join(
         f"batch {frame[name][0]}" if name == "batch" else str(frame[name][0]) for name in shared

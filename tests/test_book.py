@@ -218,7 +218,10 @@ def test_the_ledger_has_all_claims_and_leads_to_records(book):
     assert aims == sorted(aims, key=list(dict.fromkeys(aims)).index)  # claims under their aims
     assert [ids[aims.index(aim)] for aim in ("i", "iv")] == ["aim-i", "aim-iv"]  # which head them
     aim = re.search(r'<tr id="claim-aim-i".*?</tr>', ledger)[0]
-    assert "Measured by others, not by us: the authors" in aim and "Margin for camvid: 1 points (" in aim
+    assert (
+        "Measured by others, not by us: the authors" in aim
+        and "Margin for camvid: 1 points (" in aim
+    )
     assert 'data-source="repeated"' in re.search(r'<tr id="claim-voc-test-fastest".*?>', ledger)[0]
     row = re.search(r'<tr id="claim-table1-refinenet-101-lw-flops".*?</tr>', ledger)[0]
     assert 'data-verdict="reproduced"' in row and 'href="records.html#record-complexity"' in row
