@@ -13,7 +13,7 @@ from rflw.data.readers import Prepared, add_item, is_folder, open_dataset, sum_l
 from rflw.errors import InputError
 
 SMALLEST = 33  # pixels of a side that networks take, `rflw.nn.refinenet.MIN_SIZE`
-OFFICIAL = COUNTS | {"camvid": {"train": 367, "val": 101}, "embedded": {"train": 2048, "val": 128}}
+OFFICIAL = COUNTS | {"camvid": {"train": 367, "val": 101, "test": 233}, "embedded": {"train": 2048, "val": 128}}
 
 
 def check(name: str, root=None, progress: bool = False) -> dict:
