@@ -71,10 +71,10 @@ def meaning(gap: Interval | None) -> str:
     if gap is None:
         return "not run yet"
     if gap.n < 2:
-        return "nothing: one seed"
+        return "no conclusion: one seed"
     if gap.low > 0 or gap.high < 0:
-        return "better" if gap.low > 0 else "worse"
-    return "undecided: the interval holds 0"
+        return "higher" if gap.low > 0 else "lower"
+    return "not decided: the interval contains 0"
 
 
 def differences(groups: dict[str, dict[int, float]], pairs) -> pd.DataFrame:
@@ -82,7 +82,6 @@ def differences(groups: dict[str, dict[int, float]], pairs) -> pd.DataFrame:
     rows = []
     for first, second in pairs:
         gap = paired_difference(groups.get(first, {}), groups.get(second, {}))
-        words = {"points [95 %]": str(gap) if gap else "", "seeds": gap.n if gap else 0}
-        row = {"compared": second, "with": first} | words | {"meaning": meaning(gap)}
-        rows.append(row)
-    return pd.DataFrame(rows).set_index("compared")
+        words = {"points of mIoU [95 %]": str(gap) if gap else "", "seeds": gap.n if gap else ""}
+        rows.append({"difference": f"{second} - {first}"} | words | {"meaning": meaning(gap)})
+    return pd.DataFrame(rows).set_index("difference")
