@@ -124,6 +124,7 @@ class TestLabels:
             ((40, 40, 0), 20, (True, True)),  # 255 may be the third
             ((40, 40, 0), 0, (False, False)),  # a list of classes may be longer than its use
             ((40, 40, 0), 0.5, (False, False)),
+            ((0, 40, 40), 0, (True, False)),  # masks may count from 1
             ((40, 40, 0, 0), 5, (True, False)),  # part of VOC, with its rims
         ],
     )
@@ -145,6 +146,18 @@ class TestLabels:
         assert "some masks have road, some 255, and none has both" in faults(root)[0]
         with pytest.raises(InputError, match="some masks have road, .* --map 255=N"):
             check_labels(*(open_dataset(str(root), split) for split in ("train", "val")))
+
+    def test_an_image_of_both_splits_is_named(self, tmp_path, capsys):
+        root = make(tmp_path / "d", [LABELS] * 5)
+        sets = [open_dataset(str(root), split) for split in ("train", "val")]
+        check_labels(*sets)
+        assert not capsys.readouterr().err
+        sets[1].images[0] = sets[0].images[2]
+        check_labels(*sets)
+        assert (
+            capsys.readouterr().err
+            == f"rflw: {root}: e of val also trains: its score is too high\n"
+        )
 
     def test_palettes_must_agree_on_the_labels_that_occur(self, tmp_path):
         same = [

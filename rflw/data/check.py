@@ -13,7 +13,10 @@ from rflw.data.readers import Prepared, add_item, is_folder, open_dataset, sum_l
 from rflw.errors import InputError
 
 SMALLEST = 33  # pixels of a side that networks take, `rflw.nn.refinenet.MIN_SIZE`
-OFFICIAL = COUNTS | {"camvid": {"train": 367, "val": 101, "test": 233}, "embedded": {"train": 2048, "val": 128}}
+OFFICIAL = COUNTS | {
+    "camvid": {"train": 367, "val": 101, "test": 233},
+    "embedded": {"train": 2048, "val": 128},
+}
 
 
 def check(name: str, root=None, progress: bool = False) -> dict:
@@ -79,7 +82,8 @@ def _official(name: str) -> dict[str, int | None]:
 
 def unmeant(name: str, classes, training: np.ndarray, *others: np.ndarray) -> tuple:
     """A line where classes of one's own data have no pixel in the training images though 255 may
-    stand for one, or one is alone, or 255 is one in some masks; and whether that cannot be meant.
+    stand for one, or one is alone, or the first has none anywhere, or 255 is one in some masks; and
+    whether that cannot be meant.
 
     training, others: pixels of each label in each mask, (N, 256).
     """
@@ -91,6 +95,11 @@ def unmeant(name: str, classes, training: np.ndarray, *others: np.ndarray) -> tu
     if absent and (alone or abounds):
         what = f"no pixel of the training images is {', '.join(absent)}, and {share:.1%} are 255"
         return f"{name}: {what}; {remedy}", alone or len(absent) == 1
+    if not there[:, 0].any():
+        remedy = (
+            "as where masks count from 1; `rflw data convert --first 1` makes them count from 0"
+        )
+        return f"{name}: no pixel is {classes[0]}, the label 0, {remedy}", False
     beside = [(there[:, VOID] & there[:, label]).any() for label in range(len(classes))]
     if len(classes) == 2 and sum(beside) == 1:  # the other never is where 255 is
         kind = classes[beside.index(False)]
@@ -100,13 +109,19 @@ def unmeant(name: str, classes, training: np.ndarray, *others: np.ndarray) -> tu
 
 def check_labels(*datasets) -> None:
     """Raises InputError for one's own data, first those of training, that cannot be read, meant or
-    validated; stderr names classes without a pixel."""
-    numbers = []
+    validated; stderr names classes without a pixel, and images of both splits."""
+    numbers, seen = [], set()
     for dataset in datasets:
         faults = []
-        numbers.append(_read(dataset, faults)[0])
+        counts, _, hashes = _read(dataset, faults)
+        numbers.append(counts)
         if faults:
             raise InputError(f"{dataset.name}: {faults[0]}")
+        if both := [key for key, pixels in hashes.items() if pixels in seen]:
+            more = f" and {len(both) - 1} more" if both[1:] else ""
+            line = f"{both[0]}{more} of {dataset.split} also trains: its score is too high"
+            print(f"rflw: {dataset.name}: {line}", file=sys.stderr)
+        seen |= {*hashes.values()}
     line, senseless = unmeant(datasets[0].name, datasets[0].labels.classes, *numbers)
     if senseless:
         raise InputError(line)
