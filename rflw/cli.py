@@ -152,16 +152,17 @@ def print_json(value) -> None:
     print(json.dumps(value, indent=1))
 
 
-def show(rows: Iterable, columns: Callable[..., dict], as_json: bool = False) -> None:
-    """Print rows as JSON, or a table of them without lines.
+def show(rows: Iterable, columns: Callable[..., dict], as_json=False, value=None) -> None:
+    """Print a table without lines, or JSON.
 
     Args:
-        rows: what JSON holds.
+        rows: what the table shows.
         columns: a function from a row to {heading: cell}; columns of numbers stand on the right.
         as_json: JSON instead of the table.
+        value: what JSON holds if not the rows.
     """
     if as_json:
-        return print_json(rows)
+        return print_json(rows if value is None else value)
     from rich.console import Console
     from rich.table import Table
 
@@ -245,11 +246,10 @@ def on_a_network(command: Callable) -> Callable:
         as_json: Json = False,
         **own,
     ):
-        checkpoint = the_checkpoint(checkpoint, named)
-        model, dataset = open_checkpoint(checkpoint, data, split, root, device)
+        name = the_checkpoint(checkpoint, named)
+        model, dataset = open_checkpoint(name, data, split, root, device)
         data = data or model.card["data"]
-        at = Trained(checkpoint, model, data, dataset, root, device, results, as_json)
-        return command(at, **own)
+        return command(Trained(name, model, data, dataset, root, device, results, as_json), **own)
 
     shared, own = (list(signature(f).parameters.values()) for f in (run, command))
     run.__signature__ = Signature([*shared[:4], *own[1:], *shared[4:-1]])
@@ -323,14 +323,12 @@ def complexity(
             row = {"model": model, "classes": classes, "size": list(size)}
             rows.append({**row, **count(network, size), "taps": taps})
         record["metrics"] = {"rows": rows}
-    if as_json:
-        return print_json(rows if everything else rows[0])
 
     def columns(row):
         macs = {f"{kind}, G": f"{macs / 1e9:.3f}" for kind, macs in row["macs"].items()}
         return {"network": row["model"], "parameters, M": f"{row['params'] / 1e6:.3f}", **macs}
 
-    show(rows, columns)
+    show(rows, columns, as_json, rows if everything else rows[0])
 
 
 # ---------------------------------------------------------------- predict
@@ -397,16 +395,16 @@ def predict(
         Image.MAX_IMAGE_PIXELS = -(-max_pixels // 2)  # Pillow refuses twice as many
     tally = Tally()
     files = choose_files(images, tally.skipped)
-    refuse_outputs(files, output, overwrite)
+    targets = targets_of(files, output, overwrite)
     label, labels = open_network(checkpoint, short_side, precision, compiled, tile, device)
     films = [file for file in files if video.is_video(file)]
     photos = video.read_photos([f for f in files if f not in films], tally.skipped, tally.notes)
     for path, image, mask in labelled(photos, label, batch, tally):
-        write_photo(targets(path, output), image, mask, labels)
+        write_photo(targets[path], image, mask, labels)
     for film in films:
         try:
             frames = labelled(video.read_video(film, tally.notes), label, batch, tally, film)
-            write_video(film, frames, labels, targets(film, output))
+            write_video(film, frames, labels, targets[film])
         except InputError as e:
             tally.skipped[film] = str(e)
     tally.end(images, bool(films) or any(path.is_dir() for path in images))
@@ -426,25 +424,27 @@ def choose_files(paths: list[Path], skipped: dict[Path, str]) -> list[Path]:
     return files
 
 
-def targets(file: Path, output: Path) -> list[Path]:
+def targets_of(files: list[Path], output: Path, overwrite: bool) -> dict[Path, list[Path]]:
+    """The mask and the overlay of each file. Raises InputError for results that would replace an
+    input, one another, or unasked a file.
+    """
     from rflw import video
 
-    endings = (".mkv", ".mp4") if video.is_video(file) else (".png", ".png")
-    return [output / f"{file.stem}_{w}{e}" for w, e in zip(("mask", "overlay"), endings)]
-
-
-def refuse_outputs(files: list[Path], output: Path, overwrite: bool) -> None:
-    """Raise InputError for results that would replace an input, one another, or unasked a file."""
-    inputs, seen = {file.resolve() for file in files}, set()
+    inputs, seen, found = {file.resolve() for file in files}, set(), {}
     for file in files:
-        for target in targets(file, output):
+        endings = (".mkv", ".mp4") if video.is_video(file) else (".png", ".png")
+        parts = zip(("mask", "overlay"), endings)
+        targets = [output / f"{file.stem}_{part}{ending}" for part, ending in parts]
+        for target in targets:
             if target in seen:
                 raise InputError(f"two inputs are named {file.stem}: they would share {target}")
-            seen.add(target)
             if target.resolve() in inputs:
                 raise InputError(f"{target}: would replace an input; choose another folder with -o")
             if target.is_dir() or target.exists() and not overwrite:
                 raise InputError(f"{target}: exists already; --overwrite, or another folder by -o")
+        found[file] = targets
+        seen.update(targets)
+    return found
 
 
 def open_network(checkpoint, short_side, precision, compiled, tile, device):
@@ -653,10 +653,8 @@ def records_(
     folder = folder or records.FOLDER
     rows = [records.read(name, folder) for name in names] if names else records.read_all(folder)
     if names and len(rows) == 2:
-        changes = records.differences(*rows)
-        if as_json:
-            return print_json(changes)
-        return show(changes.items(), lambda row: {"entry": row[0], **dict(zip(names, row[1]))})
+        changes, pairs = records.differences(*rows), lambda row: dict(zip(names, row[1]))
+        return show(changes.items(), lambda row: {"entry": row[0], **pairs(row)}, as_json, changes)
 
     def columns(row):
         measured, hardware = row["metrics"], row["hardware"]
@@ -772,9 +770,7 @@ def data_convert(
         value = tuple(map(int, found.groups()[:3])) if found[2] else int(found[1])
         table[value] = int(found[4])
     rows = convert(masks, output, colours, table, first, nearest)
-    if as_json:
-        return print_json(rows)
-    show(rows.items(), lambda row: {"in the files": row[0], **row[1]})
+    show(rows.items(), lambda row: {"in the files": row[0], **row[1]}, as_json, rows)
 
 
 @data.command(name="show")

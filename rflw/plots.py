@@ -55,11 +55,9 @@ def overlay(
     picture = Image.blend(Image.fromarray(image), Image.fromarray(colours), opacity)
     present, counts = np.unique(mask[mask != VOID], return_counts=True)
     order = present[np.argsort(-counts, kind="stable")]
-    written = {
-        i: labels.classes[i] if font_of(labels.classes[i]) is not None else f"{i}" for i in order
-    }
-    entries = [(written[i], labels.colours[i]) for i in order]
-    return _legend(picture, entries)
+    names = {i: labels.classes[i] for i in order}
+    names = {i: f"{i}" if font_of(name) is None else name for i, name in names.items()}
+    return _legend(picture, [(names[i], labels.colours[i]) for i in order])
 
 
 @cache
@@ -96,19 +94,13 @@ def _legend(picture: Image.Image, entries) -> Image.Image:
     panel = Image.new("RGBA", (panel_w, panel_h), (16, 16, 16, 200))
     draw = ImageDraw.Draw(panel)
     for row, (name, colour) in enumerate(entries):
-        top = line // 4 + row * line
-        draw.rectangle(
-            (line // 3, top + 2, line // 3 + size, top + size + 2),
-            fill=(*colour, 255),
-            outline="white",
+        left, top = line // 3, line // 4 + row * line
+        swatch, place = (
+            (left, top + 2, left + size, top + size + 2),
+            (2 * left + size, top + line // 2),
         )
-        draw.text(
-            (line // 3 + size + line // 3, top + line // 2),
-            name,
-            fill="white",
-            font=_font(name, size),
-            anchor="lm",
-        )
+        draw.rectangle(swatch, fill=(*colour, 255), outline="white")
+        draw.text(place, name, fill="white", font=_font(name, size), anchor="lm")
     base = picture.convert("RGBA")
     base.alpha_composite(panel, (0, height - panel_h))
     return base.convert("RGB")
@@ -179,21 +171,14 @@ def prediction_grid(
     import matplotlib.pyplot as plt
 
     h, w = rows[0][0].shape[:2]
-    wide = width / len(columns)
     legend = -(-len(labels.classes) // 4)
-    figure, axes = plt.subplots(
-        len(rows),
-        len(columns),
-        squeeze=False,
-        layout="constrained",
-        figsize=(width, len(rows) * wide * h / w + 0.35 + 0.22 * legend),
-    )
+    height = len(rows) * width / len(columns) * h / w + 0.35 + 0.22 * legend
+    figure = plt.figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots(len(rows), len(columns), squeeze=False)
     for i, row in enumerate(rows):
         for axis, picture, title in zip(axes[i], row, columns):
-            axis.imshow(
-                picture if picture.ndim == 3 else colourise(picture, labels),
-                interpolation="nearest",
-            )
+            picture = picture if picture.ndim == 3 else colourise(picture, labels)
+            axis.imshow(picture, interpolation="nearest")
             axis.set(xticks=[], yticks=[])
             axis.spines[:].set_visible(False)
             if i == 0:
@@ -207,11 +192,7 @@ def prediction_grid(
         Patch(facecolor=np.array(colour) / 255, edgecolor="0.4", label=name)
         for name, colour in (entries | (more or {})).items()
     ]
-    figure.legend(
-        handles=patches,
-        ncols=min(len(patches), int(0.88 * width)),
-        loc="outside lower center",
-        fontsize=8,
-        frameon=False,
-    )
+    columns_of_legend = min(len(patches), int(0.88 * width))
+    look = {"loc": "outside lower center", "fontsize": 8, "frameon": False}
+    figure.legend(handles=patches, ncols=columns_of_legend, **look)
     return figure

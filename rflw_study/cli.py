@@ -274,10 +274,7 @@ def erf(
     if figure:
         rows = fields.rows_of_figure(at.model, dataset, result, measured, images, size)
         draw(figures.field_grid(rows), figure, 110)
-    print_json(result) if at.as_json else print_fields(result)
 
-
-def print_fields(result: dict) -> None:
     def columns(item):
         place, row = item
         side = row.get("side", {"mean": None, "low": None, "n": 0})  # all units are dead
@@ -291,7 +288,7 @@ def print_fields(result: dict) -> None:
             "dead": row["dead"],
         }
 
-    show(result["layers"].items(), columns)
+    show(result["layers"].items(), columns, at.as_json, result)
 
 
 @app.command()
@@ -315,8 +312,6 @@ def probe(
     with studied("probe", at, options) as record:
         result = heads.probe(at.model, train, at.dataset, images, tuple(head), seeds, progress=True)
         record["metrics"] = result
-    if at.as_json:
-        return print_json(result)
 
     def columns(item):
         place, head, row = item
@@ -325,7 +320,8 @@ def probe(
         return {"place": place, "head": head, **scores}
 
     places = result["places"].items()
-    show([(place, *head) for place, row in places for head in row["heads"].items()], columns)
+    rows = [(place, *head) for place, row in places for head in row["heads"].items()]
+    show(rows, columns, at.as_json, result)
 
 
 @app.command()
@@ -620,6 +616,5 @@ def first_steps_(
         runs = {n: first_steps(plan, n, steps, seed, root, device) for n in warmup}
         rows = [{"warmup": n, **row} for n, run in runs.items() for row in run]
         record["metrics"] = {"rows": rows}
-    if as_json:
-        return print_json(rows)
-    show(rows, lambda row: {k: row[k] for k in ("warmup", "step", "loss")} | row["live"])
+    columns = lambda row: {key: row[key] for key in ("warmup", "step", "loss")} | row["live"]
+    show(rows, columns, as_json)

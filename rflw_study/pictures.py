@@ -7,7 +7,7 @@ from tqdm import tqdm
 
 from rflw import prediction
 from rflw.data.readers import spread
-from rflw.errors import InputError
+from rflw.errors import InputError, choose
 from rflw.nn.refinenet import RefineNet
 
 RULES = ("worst", "spread")
@@ -36,8 +36,7 @@ def pictures(
     Raises:
         InputError: For an unknown rule, a number below one, or a data set without labels.
     """
-    if rule not in RULES:
-        raise InputError(f"unknown rule {rule!r}; choose from: {', '.join(RULES)}")
+    choose("rule", rule, RULES)
     if number < 1:
         raise InputError(f"{number} frames: at least one is needed")
     first, *others = models
@@ -48,10 +47,8 @@ def pictures(
         labelled = mask < classes
         if not labelled.any():
             continue
-        right = {
-            name: (prediction.predict(model, image) == mask)[labelled]
-            for name, model in models.items()
-        }
+        predicted = {name: prediction.predict(model, image) for name, model in models.items()}
+        right = {name: (found == mask)[labelled] for name, found in predicted.items()}
         shares[i] = {name: float(pixels.mean()) for name, pixels in right.items()}
         for name in others:
             counts[name] += np.bincount(2 * ~right[first] + ~right[name], minlength=4)
@@ -59,17 +56,10 @@ def pictures(
     if not order:
         raise InputError(f"{dataset.name}/{dataset.split}: all pixels are void")
     chosen = order[:number] if rule == "worst" else [order[k] for k in spread(number, len(order))]
-    rows = [
-        (*dataset[i], *(prediction.predict(model, dataset[i][0], 0) for model in models.values()))
-        for i in chosen
-    ]
-    agreement = {
-        name: dict(zip(("both", "first", "second", "neither"), (pixels / pixels.sum()).tolist()))
-        for name, pixels in counts.items()
-    }
-    return {
-        "rule": rule,
-        "images": len(dataset),
-        "frames": {dataset.ids[i]: shares[i] for i in chosen},
-        "agreement": agreement,
-    }, rows
+    see = lambda image: [prediction.predict(model, image, 0) for model in models.values()]
+    rows = [(*dataset[i], *see(dataset[i][0])) for i in chosen]
+    kinds = ("both", "first", "second", "neither")
+    agreement = {n: dict(zip(kinds, (p / p.sum()).tolist())) for n, p in counts.items()}
+    frames = {dataset.ids[i]: shares[i] for i in chosen}
+    metrics = {"rule": rule, "images": len(dataset), "frames": frames, "agreement": agreement}
+    return metrics, rows
