@@ -1,6 +1,7 @@
 """The study's commands, mounted on `rflw` by an entry point: nobody needs them to use a network."""
 
 from dataclasses import asdict
+from functools import partial
 import os
 from pathlib import Path
 import sys
@@ -538,12 +539,9 @@ def bench_train(
     from rflw_study.speed import training_speed
 
     plan = find(recipe)
-    name, words = f"bench-train-{plan.name}", ("bench", "train", plan.name)
     options = {"rounds": rounds, "device": device}
-    with timed(name, words, options, plan, results) as record:
-        rows = training_speed(plan, root, device, rounds=rounds)
-        record["metrics"] = {"rows": rows}
-    print_images_per_second(rows, as_json)
+    measure = partial(training_speed, plan, root, device, rounds=rounds)
+    images_per_second(("train", plan.name), options, plan, results, as_json, measure)
 
 
 @bench.command(name="data")
@@ -568,21 +566,19 @@ def bench_data(
 
     first = next((plan for plan in RECIPES.values() if plan.data == name), OWN)
     plan = (find(recipe) if recipe else first).on(name)
-    title, words = f"bench-data-{Path(name).name}", ("bench", "data", name)
     options = {"recipe": plan.name, "workers": workers, "rounds": rounds, "device": device}
-    with timed(title, words, options, plan, results) as record:
-        rows = loading_speed(plan, root, device, workers, rounds=rounds)
-        record["metrics"] = {"rows": rows}
-    print_images_per_second(rows, as_json)
+    measure = partial(loading_speed, plan, root, device, workers, rounds=rounds)
+    images_per_second(("data", name), options, plan, results, as_json, measure)
 
 
-def timed(name: str, words: tuple, options: dict, plan, results: Path | None):
-    """`recorded`, for what a recipe does."""
+def images_per_second(words: tuple, options: dict, plan, results, as_json: bool, measure) -> None:
+    """Time what a recipe does, as `measure` does it; record and print it."""
+    title, words = f"bench-{words[0]}-{Path(words[1]).name}", ("bench", *words)
     config, digest = asdict(plan), plan.hash()
-    return recorded(name, words, options, "bench", config, results, config_hash=digest)
+    with recorded(title, words, options, "bench", config, results, config_hash=digest) as record:
+        rows = measure()
+        record["metrics"] = {"rows": rows}
 
-
-def print_images_per_second(rows: list[dict], as_json: bool) -> None:
     def columns(row):
         rate = row["images_per_s"]
         times = rate / rows[0]["images_per_s"]
