@@ -57,8 +57,8 @@ def size_of(maps: Tensor, cut: float, cell: int = 1) -> Tensor:
     nan where all values are zero.
     """
     peak = maps.amax((-2, -1), keepdim=True)
-    area = (maps > cut * peak).sum((-2, -1)).double()
-    return torch.where(peak[..., 0, 0] > 0, area.sqrt() * cell, torch.nan)
+    area = (maps > cut * peak).sum((-2, -1)).cpu().double()  # not all devices have float64
+    return torch.where(peak[..., 0, 0].cpu() > 0, area.sqrt() * cell, torch.nan)
 
 
 # ------------------------------------------------------------ units
@@ -295,7 +295,7 @@ def activation(
             activations = feature_map(model, layer, images[i : i + 1])[0]
             for unit in units:
                 relative = _upsampled(activations[None, unit] / peak[unit], maps.shape[-2:])[0]
-                sizes[unit, i] = (relative > cut).sum().double().sqrt()
+                sizes[unit, i] = (relative > cut).sum().cpu().double().sqrt()
                 if best[unit, 0] == i:
                     maps[unit] = relative
     units = list(range(len(best)))

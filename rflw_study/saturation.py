@@ -60,7 +60,7 @@ def norms(model: nn.Module, terms: Sequence[Term], batches: Iterable[Tensor]) ->
     ratios, lively, inputs = {t.name: [] for t in terms}, {}, {}
 
     def norm(x: Tensor) -> Tensor:
-        return x.flatten(1).double().norm(dim=1)
+        return x.flatten(1).cpu().double().norm(dim=1)  # not all devices have float64
 
     def before(block):
         def hook(_, args):
@@ -83,8 +83,14 @@ def norms(model: nn.Module, terms: Sequence[Term], batches: Iterable[Tensor]) ->
     return {
         term.name: {
             "ratio": torch.cat(ratios[term.name]),
-            "silent": 1 - lively[term.name].double().mean().item(),
-            "weight": find(model, term.source)[0].weight.double().square().mean().sqrt().item(),
+            "silent": 1 - lively[term.name].cpu().double().mean().item(),
+            "weight": find(model, term.source)[0]
+            .weight.cpu()
+            .double()
+            .square()
+            .mean()
+            .sqrt()
+            .item(),
         }
         for term in terms
     }

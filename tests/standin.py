@@ -57,6 +57,8 @@ class OnStandIn(torch.Tensor):
             return out
 
         def wrapped(t):
+            if t.dtype == torch.float64:  # as on MPS
+                raise TypeError(f"{NAME} has no float64")
             return owners[id(t)] if id(t) in owners else OnStandIn(t)
 
         return tree_map_only(torch.Tensor, wrapped, out)
