@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from rflw import InputError, build, checkpoint, load, load_official, records
 from rflw.data.labels import LABELS
 from rflw.nn import official
-from rflw.nn.official import recognise, to_theirs, unwrap
+from rflw.nn.official import unwrap
 from rflw_study import publishing
 
 DATA = Path(__file__).parent / "data"
@@ -190,96 +190,68 @@ def refused(tmp_path, state, classes=21) -> str:
     return text
 
 
-def test_wrong_class_count_names_the_classifier(tmp_path, small):
+def without(state, *prefixes):
+    return {key: value for key, value in state.items() if not key.startswith(prefixes)}
+
+
+def test_the_first_key_at_fault_is_named(tmp_path, small):
+    momenta, odd = {"state": {0: {"step": torch.zeros(1)}}}, torch.zeros(21, 256, 3, 3)
+    for state, *words in (
+        (without(small, "crp4.0.2", "conv3"), "crp4.0.2_outvar_dimred.weight: missing"),
+        (without(small, "conv8"), "conv8.weight: missing"),
+        ({k: small[k] for k in list(small)[:300]}, "segm.weight: missing"),
+        ({"backbone.0.weight": torch.zeros(1)} | small, "backbone.0.weight"),
+        ({"epoch": 3}, "epoch: a int"),
+        ([1, 2], "holds a list"),
+        (
+            {"epoch": 3, "optimizer": momenta, "runs": [{}, {"best": small}]},
+            "epoch: a int",
+            "may be under ['runs'][1]['best']",
+        ),
+        ([{"best": small}], "holds a list", "may be under [0]['best']"),
+        (
+            small | {"conv8.weight": torch.zeros(256, 319, 1, 1)},
+            "conv8.weight: shape (256, 319, 1, 1), (256, 320, 1, 1) expected",
+        ),
+        (small | {"segm.weight": torch.tensor(1.0)}, "segm.weight"),
+        (small | {"segm.weight": odd + torch.nan}, "segm.weight: holds infinities or NaN"),
+        (small | {"segm.weight": odd.to_sparse()}, "segm.weight: not a dense tensor"),
+        (small | {"segm.weight": odd.to(torch.complex64)}, "segm.weight: not a dense tensor"),
+    ):
+        text = refused(tmp_path, state)
+        assert all(word in text for word in words), text
     text = refused(tmp_path, small, classes=40)
     assert "segm.weight" in text and "21" in text and "40" in text
 
 
-def test_missing_tensors_name_the_first(tmp_path, small):
-    keys = list(small)
-    without = {
-        k: v for k, v in small.items() if k not in ("crp4.0.2_outvar_dimred.weight", "conv3.weight")
-    }
-    assert "crp4.0.2_outvar_dimred.weight: missing" in refused(tmp_path, without)
-    assert "conv8.weight: missing" in refused(
-        tmp_path, {k: small[k] for k in keys if not k.startswith("conv8")}
-    )
-    assert "segm.weight: missing" in refused(tmp_path, {k: small[k] for k in keys[:300]})
-
-
 def test_a_resnet_cut_off_in_its_encoder_is_named(monkeypatch):
     state = shapes("rf_lw50")
-    for kept, first in (
-        (list(state)[:200], "clf_conv.weight"),
-        (state.keys() - {"layer4.2.conv3.weight"}, "layer4.2.conv3.weight"),
-        ([k for k in state if not k.startswith(("layer3.4", "layer3.5"))], "layer3.4.conv1.weight"),
+    for cut, first in (
+        (dict(list(state.items())[:200]), "clf_conv.weight"),
+        (without(state, "layer4.2.conv3"), "layer4.2.conv3.weight"),
+        (without(state, "layer3.4", "layer3.5"), "layer3.4.conv1.weight"),
     ):
-        cut = {key: state[key] for key in state if key in kept}
         monkeypatch.setattr(official, "load_tensors", lambda *_, cut=cut: cut)
         with pytest.raises(InputError, match=f"x.pth: {first}: missing"):
             load_official("x.pth", 21)
 
 
-def test_foreign_keys_are_named(tmp_path, small):
-    assert "backbone.0.weight" in refused(tmp_path, {"backbone.0.weight": torch.zeros(1)} | small)
-    assert "epoch: a int" in refused(tmp_path, {"epoch": 3})
-    assert "holds a list" in refused(tmp_path, [1, 2])
-    momenta = {"state": {0: {"step": torch.zeros(1)}}}
-    text = refused(tmp_path, {"epoch": 3, "optimizer": momenta, "runs": [{}, {"best": small}]})
-    assert "epoch: a int" in text and "may be under ['runs'][1]['best']" in text
-    text = refused(tmp_path, [{"best": small}])
-    assert "holds a list" in text and "may be under [0]['best']" in text
-
-
 @pytest.mark.parametrize("wrapper", ["segmenter", "state_dict", "model_state_dict", "model", None])
-@pytest.mark.parametrize(
-    "prefix", ["", "module.", "_orig_mod.module.", "model.", "model._orig_mod."]
-)
-def test_usual_wrappers_and_prefixes(tmp_path, small, wrapper, prefix):
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.module.", "model._orig_mod."])
+def test_usual_wrappers_and_prefixes(wrapper, prefix):
+    small = shapes("rf_lwmbv2")
     state = {f"{prefix}{key}": value for key, value in small.items()}
-    unwrapped = unwrap({wrapper: state, "epoch": 3} if wrapper else state)
-    assert list(unwrapped) == list(small)
+    assert list(unwrap({wrapper: state, "epoch": 3} if wrapper else state)) == list(small)
     assert list(unwrap({"model": {"state_dict": state}})) == list(small)
 
 
-def test_wrong_shapes_are_named(tmp_path, small):
-    text = refused(tmp_path, small | {"conv8.weight": torch.zeros(256, 319, 1, 1)})
-    assert "conv8.weight: shape (256, 319, 1, 1), (256, 320, 1, 1) expected" in text
-
-
-def test_counters_of_batches_may_be_absent(tmp_path, small):
-    torch.save(
-        {k: v for k, v in small.items() if not k.endswith("num_batches_tracked")},
-        tmp_path / "x.pth",
-    )
-    assert load_official(tmp_path / "x.pth", 21).num_classes == 21
-
-
-@pytest.mark.parametrize(
-    "value",
-    [
-        torch.tensor(1.0),
-        torch.full((21, 256, 3, 3), torch.nan),
-        torch.zeros(21, 256, 3, 3).to_sparse(),
-        torch.zeros(21, 256, 3, 3, dtype=torch.complex64),
-    ],
-)
-def test_odd_tensors_are_named(tmp_path, small, value):
-    assert "segm.weight" in refused(tmp_path, small | {"segm.weight": value})
-
-
 @pytest.mark.parametrize("zipped", [True, False])
-def test_the_authors_script_stores_its_best_score_as_a_number_of_numpy(tmp_path, small, zipped):
-    torch.save(
-        {
-            "segmenter": {f"module.{k}": v for k, v in small.items()},
-            "epoch_start": 3,
-            "best_val": np.mean([0.25, 0.75]),
-            "args": Namespace(lr=5e-4),  # as other scripts do
-        },
-        tmp_path / "x.pth",
-        _use_new_zipfile_serialization=zipped,
-    )
+def test_what_the_authors_scripts_store_beside_the_weights(tmp_path, small, zipped):
+    """Their best score is a number of NumPy's; early PyTorch had no counters of batches."""
+    old = {f"module.{k}": v for k, v in small.items() if not k.endswith("num_batches_tracked")}
+    content = {"segmenter": old, "epoch_start": 3, "best_val": np.mean([0.25, 0.75])}
+    content["args"] = Namespace(lr=5e-4)  # as other scripts do
+    torch.save(content, tmp_path / "x.pth", _use_new_zipfile_serialization=zipped)
     assert load_official(tmp_path / "x.pth", 21).num_classes == 21
 
 
@@ -328,14 +300,6 @@ def test_weights_of_a_package_run_no_code(tmp_path, monkeypatch):
     assert not trap.exists()
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_key_maps_are_one_to_one(name):
-    state = shapes(name)
-    model, classes, renamed, modules = recognise(unwrap(state))
-    assert (model, classes) == PUBLISHED[name]
-    assert [to_theirs(key, modules) for key in renamed] == list(state)
-
-
 # ---------------------------------------------------------------- ours
 
 CARD = {"classes": LABELS["embedded"].classes, "data": "embedded"}
@@ -373,12 +337,10 @@ def test_networks_of_timm_keep_tensors_that_are_in_no_file(tmp_path):
 def test_bad_files_are_refused(model, tmp_path):
     checkpoint.save(model, tmp_path / "x.safetensors", CARD)
     (tmp_path / "cut.safetensors").write_bytes((tmp_path / "x.safetensors").read_bytes()[:-1000])
-    (tmp_path / "text.safetensors").write_text("hello")
     (tmp_path / "folder.safetensors").mkdir()
     save_file({"a": torch.zeros(1)}, tmp_path / "foreign.safetensors")
     for name, words in (
         ("cut", "cannot be read"),
-        ("text", "cannot be read"),
         ("folder", "cannot be read"),
         ("foreign", "not a checkpoint of rflw"),
         ("none", "no such checkpoint; choose from: camvid, embedded"),
@@ -393,7 +355,6 @@ def test_bad_files_are_refused(model, tmp_path):
         ({}, "encoder.stem.conv.weight: missing"),
         ({"model": 3}, "model: "),
         ({"model": "refinenet-lw-none"}, "unknown encoder 'none'"),
-        ({"classes": "abc"}, "classes: "),
         ({"classes": []}, "classes: "),
         ({"classes": ["a", 3]}, "classes.1: "),
         ({"data": None}, "data: "),
@@ -404,16 +365,6 @@ def test_headers_are_checked_by_type(model, tmp_path, entries, words):
     header = json.dumps({"model": model.name, **CARD, **entries})
     save_file({"a": torch.zeros(1)}, tmp_path / "x.safetensors", {"rflw": header})
     with pytest.raises(InputError, match=rf"^[^\n]*x.safetensors: [^\n]*{words}[^\n]*$"):
-        load(tmp_path / "x.safetensors")
-
-
-def test_weights_that_are_not_finite_are_named(model, tmp_path):
-    with torch.no_grad():
-        before = model.decoder.classifier.bias.clone()
-        model.decoder.classifier.bias[2] = torch.nan
-        checkpoint.save(model, tmp_path / "x.safetensors", CARD)
-        model.decoder.classifier.bias.copy_(before)
-    with pytest.raises(InputError, match="decoder.classifier.bias: holds infinities or NaN"):
         load(tmp_path / "x.safetensors")
 
 

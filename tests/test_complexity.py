@@ -41,7 +41,6 @@ H, W = 12, 20
         (nn.BatchNorm2d(3), {"norm": 3 * H * W}),
         (nn.ReLU(), {"activation": 3 * H * W}),
         (nn.ReLU6(inplace=True), {"activation": 3 * H * W}),
-        (nn.SiLU(), {"activation": 3 * H * W}),
         (
             nn.Upsample(size=(24, 30), mode="bilinear", align_corners=True),
             {"resize": 4 * 3 * 24 * 30},

@@ -19,15 +19,11 @@ def factors(epochs, per_epoch=10, **settings):
 
 
 class TestSchedules:
-    def test_constant(self):
+    def test_each_is_its_formula(self):
         assert set(factors(3)) == {1.0}
-
-    def test_poly_falls_at_every_step_from_one_towards_zero(self):
         rates = factors(4, schedule="poly", power=0.9)
         assert rates == [pytest.approx((1 - step / 40) ** 0.9) for step in range(40)]
         assert Stage("camvid", 4, 1, 1, schedule="poly").lr_factor(40, 10) == 0.0
-
-    def test_halve_and_multistep_at_their_milestones(self):
         rates = factors(6, schedule="halve", milestones=(2, 4))
         assert rates == [1.0] * 20 + [0.5] * 20 + [0.25] * 20
         assert factors(2, schedule="multistep", milestones=(1,), gamma=0.4)[10:] == [0.4] * 10
@@ -46,10 +42,10 @@ class TestSchedules:
             [rise * factor for rise, factor in zip(rises, factors(3, **settings), strict=True)]
         )
 
-    @pytest.mark.parametrize("name", [n for n, r in RECIPES.items() if r.optimiser == "adamw"])
-    def test_every_recipe_with_adamw_has_one(self, name):
+    def test_every_recipe_with_adamw_has_one(self):
         """Without it, a decoder's rate of 1e-3 kills the units of the coarsest stage."""
-        assert all(stage.warmup >= 100 for stage in RECIPES[name].stages)
+        adamw = [recipe for recipe in RECIPES.values() if recipe.optimiser == "adamw"]
+        assert adamw and all(s.warmup >= 100 for recipe in adamw for s in recipe.stages)
 
 
 @pytest.mark.parametrize(
@@ -112,13 +108,6 @@ def test_a_hash_depends_on_settings_and_not_on_names():
     assert len(hashes) == 3
 
 
-def test_recipes_are_frozen():
-    for settings in (OWN, OWN.stages[0]):
-        with pytest.raises(AttributeError):
-            settings.name = "b"
-    assert len({OWN, replace(OWN)}) == 1
-
-
 # Trained before AdamW had a warm-up, without which units of the coarsest stage died.
 OLDER = ("camvid-tune-adamw", "camvid-tune-batch-adamw", "camvid-long-lw-efficientnet_lite2")
 
@@ -135,12 +124,14 @@ def test_records_were_made_with_the_recipes_as_they_are():
 # ---------------------------------------------------------------- settings from files
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_a_record_gives_its_recipe_back(name):
-    config = json.loads(json.dumps(asdict(RECIPES[name])))
-    assert Recipe.of(config) == RECIPES[name]
-    del config["jitter"]  # as in a record that is older than the setting
-    assert Recipe.of(config).hash() == RECIPES[name].hash()
+def test_a_record_gives_its_recipe_back():
+    for shipped in RECIPES.values():
+        config = json.loads(json.dumps(asdict(shipped)))
+        assert Recipe.of(config) == shipped
+        del config["jitter"]  # as in a record that is older than the setting
+        assert Recipe.of(config).hash() == shipped.hash()
+    # whole numbers are numbers
+    assert Recipe.of(asdict(OWN) | {"jitter": 1, "scale": [1, 2]}).scale == (1, 2)
 
 
 @pytest.mark.parametrize(
@@ -150,7 +141,6 @@ def test_a_record_gives_its_recipe_back(name):
         ("jitter", math.nan, "jitter: "),
         ("crop", [64, 64.5], "crop.1: "),
         ("optimizer", "adam", "optimizer: "),
-        ("stages", [3], "stages.0: "),
         ("stages", [], "own: no stages"),
         ("epochs", 0, "stages.0: a stage of 0 epochs"),
         ("milestones", [1, "2"], "stages.0.milestones.1: "),
@@ -165,18 +155,10 @@ def test_unknown_settings_and_other_types_are_one_line(setting, value, place):
         Recipe.of(config)
 
 
-@pytest.mark.parametrize("config", [{}, [], "x", 3, None])
+@pytest.mark.parametrize("config", [{}, "x"])
 def test_what_holds_no_settings_is_no_recipe(config):
     with pytest.raises(InputError, match="^not a recipe: "):
         Recipe.of(config)
-
-
-@pytest.mark.parametrize(
-    ("setting", "value"), [("weights", None), ("jitter", 1), ("scale", [1, 2]), ("crop", [64, 65])]
-)
-def test_settings_of_the_right_type_are_taken(setting, value):
-    given = getattr(Recipe.of(asdict(OWN) | {setting: value}), setting)
-    assert given == (tuple(value) if isinstance(value, list) else value)
 
 
 # ---------------------------------------------------------------- the paper and the scripts
@@ -232,9 +214,11 @@ class TestPaper:
         assert plan.model == f"refinenet-{form}"
 
 
-@pytest.mark.parametrize("encoder", ["resnet50", "resnet101", "resnet152"])
-def test_the_authors_script_of_2018(encoder):
-    plan = RECIPES[f"authors-2018-nyu-lw-{encoder}"]
+def test_the_authors_script_of_2018():
+    plan = RECIPES["authors-2018-nyu-lw-resnet50"]
+    for depth in (101, 152):
+        other = RECIPES[f"authors-2018-nyu-lw-resnet{depth}"]
+        assert other == replace(plan, name=other.name, model=f"refinenet-lw-resnet{depth}")
     expected = [(5e-4, 5e-3)] * 100 + [(2.5e-4, 2.5e-3)] * 100 + [(1e-4, 1e-3)] * 100
     assert [pair for _, *pair in rates(plan)] == [pytest.approx(list(pair)) for pair in expected]
     assert plan.restart and plan.frozen_bn and plan.flip

@@ -172,8 +172,6 @@ class TestRun:
         metrics = record["metrics"]
         assert (metrics["images"], metrics["test"]["images"]) == (2, 10)
         matrices = torch.from_numpy(np.load(tmp_path / "test-matrices.npz")["matrices"])
-        labelled = [int((mask != 255).sum()) for _, mask in (Few("train")[i] for i in range(10))]
-        assert matrices.sum((1, 2)).tolist() == labelled
         classes = LABELS["embedded"].classes
         assert metrics["test"]["miou"] == evaluation.summary(matrices, classes)["miou"]
 
@@ -231,15 +229,25 @@ class TestRun:
 
 
 class TestResume:
-    def test_a_killed_run_equals_an_unbroken_one(self, whole, tmp_path, counter):
-        """Killed in the second epoch, one step after last.pt was written."""
-        counter.before = at(4, lambda: exec("raise RuntimeError('killed')"))
-        with pytest.raises(RuntimeError, match="killed"):
-            fit(tiny(), tmp_path, save_every=0)
+    @pytest.mark.parametrize(
+        ("options", "end", "error", "steps"),
+        [
+            # one step after last.pt was written, in the second epoch
+            ({"save_every": 0}, lambda: exec("raise RuntimeError('killed')"), RuntimeError, 7),
+            # at the end of an epoch; that step is finished and saved
+            ({}, lambda: os.kill(os.getpid(), signal.SIGINT), KeyboardInterrupt, 6),
+        ],
+    )
+    def test_a_broken_run_equals_an_unbroken_one(
+        self, whole, tmp_path, counter, options, end, error, steps
+    ):
+        counter.before = at(4, end)
+        with pytest.raises(error):
+            fit(tiny(), tmp_path, **options)
         counter.before = at(0, None)
         model, record = fit(tiny(), tmp_path, resume=True)
         assert_equal(model, whole[1])
-        assert losses(record) == losses(whole[2]) and counter.count == 4 + 3
+        assert losses(record) == losses(whole[2]) and counter.count == steps
 
     def test_the_memory_of_adamw_and_dropout_resume_too(self, tmp_path, counter):
         recipe = tiny(1, model="refinenet-lw-timm:resnet18", optimiser="adamw")  # it has dropout
@@ -250,14 +258,6 @@ class TestResume:
         resumed, _ = fit(recipe, tmp_path / "broken", resume=True)
         assert_equal(unbroken, resumed)
         assert counter.count == 2  # the step in which the signal came was finished and saved
-
-    def test_at_the_end_of_an_epoch(self, whole, tmp_path, counter):
-        counter.before = at(4, lambda: os.kill(os.getpid(), signal.SIGINT))
-        with pytest.raises(KeyboardInterrupt):
-            fit(tiny(), tmp_path)
-        model, record = fit(tiny(), tmp_path, resume=True)
-        assert_equal(model, whole[1])
-        assert losses(record) == losses(whole[2]) and counter.count == 6
 
     def test_a_second_signal_interrupts_at_once(self):
         with training.asked_to_stop() as asked:
@@ -293,7 +293,7 @@ class TestResume:
                 fit(recipe, whole[0], **options)
         assert (whole[0] / "last.pt").read_bytes() == before
 
-    @pytest.mark.parametrize("part", ["classes", "embedded/train", "embedded/val"])
+    @pytest.mark.parametrize("part", ["classes", "embedded/val"])
     def test_other_data_are_not_trained_on(self, whole, tmp_path, part):
         saved = torch.load(whole[0] / "last.pt", weights_only=True)
         saved["data"][part] = "other"
@@ -301,19 +301,14 @@ class TestResume:
         with pytest.raises(InputError, match=f"began with other data: {part}$"):
             fit(tiny(), tmp_path, resume=True)
 
-    @pytest.mark.parametrize("content", [b"cut off", [1], {"identity": None}, {"seed": 3}])
-    def test_damaged_and_foreign_files(self, tmp_path, content):
+    @pytest.mark.parametrize("content", [b"cut off", [1], {"identity": None}, "optimiser"])
+    def test_damaged_and_foreign_files(self, whole, tmp_path, content):
         last = tmp_path / "last.pt"
+        if content == "optimiser":  # a part of it is missing
+            content = torch.load(whole[0] / "last.pt", weights_only=True)
+            del content["optimiser"]["param_groups"]
         last.write_bytes(content) if isinstance(content, bytes) else torch.save(content, last)
         with pytest.raises(InputError, match="last.pt: (cannot be read|damaged)[^\n]*$"):
-            training.read_last(Run(tiny(), tmp_path, resume=True), CPU)
-
-    @pytest.mark.parametrize("part", ["model", "optimiser", "averaged", "identity"])
-    def test_a_file_that_lacks_a_part(self, whole, tmp_path, part):
-        saved = torch.load(whole[0] / "last.pt", weights_only=True)
-        saved[part] = {key: saved[part][key] for key in list(saved[part])[1:]}
-        torch.save(saved, tmp_path / "last.pt")
-        with pytest.raises(InputError, match="last.pt: cannot be read [^\n]*$|another run"):
             fit(tiny(), tmp_path, resume=True)
         assert not (tmp_path / "record.json").exists()
 
@@ -344,15 +339,6 @@ class TestFailures:
         assert saved["step"] == 2
         assert not (tmp_path / "model.safetensors").exists()
 
-    def test_a_failure_after_the_last_step_is_on_record(self, tmp_path, monkeypatch):
-        def fails(*_):
-            raise training.Failed("out of memory in validation")
-
-        monkeypatch.setattr(training, "score", fails)
-        with pytest.raises(training.Failed, match="out of memory"):
-            fit(tiny(1), tmp_path)
-        assert rflw.records.read(tmp_path / "record.json")["status"] == "failed"
-
     def test_weights_that_are_not_finite_replace_no_good_ones(self, tmp_path, monkeypatch):
         """The loss of the step that spoils them is still finite."""
         real, calls = training.train_step, []
@@ -373,17 +359,23 @@ class TestFailures:
         assert all(value.isfinite().all() for value in saved["model"].values())
 
     @pytest.mark.parametrize(
-        ("function", "frozen", "message"),
+        ("function", "frozen", "good", "message"),
         [
-            ("train_step", True, "out of memory; --accumulate 2"),
-            ("train_step", False, "out of memory; a smaller crop or batch"),
-            ("evaluate", True, "out of memory in validation; --device cpu"),
+            ("train_step", True, 0, "out of memory; --accumulate 2"),
+            ("train_step", False, 0, "out of memory; a smaller crop or batch"),
+            ("evaluate", True, 1, "out of memory in validation; --device cpu"),  # at the end
         ],
     )
     def test_too_little_memory_says_what_takes_less(
-        self, tmp_path, monkeypatch, function, frozen, message
+        self, tmp_path, monkeypatch, function, frozen, good, message
     ):
-        monkeypatch.setattr(training, function, lambda *args, **options: torch.empty(2**60))
+        real, calls = getattr(training, function), []
+
+        def fails(*args, **options):
+            calls.append(1)
+            return real(*args, **options) if len(calls) <= good else torch.empty(2**60)
+
+        monkeypatch.setattr(training, function, fails)
         with pytest.raises(training.Failed, match=message):
             fit(tiny(1, frozen_bn=frozen), tmp_path)
         assert rflw.records.read(tmp_path / "record.json")["status"] == "failed"
@@ -419,13 +411,18 @@ def test_long_runs_on_cpus_are_compiled(tmp_path, monkeypatch, steps, able, comp
     assert job.compiled == compiled == bool(made)
 
 
+def test_elsewhere_the_whole_network_is_compiled(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda model: f"compiled {model}")
+    assert steps.compiled_for("it", torch.device("cuda")) == "compiled it"
+
+
 def test_sets_of_one_size_and_no_jitter_can_be_held():
-    same, mixed, disk = Cached(Few("val")), Cached(Few("val")), Few("val")
+    same, mixed = Cached(Few("val")), Cached(Few("val"))
     mixed.dataset.size = lambda i: (96, 127 + i)
     plain = tiny(jitter=0.0)
     assert training.can_be_held(plain, [same]) and not training.can_be_held(tiny(), [same])
     assert not training.can_be_held(plain, [same, mixed])
-    assert not training.can_be_held(plain, [disk])
+    assert not training.can_be_held(plain, [Few("val")])
 
 
 class TestBeginWith:
@@ -475,10 +472,10 @@ class TestBeginWith:
 
 
 class TestRehearsal:
-    # of each form and each family of encoders
-    KINDS = {r.model.rstrip("0123456789"): r.name for r in reversed(RECIPES.values())}
-
-    @pytest.mark.parametrize("name", KINDS.values())
+    @pytest.mark.parametrize(
+        "name",
+        ["paper-voc-lw-nasnet_mobile", "camvid-original-resnet50", "nyu-long-lw-mobilenet_v2"],
+    )
     def test_a_recipe_makes_a_step_on_no_data(self, name):
         recipe = RECIPES[name]
         plan = steps.rehearse(recipe)
@@ -549,24 +546,18 @@ class TestStep:
 
 
 class TestLoss:
-    def test_void_does_not_count(self):
-        logits, masks = torch.randn(1, 3, 4, 4), torch.full((1, 4, 4), 255)
-        assert steps.loss_of(logits, masks, 1) == 0
-        masks[0, 1, 2] = 2
-        expected = -torch.log_softmax(logits[0, :, 1, 2], 0)[2]
-        torch.testing.assert_close(steps.loss_of(logits, masks, 4), expected / 4)
-
     def test_logits_are_resized_to_the_labels(self):
         logits, masks = torch.randn(1, 3, 2, 2), torch.zeros(1, 8, 8, dtype=torch.uint8)
         expected = F.cross_entropy(F.interpolate(logits, (8, 8), mode="bilinear"), masks.long())
         torch.testing.assert_close(steps.loss_of(logits, masks, 64), expected)
 
-    def test_weights_of_classes(self):
+    @pytest.mark.parametrize("weights", [None, torch.tensor([2.0, 5.0])])
+    def test_void_does_not_count_and_classes_may_weigh(self, weights):
         logits, masks = torch.randn(1, 2, 2, 2), torch.tensor([[[0, 1], [1, 255]]])
-        logs = -torch.log_softmax(logits[0], 0)
-        expected = (2 * logs[0, 0, 0] + 5 * logs[1, 0, 1] + 5 * logs[1, 1, 0]) / 3
-        weights = torch.tensor([2.0, 5.0])
+        logs, (a, b) = -torch.log_softmax(logits[0], 0), (1, 1) if weights is None else weights
+        expected = (a * logs[0, 0, 0] + b * logs[1, 0, 1] + b * logs[1, 1, 0]) / 3
         torch.testing.assert_close(steps.loss_of(logits, masks, 3, weights), expected)
+        assert steps.loss_of(logits, torch.full_like(masks, 255), 1, weights) == 0
 
 
 def test_class_weights_by_hand():
