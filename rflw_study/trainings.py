@@ -3,7 +3,7 @@
 import pandas as pd
 
 from rflw import records
-from rflw_study import figures
+from rflw_study import evidence, figures
 from rflw_study.statistics import Interval, mean_interval, paired_difference
 
 DECODERS = {
@@ -64,6 +64,33 @@ def comparison(groups: dict[str, dict[int, float]]) -> None:
     means(groups, upper, "validation mIoU, %")
     colours = [colour for name, colour in zip(groups, figures.COLOURS) if name in gaps]
     figures.differences(gaps, lower, "difference to LW, points", colours)
+
+
+def compared(data: str, recorded: list[dict]) -> pd.DataFrame:
+    """A figure and a table of the protocol's runs on one data set, and what they decide."""
+    on, groups = evidence.protocol().data[data], {}
+    for form, words in DECODERS.items():
+        runs = evidence.trained(recorded, on.recipes.replace("*", form))
+        scored = {seed: run["metrics"].get("test") or run["metrics"] for seed, run in runs.items()}
+        groups[words] = {seed: 100 * scored[seed]["miou"] for seed in sorted(scored)}
+    groups = {words: values for words, values in groups.items() if values}
+    gaps, rows = {}, []
+    for name, each in evidence.differences(data, recorded).items():
+        pair = evidence.protocol().comparisons[name]
+        short = (form.partition("-")[2] or "original" for form in (pair.better, pair.other))
+        line = " - ".join(DECODERS[form] for form in short)
+        points = [each.points[seed] for seed in sorted(each.points)]
+        gap = mean_interval(points, 0.90) if points else None
+        gaps |= {line: gap} if gap else {}
+        row = {"difference": line, "by seed": ", ".join(f"{point:+.1f}" for point in points)}
+        limit = f"more than {pair.at_least:g}" if pair.at_least else f"±{on.margin:g}"
+        row |= {"mean [90 %]": str(gap) if gap else "not run yet", "margin": limit}
+        rows.append(row | {"outcome": each.against or each.outcome})
+    upper, lower = figures.row_panels(groups, gaps)
+    means(groups, upper, "mIoU on the frames that are scored, %")
+    lower.axvspan(-on.margin, on.margin, color="0.9", zorder=0)
+    figures.differences(gaps, lower, "difference within seeds, points")
+    return pd.DataFrame(rows).set_index("difference")
 
 
 def meaning(gap: Interval | None) -> str:

@@ -290,7 +290,7 @@ def test_ceilings_do_not_vote(results, tuned):
 
 @pytest.mark.parametrize(
     ("live", "says"),
-    [(0.09, "stages.0 is dead: 9 % of its units are alive"), (None, "not on record")],
+    [(0.09, "stages.0 is dead: 9 % of its units are alive"), (None, "was not recorded")],
 )
 def test_networks_that_are_dead_or_unknown_do_not_vote(results, tuned, live, says):
     pair(results, KEPT, around(0.0), live=live)
