@@ -198,7 +198,7 @@ REFUSED = (  # a command, and what its one line on stderr names
     ("campaign run --budget-minutes nan", "budget"),
     ("campaign run --only no-such-run --runs {tmp}/runs --results {tmp}/none", "no-such-run"),
     ("data prepare voc --raw {tmp}/none --out {tmp}/x", "none"),
-    ("data prepare voc --raw {tmp}/raw --out {tmp}/x --workers -1", "-1 workers"),
+    ("data prepare voc --raw {tmp}/raw --out {tmp}/x --workers -1", "--workers"),
     ("data prepare imagenet --raw {tmp}/empty --out {tmp}/x", "imagenet"),
     ("data convert {tmp}/nowhere -o {tmp}/x", "nowhere"),
     ("data list --colour", "--colour"),
