@@ -2,12 +2,12 @@
 network computes.
 """
 
+from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
-import queue
-import threading
 
 import numpy as np
 
@@ -203,33 +203,14 @@ def read_ahead(items: Iterable, depth: int = 4) -> Iterator:
 
     What it raises is raised here.
     """
-    ready, given_up = queue.Queue(), threading.Event()
-    free = threading.Semaphore(depth)
-
-    def read() -> None:
-        try:
-            for item in items:
-                free.acquire()
-                if given_up.is_set():
-                    return
-                ready.put((item, None))
-            ready.put((None, StopIteration()))
-        except BaseException as e:  # belongs to whoever asked for the items
-            ready.put((None, e))
-
-    threading.Thread(target=read, daemon=True).start()
+    items, end, thread = iter(items), object(), ThreadPoolExecutor(1)
     try:
-        while True:
-            item, error = ready.get()
-            if isinstance(error, StopIteration):
-                return
-            if error is not None:
-                raise error
-            free.release()
+        ready = deque(thread.submit(next, items, end) for _ in range(depth))
+        while (item := ready.popleft().result()) is not end:
+            ready.append(thread.submit(next, items, end))
             yield item
     finally:
-        given_up.set()
-        free.release()
+        thread.shutdown(cancel_futures=True)
 
 
 def in_batches(

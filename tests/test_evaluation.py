@@ -70,15 +70,6 @@ def test_summary_by_hand():
     }
 
 
-def test_the_interval_of_frames_is_over_their_blocks():
-    matrices = torch.randint(0, 9, (8, 3, 3), generator=torch.Generator().manual_seed(0))
-    blocks = [0, 0, 0, 1, 1, 2, 2, 2]
-    sums = torch.stack([matrices[:3].sum(0), matrices[3:5].sum(0), matrices[5:].sum(0)])
-    ours = evaluation.summary(matrices, "abc", blocks)
-    assert ours["miou_interval"] == evaluation.summary(sums, "abc")["miou_interval"]
-    assert ours["miou"] == evaluation.summary(matrices, "abc")["miou"]
-
-
 @pytest.mark.parametrize(
     ("names", "said"),
     [

@@ -30,24 +30,16 @@ MATRIX = [[3, 1, 0, 0], [1, 3, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0]]
 IOU = [3 / 6, 3 / 6, 0.0, math.nan]
 
 
-def test_confusion_matrix_by_hand():
-    assert confusion_matrix(PREDICTION, TARGET, 4).tolist() == MATRIX
-
-
-def test_iou_by_hand():
-    assert iou(torch.tensor(MATRIX)).tolist() == pytest.approx(IOU, nan_ok=True)
-
-
-def test_absent_classes_are_skipped_or_count_as_one():
+def test_by_hand():
     matrix = torch.tensor(MATRIX)
+    assert confusion_matrix(PREDICTION, TARGET, 4).tolist() == MATRIX
+    assert iou(matrix).tolist() == pytest.approx(IOU, nan_ok=True)
     assert mean_iou(matrix) == pytest.approx((3 / 6 + 3 / 6 + 0) / 3)
     assert mean_iou(matrix, absent="one") == pytest.approx((3 / 6 + 3 / 6 + 0 + 1) / 4)
-    with pytest.raises(InputError):
-        mean_iou(matrix, absent="zero")
-
-
-def test_pixel_accuracy_by_hand():
-    assert pixel_accuracy(torch.tensor(MATRIX)) == 6 / 10
+    assert pixel_accuracy(matrix) == 6 / 10
+    assert frequency_weighted_iou(matrix) == pytest.approx(0.4 * 3 / 6 + 0.4 * 3 / 6)
+    nothing = confusion_matrix(PREDICTION, torch.full_like(TARGET, 255), 4)
+    assert nothing.sum() == 0 and math.isnan(pixel_accuracy(nothing))
 
 
 def test_boundaries_along_void_are_none():
@@ -55,10 +47,6 @@ def test_boundaries_along_void_are_none():
     prediction = target.clone()
     target[:, 18:22] = 255  # a rim of void between the halves
     assert boundary_f(prediction, target, 2).isnan().all()
-
-
-def test_all_void_counts_nothing():
-    assert confusion_matrix(PREDICTION, torch.full_like(TARGET, 255), 4).sum() == 0
 
 
 # ---------------------------------------------------------------- random cases, by scikit-learn
@@ -131,8 +119,7 @@ def boundary_f_by_distances(prediction, target, classes, tolerance):
     return scores
 
 
-@pytest.mark.parametrize("tolerance", [0.0075, 0.03, 0.1, 0.4])
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize(("seed", "tolerance"), [(0, 0.0075), (1, 0.03), (0, 0.1), (1, 0.4)])
 def test_boundary_f_against_distances(seed, tolerance):
     random = np.random.RandomState(seed)
     coarse = random.randint(0, 4, (7, 9)).repeat(5, 0).repeat(6, 1)
@@ -169,21 +156,10 @@ def test_the_bootstrap_interval_is_that_of_images_drawn_anew():
     low, high = bootstrap_interval(matrices)
     # one by one, by another generator
     draws = [mean_iou(matrices[random.randint(0, 12, 12)].sum(0)) for _ in range(4000)]
-    spread = np.std(draws)
-    assert [low, high] == pytest.approx(
-        np.quantile(draws, (0.025, 0.975)).tolist(), abs=0.2 * spread
-    )
-    picks = torch.randint(12, (2000, 12), generator=torch.Generator().manual_seed(0))
-    # one by one, of the same images
-    same = np.quantile([mean_iou(matrices[pick].sum(0)) for pick in picks], (0.025, 0.975))
-    assert [low, high] == pytest.approx(same.tolist(), rel=1e-12)
+    ends = np.quantile(draws, (0.025, 0.975)).tolist()
+    assert [low, high] == pytest.approx(ends, abs=0.2 * np.std(draws))
     assert bootstrap_interval(matrices) == (low, high)
     assert bootstrap_interval(matrices, seed=1) != (low, high)
-    inner = bootstrap_interval(matrices, level=0.5)
-    assert low < inner[0] < inner[1] < high
-    assert inner[1] - inner[0] == pytest.approx(
-        np.subtract(*np.quantile(draws, (0.75, 0.25))), rel=0.2
-    )
     alone = bootstrap_interval(matrices[:1])
     # one image is all that can be drawn
     assert alone == pytest.approx((mean_iou(matrices[0]),) * 2)
@@ -204,12 +180,6 @@ def test_images_of_a_block_are_drawn_together():
     # drawn one by one, other scores are possible
     alone = evaluation.summary(images, ("a", "b"))["miou_interval"]
     assert alone != pytest.approx([first, second])
-
-
-def test_what_is_nowhere_and_what_is_void_have_no_share():
-    assert math.isnan(pixel_accuracy(torch.zeros(3, 3, dtype=torch.long)))
-    # by hand: 4 of 10 pixels of class 0 at IoU 3 / 6, 4 of class 1 at 3 / 6, 2 of class 2 at 0; class 3 is nowhere
-    assert frequency_weighted_iou(torch.tensor(MATRIX)) == pytest.approx(0.4 * 3 / 6 + 0.4 * 3 / 6)
 
 
 @pytest.mark.parametrize(

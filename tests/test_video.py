@@ -4,7 +4,6 @@ from fractions import Fraction
 from pathlib import Path
 import sys
 import threading
-import time
 
 import numpy as np
 from PIL import Image
@@ -101,8 +100,9 @@ CORNERS = np.zeros((64, 96, 3), np.uint8)
 CORNERS[:20, :30], CORNERS[:20, 60:], CORNERS[40:, 70:] = 80, 160, 240
 
 
-@pytest.mark.parametrize("degrees", [0, 90, 180, 270])
-@pytest.mark.parametrize(("hflip", "vflip"), [(0, 0), (1, 0), (0, 1)])
+@pytest.mark.parametrize(
+    ("degrees", "hflip", "vflip"), [(90, 0, 0), (180, 0, 0), (270, 1, 0), (90, 0, 1), (0, 1, 0)]
+)
 def test_films_are_turned_and_mirrored_as_a_player_does(tmp_path, degrees, hflip, vflip):
     """The matrix turns first, counterclockwise, then mirrors."""
     film(
@@ -218,29 +218,25 @@ def test_every_entry_of_a_folder_is_taken_or_spoken_of(tmp_path):
             video.files_of(tmp_path / folder, {})
 
 
-def test_reading_ahead_keeps_the_order_and_what_is_raised():
-    assert list(video.read_ahead(range(20), depth=2)) == list(range(20))
+def test_reading_ahead_keeps_the_order_and_what_is_raised_and_goes_no_further_than_it_should():
+    taken = []
 
-    def broken():
-        yield 1
+    def items():
+        for i in range(20):
+            taken.append(i)
+            yield i
         raise InputError("no more")
 
-    items = video.read_ahead(broken())
-    assert next(items) == 1
+    ahead, before = video.read_ahead(items(), depth=3), threading.active_count()
+    for i in range(20):
+        assert next(ahead) == i and len(taken) <= i + 4
     with pytest.raises(InputError, match="no more"):
-        next(items)
-
-
-def test_reading_ahead_goes_no_further_than_it_should_and_ends():
-    taken = []
-    before = threading.active_count()
-    items = video.read_ahead((taken.append(i) or i for i in range(100)), depth=3)
-    assert next(items) == 0
-    time.sleep(0.3)
-    assert len(taken) <= 6  # one given, three ready, one in hand
-    items.close()
-    time.sleep(0.5)
-    assert threading.active_count() == before
+        next(ahead)
+    left = video.read_ahead(items(), depth=3)
+    next(left)
+    left.close()
+    assert threading.active_count() == before and len(taken) <= 20 + 4
+    assert list(video.read_ahead(range(5))) == [*range(5)]
 
 
 def test_batches_hold_consecutive_images_of_one_shape():
