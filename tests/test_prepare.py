@@ -185,18 +185,11 @@ def coco(raw: Path, shapes=None) -> None:
             {"id": i, "file_name": f"{key}.jpg", "height": SIZE[0], "width": SIZE[1]}
             for i, key in enumerate(keys)
         ],
-        "annotations": [
-            {
-                "id": n,
-                "image_id": keys.index(key),
-                "category_id": category,
-                "segmentation": shape,
-                "iscrowd": crowd,
-                "area": 1200 - n,
-            }
-            for n, (key, category, shape, crowd) in enumerate(shapes)
-        ],
+        "annotations": [],
     }
+    names = ("image_id", "category_id", "segmentation", "iscrowd", "area")
+    for n, (key, *rest) in enumerate(shapes):
+        content["annotations"].append(dict(zip(names, (keys.index(key), *rest, 1200 - n))))
     for key in keys:
         photo(raw / f"train2017/{key}.jpg", SIZE[::-1])
     (raw / "annotations").mkdir(exist_ok=True)
@@ -287,19 +280,15 @@ def test_layout_sums_and_manifest(raw, out):
     before = contents(raw)
     manifest = prepare("voc", raw, out)
     assert contents(raw) == before
-    assert {path.name for path in (out / "voc").iterdir()} == {
-        "images",
-        "masks",
-        "splits",
-        "SHA256SUMS",
-        "manifest.json",
-    }
+    parts = {"images", "masks", "splits", "SHA256SUMS", "manifest.json"}
+    assert {path.name for path in (out / "voc").iterdir()} == parts
     lines = (out / "voc/SHA256SUMS").read_text().splitlines(keepends=True)
     assert len(lines) == 6
     for line in lines:
         digest, path = line.split()
         assert hashlib.sha256((out / "voc" / path).read_bytes()).hexdigest() == digest
     images = folder / "JPEGImages"
+    size = sum(path.stat().st_size for path in images.iterdir())
     assert manifest == json.loads((out / "voc/manifest.json").read_text())
     assert manifest == {
         "name": "voc",
@@ -309,12 +298,7 @@ def test_layout_sums_and_manifest(raw, out):
             split: hashlib.sha256("".join(part).encode()).hexdigest()
             for split, part in (("train", lines[:4]), ("val", lines[4:]))
         },
-        "raw": [
-            {
-                "file": "VOCdevkit/VOC2012/JPEGImages",
-                "bytes": sum(path.stat().st_size for path in images.iterdir()),
-            }
-        ],
+        "raw": [{"file": "VOCdevkit/VOC2012/JPEGImages", "bytes": size}],
         "statements": ["void: the rim that VOC 2012 draws around objects"],
         "unexpected": {
             "train": {"official": 1464, "found": 2},
@@ -508,11 +492,10 @@ def test_coco(raw, out):
 
 
 def test_smaller_things_of_coco_lie_above_larger_ones(raw, out):
-    coco(raw, shapes=(("many", 63, box(0, 0, 60, 40), 0), ("many", 1, box(10, 10, 10, 10), 0)))
+    small, large = ("many", 1, box(10, 10, 10, 10), 0), ("many", 63, box(0, 0, 60, 40), 0)
+    coco(raw, shapes=(small, large))
     path = raw / "annotations/instances_train2017.json"
-    content = json.loads(path.read_text())
-    content["annotations"].reverse()
-    path.write_text(json.dumps(content))
+    path.write_text(path.read_text().replace('"area": 1200', '"area": 100'))
     prepare("coco", raw, out)
     expected = np.full(SIZE, 18)
     expected[10:20, 10:20] = 15
@@ -529,11 +512,6 @@ def test_cityscapes_is_what_torchvision_reads(raw, out):
     cityscapes(raw)
     prepare("cityscapes", raw, out)
     assert ids(out, "cityscapes", "train") == ["aachen_000000_000019", "ulm_000000_000019"]
-    assert read(out, "cityscapes", "lindau_000000_000019").tolist() == [
-        [0, 1, 255, 18],
-        [13, 255, 255, 11],
-        [255, 255, 255, 255],
-    ]
     table = np.full(256, 255)
     for label in datasets.Cityscapes.classes:
         if label.id >= 0:
@@ -617,14 +595,6 @@ def test_where_raw_files_may_lie(raw, out, tmp_path):
     assert prepare("voc", tmp_path / "linked", tmp_path / "linked")["splits"]["train"] == 2
 
 
-def test_an_archive_that_was_cut_is_named(raw, out):
-    sbd(raw)
-    pack(raw, "benchmark_RELEASE", "benchmark.tgz")
-    whole = (raw / "benchmark.tgz").read_bytes()
-    (raw / "benchmark.tgz").write_bytes(whole[: len(whole) // 2])
-    fails("benchmark.tgz: cannot be read", "sbd", raw, out)
-
-
 # Repeated runs
 
 
@@ -701,6 +671,11 @@ def region(shape):
     return lambda raw: coco(raw, shapes=(("many", 1, shape, 0),))
 
 
+def broken_archive(raw):
+    shutil.rmtree(raw / "benchmark_RELEASE")
+    (raw / "benchmark.tgz").write_bytes(b"\x1f\x8b cut")
+
+
 TAIL = {"class": "person", "mask": np.ones((H, W)), "parts": part("tail", 0, 0, 1)}
 
 
@@ -720,6 +695,7 @@ def removed(folder: str):
         ("voc", replaced(PNG, MASK + ONE), "000002.png: label 21 at row 0, column 3"),
         ("sbd", cut(CLASSES), "2008_000010.mat: cannot be read"),
         ("sbd", replaced(CLASSES, {"x": 1}), r"000010.mat: cannot be read \('GTcls'\)"),
+        ("sbd", broken_archive, "benchmark.tgz: cannot be read"),
         ("sbd", removed("benchmark_RELEASE"), "no dataset/cls nor benchmark.tgz; it is on http"),
         ("person", replaced(PARTS, {"anno": {"objects": TAIL}}), "000003.mat: .*'tail'"),
         ("context", removed("trainval"), "no trainval_merged.json; .* the folder trainval of .mat"),
@@ -765,17 +741,6 @@ def test_bad_arguments_and_a_target_that_cannot_be_written(raw, out):
     out.write_text("a file")
     with pytest.raises(InputError, match="voc: cannot be written"):
         prepare("voc", raw, out)
-
-
-def test_a_full_disk(raw, out, monkeypatch):
-    voc(raw)
-
-    def full(self, path, **_):
-        Path(path).write_bytes(b"half")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Image.Image, "save", full)
-    fails(r"voc: cannot be written \(No space left on device\)", "voc", raw, out)
 
 
 def test_remap():
