@@ -93,8 +93,9 @@ def unmeant(name: str, classes, training: np.ndarray, *others: np.ndarray) -> tu
     alone, abounds = len(classes) - len(absent) < 2, share > 0.01
     remedy = "255 is void: `rflw data convert --map 255=N` makes it the label N"
     if absent and (alone or abounds):
-        what = f"no pixel of the training images is {', '.join(absent)}, and {share:.1%} are 255"
-        return f"{name}: {what}; {remedy}", alone or len(absent) == 1
+        what = f"no pixel of the training images is {', '.join(absent)}"
+        more = f", and {share:.1%} are 255; {remedy}" if share else ": one class teaches nothing"
+        return f"{name}: {what}{more}", alone or len(absent) == 1
     if not there[:, 0].any():
         remedy = (
             "as where masks count from 1; `rflw data convert --first 1` makes them count from 0"
