@@ -62,8 +62,6 @@ def analyse(model: nn.Module, size: tuple[int, int]):
 
     Raises InputError for a `size` (H, W) that the network does not take.
     """
-    if len(size) != 2 or min(size) < 1:
-        raise InputError(f"size {tuple(size)}: rows and columns, both above 0")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.jit, which fvcore traces with, is deprecated
         from fvcore.nn import FlopCountAnalysis
@@ -74,9 +72,8 @@ def analyse(model: nn.Module, size: tuple[int, int]):
             analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
             analysis.total()  # traces the network; later calls use the same trace
         except (RuntimeError, AssertionError, MemoryError) as e:
-            raise InputError(
-                f"size {size[0]}x{size[1]}: the network cannot be traced with it ({why(e)})"
-            ) from e
+            words = f"the network cannot be traced with it ({why(e)})"
+            raise InputError(f"size {'x'.join(map(str, size))}: {words}") from e
     return analysis
 
 

@@ -71,10 +71,9 @@ def network(name: str) -> torch.nn.Module:
 
 
 @torch.no_grad()
-def logits(model: torch.nn.Module, device: str = "cpu") -> torch.Tensor:
+def logits(model: torch.nn.Module) -> torch.Tensor:
     """Of an image that the formula makes -> some of the logits, spread over classes and places, and last the largest of all."""
-    x = 4 * uniform("image", (1, 3, *SIZE)).to(device) - 2
-    found = model.to(device)(x).flatten().cpu()
+    found = model(4 * uniform("image", (1, 3, *SIZE)) - 2).flatten()
     picks = torch.linspace(0, len(found) - 1, LOGITS).round().long()
     return torch.cat([found[picks], found.abs().max()[None]])
 

@@ -12,9 +12,6 @@ from rflw import list_models
 from rflw.complexity import count
 
 GOLDEN = json.loads(FILE.read_text())
-CUDA = pytest.mark.skipif(
-    not torch.cuda.is_available(), reason="compares a CUDA device with the CPU, and there is none"
-)
 
 
 def deviation(found: torch.Tensor, name: str) -> float:
@@ -45,21 +42,6 @@ def test_a_small_change_of_one_weight_shows():
     model = network("refinenet-lw-mobilenet_v2")
     model.encoder.stages[0][0].depthwise.conv.weight[3, 0, 1, 1] += 0.1
     assert deviation(logits(model), "refinenet-lw-mobilenet_v2") > 1e-4
-
-
-@CUDA
-@pytest.mark.parametrize(
-    "name",
-    [
-        f"{form}-{encoder}"
-        for form in ("refinenet", "refinenet-lw-rcu", "refinenet-lw")
-        for encoder in ("resnet50", "mobilenet_v2", "nasnet_mobile", "efficientnet_lite0")
-    ],
-)
-def test_a_cuda_device_gives_what_a_cpu_gives(name, monkeypatch):
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
-    assert deviation(logits(network(name), "cuda"), name) < 1e-3
 
 
 def test_the_training_curve_of_another_seed_stays_within_the_spread_of_the_stored_ones():

@@ -115,20 +115,6 @@ EFFICIENTNET_LITE0 = (
 )
 
 
-def efficientnet_lite(width: float, depth: float) -> tuple[tuple[int, ...], ...]:
-    """EfficientNet-Lite's scaling: channels to multiples of 8, repeats up but in the first and last."""
-
-    def channels(c):
-        rounded = int(c * width + 4) // 8 * 8
-        return rounded if rounded >= 0.9 * c * width else rounded + 8
-
-    last = len(EFFICIENTNET_LITE0) - 1
-    return tuple(
-        (e, k, s, channels(c), r if i in (0, last) else ceil(r * depth))
-        for i, (e, k, s, c, r) in enumerate(EFFICIENTNET_LITE0)
-    )
-
-
 class MobileNet(nn.Module):
     """Inverted residuals with ReLU6: MobileNet-v2 and EfficientNet-Lite.
 
@@ -245,7 +231,18 @@ def group(taps: list[Tensor], channels) -> list[tuple[Tensor, ...]]:
 
 
 def lite(width: float, depth: float) -> MobileNet:
-    return MobileNet(efficientnet_lite(width, depth), same=True, mean=HALF, std=HALF, wiring="lite")
+    """EfficientNet-Lite: channels to multiples of 8, repeats up but in the first and last stage."""
+
+    def channels(c):
+        rounded = int(c * width + 4) // 8 * 8
+        return rounded if rounded >= 0.9 * c * width else rounded + 8
+
+    ends = EFFICIENTNET_LITE0[0], EFFICIENTNET_LITE0[-1]
+    stages = [
+        (*stage[:3], channels(stage[3]), stage[4] if stage in ends else ceil(stage[4] * depth))
+        for stage in EFFICIENTNET_LITE0
+    ]
+    return MobileNet(stages, same=True, mean=HALF, std=HALF, wiring="lite")
 
 
 @torch.no_grad()
