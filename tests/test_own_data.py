@@ -384,9 +384,14 @@ class TestConvert:
         )
         convert(masks, out, colours=str(tmp_path / "list.txt"))
         assert np.array_equal(self.result(out), np.array([2, 1, 255, 0], np.uint8)[LABELS])
-        for line in ("1 128 0 0 olive", "128 0", "300 0 0"):  # which three are the colour?
+        for line in (
+            "1 128 0 0 olive",
+            "128 0",
+            "300 0 0",
+            "#000000",
+        ):  # which three are the colour?
             (tmp_path / "list.txt").write_text(f"0 0 0\n{line}\n")
-            with pytest.raises(InputError, match="list.txt, line 2: .*: not a colour such as"):
+            with pytest.raises(InputError, match="list.txt, line 2: .*(not a colour|there before)"):
                 convert(masks, tmp_path / "new", colours=str(tmp_path / "list.txt"), nearest=True)
 
     def test_lossy_masks_by_the_nearest(self, tmp_path):
