@@ -44,33 +44,24 @@ def states(tmp_path, tier="cpu"):
     return {run.name: run.status for run in listed}
 
 
-def test_runs_what_is_missing_in_order_of_worth(plan, tmp_path):
+def files(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_runs_what_is_missing_in_order_of_worth_and_changes_nothing_else(plan, tmp_path):
     assert states(tmp_path) == {"lw-s0": "missing", "lw-nocrp-s0": "missing", "lw-s1": "missing"}
     with pytest.raises(InputError, match="--only zzz: no run of tier cpu has that in its name"):
         run(tmp_path, only="zzz")
     assert run(tmp_path, only="nocrp") == [("lw-nocrp-s0", "done")]
+    before = files(tmp_path)
     assert run(tmp_path) == [("lw-s0", "done"), ("lw-s1", "done")]
+    after = files(tmp_path)
+    assert before.items() <= after.items()
     assert set(states(tmp_path).values()) == {"done"} and run(tmp_path) == []
+    assert files(tmp_path) == after
     names = {record["name"] for record in records.read_all(tmp_path / "results")}
     assert names == {"lw-s0", "lw-nocrp-s0", "lw-s1"}
-
-
-def test_a_finished_run_changes_nothing_else(plan, tmp_path):
-    def files():
-        return {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-
-    run(tmp_path, only="lw-s0")
-    before = files()
-    run(tmp_path, only="lw-nocrp")
-    after = files()
-    new = {path.relative_to(tmp_path).parts[:2] for path in after.keys() - before.keys()}
-    assert new == {("results", "lw-nocrp-s0.json"), ("runs", "lw-nocrp-s0")}
-    assert before.items() <= after.items()
-    assert run(tmp_path, only="lw-s0") == run(tmp_path, only="nocrp") == [] and files() == after
-
-
-def test_a_record_counts_by_the_hash_of_its_recipe(plan, tmp_path):
-    run(tmp_path)
+    # a record counts by the hash of its recipe
     plan["lw"] = replace(plan["lw"], note="other words")
     assert set(states(tmp_path).values()) == {"done"}
     plan["lw"] = replace(plan["lw"], batch=5)
@@ -114,25 +105,27 @@ def test_failures_are_on_record_and_the_others_are_run(plan, tmp_path, monkeypat
     assert states(tmp_path)["lw-s0"] == "done"
 
 
-def test_a_run_that_is_refused_holds_up_no_other(plan, tmp_path):
-    (tmp_path / "runs" / "lw-s0").mkdir(parents=True)
-    (tmp_path / "runs" / "lw-s0" / "last.pt").write_bytes(b"cut off")
-    with pytest.raises(InputError, match="last.pt"):
-        run(tmp_path)
-    assert states(tmp_path) == {"lw-s0": "begun", "lw-nocrp-s0": "done", "lw-s1": "done"}
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(training.InUse("x"), "in use by another process"), (InputError("y"), "refused")],
+)
+def test_a_run_that_cannot_begin_holds_up_no_other(plan, tmp_path, monkeypatch, error, status):
+    ends, real = [], training.fit
 
-
-def test_a_run_in_use_is_left_to_the_other_process(plan, tmp_path, monkeypatch):
-    real = training.fit
-
-    def in_use(recipe, out, seed, *args, **settings):
+    def fit(recipe, out, seed, *args, **settings):
         if seed == 0 and recipe.name == "lw":
-            raise training.InUse("another process")
+            raise error
         return real(recipe, out, seed, *args, **settings)
 
-    monkeypatch.setattr(training, "fit", in_use)
-    assert run(tmp_path)[0] == ("lw-s0", "in use by another process")
-    assert states(tmp_path) == {"lw-s0": "missing", "lw-nocrp-s0": "done", "lw-s1": "done"}
+    monkeypatch.setattr(training, "fit", fit)
+    try:
+        for done, end in campaign.run_missing("cpu", 60.0, tmp_path / "results", tmp_path / "runs"):
+            ends.append((done.name, end.split(":")[0]))
+    except InputError as e:  # when all others are through
+        assert e is error
+    else:
+        assert status != "refused"
+    assert ends == [("lw-s0", status), ("lw-nocrp-s0", "done"), ("lw-s1", "done")]
 
 
 def test_costs_come_from_records_of_the_same_kind_of_device(plan, tmp_path):
@@ -146,16 +139,12 @@ def test_costs_come_from_records_of_the_same_kind_of_device(plan, tmp_path):
     record |= {"config": asdict(plan["lw"]), "config_hash": plan["lw"].hash()}
     for seed, seconds in enumerate((60.0, 180.0)):
         records.write(record | {"name": f"lw-s{seed}", "wall_s": seconds}, tmp_path / "results")
-    ratio = campaign.work(plan["lw-nocrp"]) / campaign.work(plan["lw"])
-    assert 0 < ratio < 1
+    work = {name: count(rflw.build(plan[name].model, 2), plan[name].crop) for name in plan}
+    conv = {name: counted["macs"]["conv"] for name, counted in work.items()}
+    ratio = conv["lw-nocrp"] / conv["lw"]
+    assert campaign.work(plan["lw"]) == conv["lw"] * plan["lw"].stages[0].epochs
     assert minutes("cpu") == {"lw-s0": 1.0, "lw-s1": 3.0, "lw-nocrp-s0": pytest.approx(2 * ratio)}
     assert minutes("gpu")["lw-s2"] is None
-
-
-def test_work_is_counted_as_elsewhere():
-    recipe = replace(tiny(3), crop=(64, 96))
-    with_two_classes = count(rflw.build(recipe.model, 2), (64, 96))["macs"]["conv"]
-    assert campaign.work(recipe) == 3 * with_two_classes
 
 
 def test_the_shipped_campaign_names_shipped_recipes():

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 
 from rflw import InputError, build
 from rflw.data.labels import LABELS
-from rflw.data.readers import spread
 from rflw.data.synthetic import Embedded
 from rflw_study import fields
 from rflw_study.layers import feature_map, feature_maps
@@ -74,29 +73,19 @@ def test_theory_of_chains(net, rows, columns):
     assert theoretical(nn.Sequential(*net), str(len(net) - 1)) == (rows, columns)
 
 
-def test_theory_of_a_slice():
-    class Shifted(nn.Module):
-        def forward(self, x):
-            return x[:, :, 3:, ::2]
-
-    span = Shifted()(Span.of_image((20, 20)))
-    assert span.first[0][:2].tolist() == [3, 4] and span.last[1][:3].tolist() == [0, 2, 4]
-
-
-def test_theory_of_a_global_mean_is_unlimited_and_the_whole_image():
+def test_theory_of_a_global_mean_a_border_and_a_slice():
     net = nn.Sequential(conv(3), nn.AdaptiveAvgPool2d(1))
     assert theoretical(net, "1") == (math.inf, math.inf)
     assert theoretical(net, "1", (20, 31)) == (20, 31)
     assert theoretical(Skip(scale=True), "branch", (20, 30)) == (3, 3)
-
-
-def test_theory_at_the_border_is_what_is_left():
     net = nn.Sequential(conv(9, padding=4))
     assert theoretical(net, "0") == (9, 9)
     assert theoretical(net, "0", (5, 40)) == (5, 9)
     span = net(Span.of_image((20, 20)))
     assert span.first[0][:6].tolist() == [0, 0, 0, 0, 0, 1]
     assert span.last[1][-6:].tolist() == [18, 19, 19, 19, 19, 19]
+    span = Span.of_image((20, 20))[:, :, 3:, ::2]
+    assert span.first[0][:2].tolist() == [3, 4] and span.last[1][:3].tolist() == [0, 2, 4]
 
 
 @pytest.mark.parametrize("corners", [True, False])
@@ -135,14 +124,6 @@ def test_theory_of_the_networks_grows_from_block_to_block():
 # ------------------------------------------------------------ by gradient
 
 
-def test_gradient_of_a_box_is_the_box():
-    net = ones(conv(5, padding=2), conv(3, padding=1, cin=4, cout=2))
-    result = fields.gradient(net, "0", torch.rand(3, 3, 21, 21), [0])
-    assert result.sizes.tolist() == [5] and result.by_image.tolist() == [5, 5, 5]
-    assert result.maps.shape == (1, 21, 21) and result.maps.sum() == 25
-    assert (result.maps[0, 8:13, 8:13] == 1).all()
-
-
 def test_gradient_of_a_gaussian_ends_where_luo_et_al_let_it():
     kernel = torch.exp(-(torch.linspace(-3, 3, 61) ** 2) / 2)  # deviations 10 pixels
     net = nn.Sequential(nn.Conv2d(3, 1, 61, padding=30, bias=False))
@@ -158,6 +139,7 @@ def test_gradient_of_several_units_and_images():
         edge = (7 - side) // 2
         net[0].weight.data[unit] = F.pad(torch.ones(side, side), [edge] * 4)
     result = fields.gradient(net, "0", torch.rand(5, 3, 15, 15), [3, 0, 2], batch=2)
+    assert result.maps[2].sum() == 25 and (result.maps[2, 5:10, 5:10] == 1).all()
     assert result.units == [3, 0, 2] and result.sizes.tolist() == [7, 1, 5]
     assert result.by_image.tolist() == [7] * 5
 
@@ -187,19 +169,16 @@ def test_occlusion_with_a_patch_is_the_field_widened_by_the_patch(kernel, patch,
     assert result.cell == stride and result.sizes.tolist() == [side] * 4
 
 
-def test_occlusion_takes_the_images_that_activate_most():
-    net = ones(conv(3, padding=1))
-    images = torch.rand(4, 3, 20, 20) * torch.tensor([1, 3, 2, 4]).view(4, 1, 1, 1)
-    (result,) = fields.occlusion(net, ["0"], images, top=2, patch=3, stride=2)
-    assert result.by_image.isnan().tolist() == [True, False, True, False]
-
-
 def test_occlusion_does_not_depend_on_the_batch_nor_on_other_layers():
     net = nn.Sequential(conv(3, padding=1), nn.ReLU(), conv(3, stride=2, cin=4)).double()
-    images = torch.rand(2, 3, 20, 20).double()
-    (a,) = fields.occlusion(net, ["2"], images, top=2, patch=4, batch=3)
-    _, b = fields.occlusion(net, ["0", "2"], images, top=2, patch=4)
-    assert torch.allclose(a.maps, b.maps, equal_nan=True) and a.sizes.tolist() == b.sizes.tolist()
+    images = torch.rand(3, 3, 20, 20).double() * torch.tensor([1, 3, 2]).view(3, 1, 1, 1)
+    (a,) = fields.occlusion(net, ["2"], images, top=1, patch=4, batch=3)
+    _, b = fields.occlusion(net, ["0", "2"], images, top=1, patch=4)
+    (chosen,) = fields.strongest(net, ["2"], images)
+    best = {*chosen.best(1).flatten().tolist()}  # on no other image is anything measured
+    assert a.by_image.isnan().tolist() == [i not in best for i in range(3)] and len(best) < 3
+    assert torch.allclose(a.maps, b.maps, equal_nan=True)
+    assert torch.allclose(a.sizes, b.sizes, equal_nan=True)
 
 
 # ------------------------------------------------------------ by top activations
@@ -217,22 +196,16 @@ def test_activation_of_a_blob():
     assert fields.activation(net, "0", images, top=1).sizes.tolist() == [6, 6]
 
 
-def test_dead_units_have_no_size():
-    net = ones(conv(3, padding=1), nn.ReLU())
-    net[0].weight.data[2] = -1
-    images = torch.rand(2, 3, 16, 16)
-    for result in (*fields.occlusion(net, ["1"], images), fields.activation(net, "1", images)):
-        assert result.sizes.isnan().tolist() == [False, False, True, False]
-
-
-def test_the_network_is_left_as_it_was():
-    net = nn.Sequential(conv(3, padding=1), nn.BatchNorm2d(4), nn.ReLU()).train()
+def test_dead_units_have_no_size_and_the_network_is_left_as_it_was():
+    net = ones(conv(3, padding=1), nn.BatchNorm2d(4), nn.ReLU()).train()
+    net[0].weight.data[2], net[1].weight.data[:] = -1, 1
     net[1].eval()
     before = {k: v.clone() for k, v in net.state_dict().items()}
     images = torch.rand(2, 3, 16, 16)
-    fields.occlusion(net, ["2"], images, patch=4)
+    (occluded,) = fields.occlusion(net, ["2"], images, patch=4)
+    for result in (occluded, fields.activation(net, "2", images)):
+        assert result.sizes.isnan().tolist() == [False, False, True, False]
     fields.gradient(net, "2", images, [0])
-    fields.activation(net, "2", images)
     theoretical(net, "2")
     assert [m.training for m in net] == [True, False, True] and net.training
     assert all(torch.equal(before[k], v) for k, v in net.state_dict().items())
@@ -292,16 +265,15 @@ def test_images_side_by_side_and_resized(model):
     assert torch.equal(tiled[0, :, :96, 128:], single[1])
     assert torch.equal(tiled[0, :, 96:, :128], single[2])
     assert fields.tensors(model, Few(1), [0], size=(48, 64)).shape == (1, 3, 48, 64)
-    with pytest.raises(InputError, match="4x4"):
-        fields.tensors(model, Few(9), range(9), tile=4)
-    with pytest.raises(InputError, match="size 20x64"):
-        fields.tensors(model, Few(1), [0], size=(20, 64))
-    with pytest.raises(InputError, match="no images"):
-        fields.tensors(model, Few(1), [])
     uneven = [(np.zeros((40, width, 3), np.uint8), None) for width in (50, 60)]
-    with pytest.raises(InputError, match="several sizes: 50x40, 60x40"):
-        fields.tensors(model, uneven, [0, 1])
-    assert spread(3, 9) == [0, 4, 8] and spread(20, 3) == [0, 1, 2]
+    for said, *wrong in (
+        ("4x4", Few(9), range(9), None, 4),
+        ("size 20x64", Few(1), [0], (20, 64)),
+        ("no images", Few(1), []),
+        ("several sizes: 50x40, 60x40", uneven, [0, 1]),
+    ):
+        with pytest.raises(InputError, match=said):
+            fields.tensors(model, *wrong)
 
 
 @pytest.mark.parametrize(
@@ -326,12 +298,8 @@ def test_fields_of_a_network(model, method, options):
     for image, relative in (pair for row in rows for pair in row[4]):
         assert image.shape == (96, 128, 3) and relative.shape == (96, 128)
         assert relative.max() == pytest.approx(1, abs=0.2)  # upsampled
-
-
-def test_images_of_a_unit_come_strongest_first(model):
-    pairs = fields.top_images(model, Few(), "encoder.stem.conv", 3, 3, (48, 64), top=2)
-    assert [image.shape for image, _ in pairs] == [(48, 64, 3)] * 2
-    assert pairs[0][1].max() >= pairs[1][1].max() > 0
+    first, second = fields.top_images(model, Few(), "encoder.stem.conv", 3, 3, (48, 64), top=2)
+    assert first[0].shape == (48, 64, 3) and first[1].max() >= second[1].max() > 0
 
 
 @pytest.mark.parametrize(
