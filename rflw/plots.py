@@ -95,11 +95,9 @@ def _legend(picture: Image.Image, entries) -> Image.Image:
     draw = ImageDraw.Draw(panel)
     for row, (name, colour) in enumerate(entries):
         left, top = line // 3, line // 4 + row * line
-        swatch, place = (
-            (left, top + 2, left + size, top + size + 2),
-            (2 * left + size, top + line // 2),
-        )
+        swatch = (left, top + 2, left + size, top + size + 2)
         draw.rectangle(swatch, fill=(*colour, 255), outline="white")
+        place = (2 * left + size, top + line // 2)
         draw.text(place, name, fill="white", font=_font(name, size), anchor="lm")
     base = picture.convert("RGBA")
     base.alpha_composite(panel, (0, height - panel_h))

@@ -11,8 +11,13 @@ WARMUP = (
 )
 
 
+def short(form: str) -> str:
+    """A form of the network as names of recipes have it: "original", "lw", "lw-rcu", ..."""
+    return form.removeprefix("refinenet").removeprefix("-") or "original"
+
+
 def _name(data: str, form: str, encoder: str) -> str:
-    return f"{data}-{form.removeprefix('refinenet').removeprefix('-') or 'original'}-{encoder}"
+    return f"{data}-{short(form)}-{encoder}"
 
 
 # What the paper does not say, in one place. Batch, crop, scales and their least side, flip,
@@ -167,8 +172,7 @@ COMPARED_ON = {"camvid": LITE0, "nyu": "mobilenet_v2"}
 
 def cells(form: str) -> list[tuple[str, str]]:
     """The cells of a form's grid; why the original ones have half of it stands in the protocol."""
-    light = form.startswith("refinenet-lw")
-    return [(how, init) for how, init in GRID if light or init == "default"]
+    return [(how, init) for how, init in GRID if init == "default" or "-lw" in form]
 
 
 # What the grid chose for each form by the score on the hold-out. Forms that are not here yet are

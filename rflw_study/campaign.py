@@ -11,7 +11,7 @@ import time
 from rflw import records
 from rflw.config import Recipe
 from rflw.errors import InputError
-from rflw.recipes import CHOSEN, COMPARED, COMPARED_ON, RECIPES, cells, recipe
+from rflw.recipes import CHOSEN, COMPARED, COMPARED_ON, RECIPES, cells, recipe, short
 
 TIERS = ("cpu", "gpu")
 
@@ -33,11 +33,6 @@ def _group(
     return [Experiment(f"{kind}-{form}-{encoder}", seeds, tier, why) for form in forms.split()]
 
 
-def _short(form: str) -> str:
-    """A form as the names of recipes have it."""
-    return form.partition("-")[2] or "original"
-
-
 def _tuned(data: str, seeds: int, seeds_of_original: int) -> list[Experiment]:
     """The comparison, by settings that the grid has chosen."""
     why = (
@@ -47,7 +42,7 @@ def _tuned(data: str, seeds: int, seeds_of_original: int) -> list[Experiment]:
     for form in reversed(COMPARED):  # from the lightest
         if (data, form) in CHOSEN:
             repeats = seeds if form.startswith("refinenet-lw") else seeds_of_original
-            experiments += _group(f"{data}-tuned", _short(form), repeats, why, COMPARED_ON[data])
+            experiments += _group(f"{data}-tuned", short(form), repeats, why, COMPARED_ON[data])
     return experiments
 
 
@@ -58,7 +53,7 @@ def _grid(data: str) -> list[Experiment]:
         for form in reversed(COMPARED)
         for how, init in cells(form)
         for experiment in _group(
-            f"{data}-grid-{how}-{init}", _short(form), 1, why, COMPARED_ON[data]
+            f"{data}-grid-{how}-{init}", short(form), 1, why, COMPARED_ON[data]
         )
     ]
 

@@ -19,7 +19,7 @@ import yaml
 
 from rflw.config import Recipe
 from rflw.errors import InputError, choose, reading, why
-from rflw.recipes import OWN, RECIPES
+from rflw.recipes import OWN, RECIPES, short
 from rflw_study import paper
 from rflw_study.statistics import Interval, equivalence, holm, mean_interval, p_value
 from rflw_study.timings import timings
@@ -398,7 +398,7 @@ def differences(data: str, recorded: list[dict]) -> dict[str, Difference]:
     rules, results = protocol(), {}
     on = rules.data[data]
     for name, pair in rules.comparisons.items():
-        forms = [_voting(on.recipes, form, recorded) for form in (pair.better, pair.other)]
+        forms = [scored(data, form, recorded) for form in (pair.better, pair.other)]
         dead = [why for runs in forms for _, _, why in runs.values() if why]
         alive = [{seed for seed, (_, _, why) in runs.items() if not why} for runs in forms]
         live = sorted(alive[0] & alive[1])
@@ -413,14 +413,13 @@ def differences(data: str, recorded: list[dict]) -> dict[str, Difference]:
     return _corrected(results, on.margin, rules.comparisons)
 
 
-def _voting(pattern: str, form: str, recorded: list[dict]) -> dict[int, tuple[float, str, str]]:
+def scored(data: str, form: str, recorded: list[dict]) -> dict[int, tuple[float, str, str]]:
     """{seed: (score in percent, record, why it has no vote)} of a form's runs of the protocol."""
-    short = form.removeprefix("refinenet").removeprefix("-") or "original"
-    runs = {}
-    for seed, run in trained(recorded, pattern.replace("*", short)).items():
-        scored = run["metrics"].get("test") or run["metrics"]
+    recipe, runs = protocol().data[data].recipes.replace("*", short(form)), {}
+    for seed, run in trained(recorded, recipe).items():
+        metrics = run["metrics"].get("test") or run["metrics"]
         runs[seed] = (
-            100 * scored["miou"],
+            100 * metrics["miou"],
             run["name"],
             unfit(run) and f"{run['name']}: {unfit(run)}",
         )
@@ -640,8 +639,7 @@ class FieldTest(Test):
         for record in _of_kind("erf", recorded):
             form, measured = _form(record), record["metrics"]
             recipe, seed, _ = _origin(record, recorded)
-            name_of_form = form.removeprefix("refinenet").removeprefix("-") or "original"
-            training = recipe.replace(f"-{name_of_form}-", "-*-")
+            training = recipe.replace(f"-{short(form)}-", "-*-")
             way = measured["method"], *measured["size"], measured["images"]
             group = groups.setdefault((record["config"]["data"], training, *way), {})
             for place, layer in measured["layers"].items():

@@ -3,6 +3,7 @@
 import pandas as pd
 
 from rflw import records
+from rflw.recipes import COMPARED, short
 from rflw_study import evidence, figures
 from rflw_study.statistics import Interval, mean_interval, paired_difference
 
@@ -14,12 +15,11 @@ DECODERS = {
     "norcu": "original without RCU",
     "original": "original",
 }
-FORMS = {"refinenet": "original", "refinenet-lw-rcu": "LW with RCU", "refinenet-lw": "LW"}
 
 
 def decoder(record: dict) -> str:
     """The decoder of a record's network, by its name in the book."""
-    return FORMS[record["config"]["model"].rpartition("-")[0]]
+    return DECODERS[short(record["config"]["model"].rpartition("-")[0])]
 
 
 def network(record: dict) -> dict:
@@ -68,17 +68,13 @@ def comparison(groups: dict[str, dict[int, float]]) -> None:
 
 def compared(data: str, recorded: list[dict]) -> pd.DataFrame:
     """A figure and a table of the protocol's runs on one data set, and what they decide."""
-    on, groups = evidence.protocol().data[data], {}
-    for form, words in DECODERS.items():
-        runs = evidence.trained(recorded, on.recipes.replace("*", form))
-        scored = {seed: run["metrics"].get("test") or run["metrics"] for seed, run in runs.items()}
-        groups[words] = {seed: 100 * scored[seed]["miou"] for seed in sorted(scored)}
-    groups = {words: values for words, values in groups.items() if values}
-    gaps, rows = {}, []
+    on, groups, gaps, rows = evidence.protocol().data[data], {}, {}, []
+    for form in reversed(COMPARED):  # from the lightest
+        if runs := evidence.scored(data, form, recorded):
+            groups[DECODERS[short(form)]] = {seed: runs[seed][0] for seed in sorted(runs)}
     for name, each in evidence.differences(data, recorded).items():
         pair = evidence.protocol().comparisons[name]
-        short = (form.partition("-")[2] or "original" for form in (pair.better, pair.other))
-        line = " - ".join(DECODERS[form] for form in short)
+        line = " - ".join(DECODERS[short(form)] for form in (pair.better, pair.other))
         points = [each.points[seed] for seed in sorted(each.points)]
         gap = mean_interval(points, 0.90) if points else None
         gaps |= {line: gap} if gap else {}

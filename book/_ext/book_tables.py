@@ -148,7 +148,8 @@ def _tolerance(claim) -> str:
         return f"Margin for {margins} Fixed in commit {claim.fixed}."
     unit = "points" if claim.unit == "percent" else claims.UNITS.get(claim.unit, claim.unit)
     since = f" Fixed in commit {' on '.join(claim.fixed.split())}." if claim.fixed else ""
-    return f"{f'Tolerance {claim.tolerance:.3g} {unit}'.strip()}: {claim.reason.rstrip('.')}.{since}"
+    rule = f"Tolerance {claim.tolerance:.3g} {unit}".strip()
+    return f"{rule}: {claim.reason.rstrip('.')}.{since}"
 
 
 def _theirs(claim) -> list[Markup]:

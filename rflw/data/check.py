@@ -81,9 +81,8 @@ def _official(name: str) -> dict[str, int | None]:
 
 
 def unmeant(name: str, classes, training: np.ndarray, *others: np.ndarray) -> tuple:
-    """A line where classes of one's own data have no pixel in the training images though 255 may
-    stand for one, or one is alone, or the first has none anywhere, or 255 is one in some masks; and
-    whether that cannot be meant.
+    """A line on classes of one's own data that are without pixels, or that 255 seems to stand for;
+    and whether that cannot be meant.
 
     training, others: pixels of each label in each mask, (N, 256).
     """
@@ -97,9 +96,7 @@ def unmeant(name: str, classes, training: np.ndarray, *others: np.ndarray) -> tu
         more = f", and {share:.1%} are 255; {remedy}" if share else ": one class teaches nothing"
         return f"{name}: {what}{more}", alone or len(absent) == 1
     if not there[:, 0].any():
-        remedy = (
-            "as where masks count from 1; `rflw data convert --first 1` makes them count from 0"
-        )
+        remedy = "as where masks count from 1; `rflw data convert --first 1` makes 1 to 0"
         return f"{name}: no pixel is {classes[0]}, the label 0, {remedy}", False
     beside = [(there[:, VOID] & there[:, label]).any() for label in range(len(classes))]
     if len(classes) == 2 and sum(beside) == 1:  # the other never is where 255 is
@@ -114,10 +111,11 @@ def check_labels(*datasets) -> None:
     numbers, seen = [], set()
     for dataset in datasets:
         faults = []
-        counts, _, hashes = _read(dataset, faults)
+        counts, sha256, hashes = _read(dataset, faults)
         numbers.append(counts)
         if faults:
             raise InputError(f"{dataset.name}: {faults[0]}")
+        dataset.digest = sha256  # `manifest_hash` need not read all of it again
         if both := [key for key, pixels in hashes.items() if pixels in seen]:
             more = f" and {len(both) - 1} more" if both[1:] else ""
             line = f"{both[0]}{more} of {dataset.split} also trains: its score is too high"

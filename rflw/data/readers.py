@@ -39,6 +39,7 @@ class _Pairs:
     masks: list[Path]
     labels: Labels
     faults: list[str]
+    headers: dict[Path, Header] = {}  # that have been read
     void = VOID  # in the files
 
     def __len__(self) -> int:
@@ -52,7 +53,8 @@ class _Pairs:
 
     def size(self, index: int) -> tuple[int, int]:
         """(H, W) of an image, from its header."""
-        return read_header(self.images[index]).shown
+        path = self.images[index]
+        return (self.headers.get(path) or read_header(path)).shown
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         image = self.image(index)
@@ -264,8 +266,12 @@ class Own(_Pairs):
         self.ids = [_name(path, root / "images") for path in self.images]
         missing = root / "masks"
         self.masks = [masks.get(k, missing / f"{name}.png") for k, name in zip(keys, self.ids)]
-        self.faults += _turned(self.images, self.masks)
-        self.faults += _other_colours([*masks.values()])
+        self.headers = {}  # reading the rest will tell why there is none of a file
+        for path in (*self.images, *masks.values()):
+            with suppress(InputError):
+                self.headers[path] = read_header(path)
+        self.faults += _turned(self.images, self.masks, self.headers)
+        self.faults += _other_colours([*masks.values()], self.headers)
 
     def _by_name(self, folder: Path, endings: tuple[str, ...] = ("",)) -> dict[str, Path]:
         """The files of `images` or `masks`, and of folders inside, by what their names mean."""
@@ -320,16 +326,10 @@ HIDDEN = ("Thumbs.db", "desktop.ini")
 ENDINGS = (".png", ".tif", ".tiff", ".bmp", ".gif", ".jpg", ".jpeg", ".webp")  # of masks
 
 
-def _header(path: Path) -> Header | None:
-    """The header of an image file; reading the rest will tell why there is none."""
-    with suppress(InputError):
-        return read_header(path)
-
-
-def _turned(images: list[Path], masks: list[Path]) -> Iterator[str]:
+def _turned(images: list[Path], masks: list[Path], headers: dict) -> Iterator[str]:
     """A line for each photo that EXIF turns though its mask may have been drawn on it unturned."""
     for image, mask in zip(images, masks):
-        photo, labels = _header(image), _header(mask)
+        photo, labels = headers.get(image), headers.get(mask)
         if photo and labels and photo.turn != labels.turn and photo.stored == labels.stored:
             turn, turned, other = max((photo.turn, image, mask), (labels.turn, mask, image))
             yield (
@@ -339,9 +339,9 @@ def _turned(images: list[Path], masks: list[Path]) -> Iterator[str]:
             )
 
 
-def _other_colours(masks: list[Path]) -> Iterator[str]:
+def _other_colours(masks: list[Path], headers: dict) -> Iterator[str]:
     """A line for each mask whose palette gives an index another colour than one before it."""
-    palettes = {path: header.palette for path in masks if (header := _header(path))}
+    palettes = {path: headers[path].palette for path in masks if path in headers}
     paletted, first = [path for path in masks if palettes.get(path)], {}
     for path in paletted if len({palettes[path] for path in paletted}) > 1 else ():
         with suppress(InputError):
