@@ -15,11 +15,12 @@ DECODERS = {
     "norcu": "original without RCU",
     "original": "original",
 }
+FORMS = {"refinenet": "original", "refinenet-lw-rcu": "LW with RCU", "refinenet-lw": "LW"}
 
 
 def decoder(record: dict) -> str:
     """The decoder of a record's network, by its name in the book."""
-    return DECODERS[short(record["config"]["model"].rpartition("-")[0])]
+    return FORMS[record["config"]["model"].rpartition("-")[0]]
 
 
 def network(record: dict) -> dict:
