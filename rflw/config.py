@@ -32,12 +32,12 @@ class Stage:
     epochs: int
     encoder_lr: float
     decoder_lr: float
-    split: str = "train"
-    schedule: str = "constant"
-    milestones: tuple[int, ...] = ()  # epochs of this stage where "halve" and "multistep" ...
-    gamma: float = 0.5  # ... multiply the rates by this
-    power: float = 0.9  # of "poly"
-    warmup: int = 0  # steps over which the rates rise linearly: AdamW's first steps kill units else
+    split: str = "train"  # part of the data set that is trained on
+    schedule: str = "constant"  # how the learning rates fall: constant, poly, halve, multistep
+    milestones: tuple[int, ...] = ()  # epochs of the stage at which halve and multistep lower them
+    gamma: float = 0.5  # factor of the learning rates at each milestone
+    power: float = 0.9  # exponent of poly
+    warmup: int = 0  # steps over which the rates rise linearly; AdamW without it kills units
 
     def __post_init__(self):
         choose("schedule", self.schedule, SCHEDULES)
@@ -74,25 +74,25 @@ class Recipe:
     stages: tuple[Stage, ...]
     crop: tuple[int, int]  # rows, columns
     weights: str | None = "imagenet"  # of the encoder
-    init: str = ""  # checkpoint to begin with instead, see `rflw.training.begin_with`
-    decoder_init: str = "default"  # the decoder's first weights, see `refinenet.init_decoder`
-    batch: int = 8
-    scale: tuple[float, float] = (0.5, 2.0)
-    min_side: int = 0  # pixels that the shorter side keeps when scaled
-    flip: bool = True
-    jitter: float = 0.0
-    optimiser: str = "sgd"  # or "adamw"
+    init: str = ""  # checkpoint that the training starts from; none: from the encoder's weights
+    decoder_init: str = "default"  # first weights of the decoder: PyTorch's, or normal: N(0, 0.01)
+    batch: int = 8  # images in a step
+    scale: tuple[float, float] = (0.5, 2.0)  # range of the random scaling of an image
+    min_side: int = 0  # pixels that the shorter side keeps when an image is scaled
+    flip: bool = True  # mirror half of the images, chosen at random
+    jitter: float = 0.0  # strength of random changes of brightness, contrast and saturation
+    optimiser: str = "sgd"  # sgd or adamw
     momentum: float = 0.9  # of SGD
-    weight_decay: float = 1e-5
-    clip: float = 5.0  # largest norm of the gradient; 0 leaves it alone
-    ema: float = 0.0  # decay of the running mean of weights that is evaluated and kept; 0: no mean
+    weight_decay: float = 1e-5  # of all weights
+    clip: float = 5.0  # largest norm of the gradient; 0: no limit
+    ema: float = 0.0  # decay of the running mean of weights that is scored and kept; 0: no mean
     balance: float = 0.0  # exponent of 1 / frequency in the loss's class weights; 0: equal weights
-    frozen_bn: bool = True  # keep batch norm statistics; False where no trained ones exist
-    restart: bool = False  # make the optimiser anew, without momentum, at each stage
-    precision: str = "auto"  # "fp32", "bf16", "fp16"; "auto": bf16 where the device has it
-    val_every: int = 5  # epochs
-    validation: str = "val"  # split of the last stage's data set
-    val_scale: float = 1.0  # of validation images; scores are of the labels at their own size
+    frozen_bn: bool = True  # keep the batch norm statistics of the pretrained encoder
+    restart: bool = False  # start the optimiser anew, without momentum, at each stage
+    precision: str = "auto"  # fp32, bf16 or fp16; auto: bf16 where the device has it
+    val_every: int = 5  # epochs between validations
+    validation: str = "val"  # split that is scored at each validation
+    val_scale: float = 1.0  # size of the validation images; labels keep their size
     test: str = ""  # split that is scored once, with the last weights
     note: str = ""  # why it is so
 

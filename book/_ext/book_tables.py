@@ -15,7 +15,7 @@ import pandas as pd
 import yaml
 
 from rflw.config import Recipe, Stage
-from rflw.recipes import RECIPES
+from rflw.recipes import OWN, RECIPES
 from rflw.records import REPOSITORY
 from rflw_study import claims, evidence, paper
 from rflw_study.statistics import paired_difference
@@ -154,7 +154,9 @@ def _tolerance(claim) -> str:
 
 def _theirs(claim) -> list[Markup]:
     """What others measured of a claim, marked as theirs."""
-    line = Markup('<span class="theirs">Measured by others, not by us: {who}, {what}{value}. {source}</span>')
+    line = Markup(
+        '<span class="theirs">Measured by others, not by us: {who}, {what}{value}. {source}</span>'
+    )
     return [
         line.format(**row | {"value": row["value"] and f": {row['value']}"})
         for row in claims.others().get(claim.id, ())
@@ -273,7 +275,7 @@ def itself(book):
 
 @table(
     "All records. Each name is a link to the file.",
-    "record and command|kind|seed|commit|hardware|date|minutes|status|mIoU",
+    "record and command|kind|seed|commit|hardware|date|minutes|status|mIoU|scored on",
 )
 def records(book):
     file = Markup(f'<a href="{"../" * book.env.docname.count("/")}results/{{0}}.json">{{0}}</a>')
@@ -283,7 +285,17 @@ def records(book):
         took, day = f"{record['wall_s'] / 60:.1f}", record["started"][:10]
         score = "" if miou is None else f"{100 * miou:.1f} %"
         origin = (record["kind"], record["seed"], commit(record), hardware(record), day, took)
-        yield {"id": f"record-{name}"}, command, *origin, record["status"], score
+        scored = scored_on(record) if score else ""
+        yield {"id": f"record-{name}"}, command, *origin, record["status"], score, scored
+
+
+def scored_on(record: dict) -> str:
+    """Data set, split and scale of a record's mIoU."""
+    config = record["config"]
+    data = config.get("data") or config["stages"][-1]["data"]
+    split = config.get("split") if record["kind"] != "train" else config.get("validation", "val")
+    scale = config.get("val_scale", 1)
+    return f"{data}/{split}" + (f", images scaled by {scale:g}" if scale != 1 else "")
 
 
 def spent(book) -> pd.DataFrame:
@@ -338,7 +350,7 @@ def times(book):
         mine = [r for r in runs if ("gpu" in r["hardware"]) == (tier == "gpu")]
         does, cells = "the trainings that take too long on a processor", (NOT_MEASURED, "", "")
         if mine:
-            does = f"the {len(mine)} recorded trainings; the time is their sum"
+            does = f"the trainings; the time is that of the {len(mine)} on record"
             took = f"{sum(r['wall_s'] for r in mine) / 3600:.1f} hours"
             machines = BREAK.join(sorted({hardware(r) for r in mine}))
             cells = took, machines, book.link("records", RECORDS)
@@ -433,24 +445,29 @@ def explorer(book):
         yield attributes, model, f"{params / 1e6:.2f}", billions, share, bar
 
 
-@table("The default settings of a recipe.", "setting|value")
+@table("The settings of a recipe and its stages.", "setting|default|meaning")
 def recipe_defaults(book):
-    defaults = [f for kind in (Recipe, Stage) for f in fields(kind) if f.default is not MISSING]
-    yield from ((CODE.format(f.name), figure(f.default)) for f in defaults if f.name != "note")
+    source = (REPOSITORY / "rflw/config.py").read_text(encoding="utf-8")
+    meaning = dict(re.findall(r"(?m)^    (\w+): .+?  # (.+)$", source))
+    for kind in (Recipe, Stage):
+        for f in fields(kind):
+            if f.default is not MISSING and f.name != "note":
+                yield CODE.format(f.name), figure(f.default), meaning[f.name]
 
 
 @table(
-    "All recipes, and the settings that are not the default.",
+    "All recipes outside the grid, and the settings that are not the default.",
     "recipe|network|stages: data, epochs, learning rates of encoder and decoder|other settings",
 )
 def recipes(book):
-    for recipe in RECIPES.values():
+    for recipe in (OWN, *RECIPES.values()):
         stages = [
             f"{s.data} {s.epochs} epochs: {s.encoder_lr:g}, {s.decoder_lr:g}{changed(s)}"
             for s in recipe.stages
         ]
         settings = changed(recipe).removeprefix(", ")
-        yield CODE.format(recipe.name), recipe.model, "; ".join(stages), settings
+        if "-grid-" not in recipe.name:
+            yield CODE.format(recipe.name), recipe.model, "; ".join(stages), settings
 
 
 def changed(settings: Recipe | Stage) -> str:
@@ -471,15 +488,20 @@ def figure(value) -> str:
     return "none" if value in (None, "", (), []) else str(value)
 
 
-@table("The tests of reliability and their results.", "test|results|command|minutes|hardware|record")
+@table(
+    "The tests of reliability and their results.", "test|results|command|minutes|hardware|record"
+)
 def reliability(book):
     for name, record in book.records.items():
         if record["kind"] == "reliability":
-            counts = {key: value for key, value in record["metrics"].items() if key != "what"}
-            flat = [k for k, v in counts.items() if not isinstance(v, (dict, list))]
-            lines = [f"{key.replace('_', ' ')}: {figure(counts.pop(key))}" for key in flat]
-            more = Markup("<pre>{}</pre>").format(yaml.safe_dump(counts, sort_keys=False))
-            figures = BREAK.join(lines) + (folded("in detail", [more]) if counts else "")
+            counts = record["metrics"] | {"what": ""}
+            what = " of ".join([record["metrics"]["what"], *counts.get("modules", ())])
+            lines = [
+                f"{key.replace('_', ' ')}: {value:.1%}"
+                if type(value) is float and value <= 1
+                else f"{key.replace('_', ' ')}: {figure(value)}"
+                for key, value in counts.items()
+                if value != "" and not isinstance(value, (dict, list))
+            ]
             took, command = f"{record['wall_s'] / 60:.1f}", CODE.format(record["command"])
-            origin = (command, took, hardware(record), book.record(name))
-            yield record["metrics"]["what"], figures, *origin
+            yield what, BREAK.join(lines), command, took, hardware(record), book.record(name)
