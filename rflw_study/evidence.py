@@ -379,7 +379,9 @@ class CompareTest(Test):
             )
         return (
             answers,
-            f"no trainings of the protocol yet on {', '.join(waiting)}" if waiting else "",
+            f"no trainings of both decoders by the protocol yet on {', '.join(waiting)}"
+            if waiting
+            else "",
         )
 
 
