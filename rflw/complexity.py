@@ -104,7 +104,7 @@ def count(model: nn.Module, size: tuple[int, int]) -> dict:
         size: H and W of the image, in pixels.
 
     Returns:
-        {"params": int, "macs": {kind: int, "total": int}, "uncounted": {operation: times},
+        dict: {"params": int, "macs": {kind: int, "total": int}, "uncounted": {operation: times},
         "parts": {child: {"params", "macs", "kernels"}}}, kinds as in KINDS.
 
     Raises:
@@ -131,7 +131,8 @@ def by_module(model: nn.Module, size: tuple[int, int]) -> list[dict]:
     """Count each module of a network, outer ones first; a row contains those of its children.
 
     Returns:
-        [{"module": name, "params": int, "macs": as in `count`}]; the whole network is named "".
+        list: [{"module": name, "params": int, "macs": as in `count`}]; the name of the whole
+        network is "".
     """
     counts = analyse(model, size).by_module_and_operator()
     return [

@@ -1,7 +1,7 @@
 """Recipes: everything that a training run depends on, as frozen dataclasses. No torch.
 
-A recipe says what to train on what and how; a seed makes a run of it. What differs from a default
-is written where the recipe is, so a recipe reads as its difference from the authors' practice.
+A recipe says which network is trained, on which data and how. A recipe and a seed make a run. Each
+recipe states only the settings that differ from the defaults.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -124,7 +124,7 @@ class Recipe:
         """The recipe that a record holds as its `config`.
 
         Raises:
-            InputError: for unknown settings and for values of another type, with the first named.
+            InputError: for unknown settings and for values of another type; it names the first.
         """
         from pydantic import ValidationError
 

@@ -1,8 +1,8 @@
 """Fast inference and export: the same network with less work.
 
 Folding batch norm and merging successive linear maps is exact algebra; the layout, the form of the
-pools and compiling change only the order of sums; precisions below fp32 change the numbers, which
-the caller has to weigh. What the paper calls runtime begins here.
+pools and compiling change only the order of sums; precisions below fp32 change the numbers: the
+caller decides whether that is acceptable.
 """
 
 from collections import Counter
@@ -48,9 +48,9 @@ CPU = torch.device("cpu")
 def fold_batch_norm(model: nn.Module) -> int:
     """Put each batch norm that follows a convolution into the convolution's weights and bias.
 
-    A recorded pass over a small image shows which follows which, so that it works for any network,
-    whatever its modules are called. Only what nothing else reads or uses is folded. The network is
-    changed in place, in evaluation mode. Returns how many batch norms were folded.
+    A recorded pass over a small image shows which layer follows which, so that it works for any
+    network. A pair is folded only if nothing else uses the convolution, its output or the norm.
+    The network is changed in place, in evaluation mode. Returns how many batch norms were folded.
     """
     from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -130,9 +130,10 @@ class Deployed(nn.Module):
         self.device = next(like.parameters()).device
 
     def compile(self, graphs: bool) -> None:
-        """Have torch.compile make code at the first image of each of the first eight sizes.
+        """Have torch.compile make code for the first eight image sizes, at the first image of each.
 
-        Images of later sizes are computed without. (Code for any size takes many minutes to make.)
+        Images of other sizes are computed without compiled code. (Code for any size takes many
+        minutes to make.)
         graphs: replay the code as a CUDA graph, whose output the next pass overwrites.
         """
         # not as an attribute, which would list all modules twice
@@ -176,8 +177,8 @@ def optimise(
         fold: Fold batch norm (exact).
         merge: Merge successive linear maps (exact).
         channels_last: Use the layout in which convolutions and pools are fast.
-        pools: Compute 5x5 max-pools as maxima that the compiler joins with what is around them; not
-            compiled, over rows and then over columns.
+        pools: Compute 5x5 max-pools as maxima of neighbours, which the compiler joins with the
+            operations around them; not compiled, over rows and then over columns.
         compiled: Use torch.compile; None: where it works.
         graphs: Use CUDA graphs; None: on CUDA, where compiled.
         calibration: (H, W, 3) uint8 images that show the ranges of values for int8.
@@ -312,15 +313,15 @@ def export(
         model: The network; it stays as it is.
         path: The file. "image" goes in, (B, 3, H, W) float32, normalised; "logits" come out.
         form: "onnx", or "torch-export", which torch.export.load reads.
-        whole: (H, W, 3) uint8 goes in, "classes", (H, W) uint8, come out: those of `predict`, at
-            the checkpoint's short side.
+        whole: The file takes an (H, W, 3) uint8 image and gives "classes", (H, W) uint8: those of
+            `predict` at the checkpoint's short side.
         opset: ONNX's operator set; None: PyTorch's choice.
         calibration: (H, W, 3) uint8 images with whose ranges onnxruntime makes an int8 file.
 
     Returns:
-        {"file", "mb", "input", "output", "error", "agreement"}. error: largest difference of
-        logits over the largest logit, None with `whole` or int8. agreement: share of pixels of
-        the same class.
+        dict: {"file", "mb", "input", "output", "error", "agreement"}. error is the largest
+        difference of logits divided by the largest logit, None with `whole` or int8. agreement is
+        the share of pixels that get the same class.
 
     Raises:
         InputError: The network cannot be exported, or the file computes something else. Then

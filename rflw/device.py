@@ -76,8 +76,9 @@ def autocast(precision: str, device: torch.device):
 def keep_freed_memory(keep: bool = True) -> None:
     """Have the C library keep what tensors free for the next ones, where it has such a setting.
 
-    By itself it gives large blocks back to the system, which costs a fault for each page of the
-    next one. False: the values that glibc comes to by itself once it has seen large blocks.
+    Without this setting the C library gives large blocks back to the system, and every page of the
+    next block costs a page fault. False restores the values that glibc sets once it has seen
+    large blocks.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

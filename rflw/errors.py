@@ -1,4 +1,4 @@
-"""What a user can put right: the command line prints it as one line and exits with code 2."""
+"""Errors that a user can correct: the command line prints one line and exits with code 2."""
 
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +10,7 @@ class InputError(ValueError):
 
 @contextmanager
 def reading(path: str | Path):
-    """Within it an outside file is read: whatever a parser raises becomes one line.
+    """A context in which a file is read: any error of a parser becomes an InputError of one line.
 
     Raises:
         InputError: "PATH: cannot be read (why)", or "PATH: no such file". One that is raised within
@@ -28,7 +28,7 @@ def reading(path: str | Path):
 
 @contextmanager
 def about(what: str | Path):
-    """Within it an InputError is about something: its name is put before it."""
+    """A context that puts a name before the message of every InputError."""
     try:
         yield
     except InputError as e:
@@ -42,7 +42,7 @@ def choose(what: str, value, choices) -> None:
 
 
 def why(error: Exception) -> str:
-    """What an error says, in one line: of pydantic, the first entry that does not fit."""
+    """The message of an error in one line; for pydantic, the first entry that does not fit."""
     if hasattr(error, "error_count"):  # pydantic's; a bare GPU machine has no pydantic
         first = error.errors(include_url=False)[0]
         entry, said = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
@@ -53,7 +53,7 @@ def why(error: Exception) -> str:
 
 @contextmanager
 def enough_memory(message: str, error: type[Exception] = InputError):
-    """Raises `error(message)` where memory runs out within it.
+    """A context that raises `error(message)` when memory runs out.
 
     Python and CUDA have classes for that, CPUs, MPS and cuDNN a RuntimeError that says so.
     """

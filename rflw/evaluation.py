@@ -41,7 +41,7 @@ def evaluate(
         tile: as `rflw.predict`.
 
     Returns:
-        (N, K, K) int64 on the CPU: rows are labels, columns predictions.
+        The matrices, (N, K, K) int64 on the CPU; rows are labels, columns predictions.
 
     Raises:
         InputError: that names an image the network does not take, or for a data set of other
@@ -91,8 +91,8 @@ def summary(matrices: Tensor, classes, blocks: list[int] | None = None) -> dict:
             video); the interval is over blocks then.
 
     Returns:
-        {"miou", "pixel_accuracy", "iou": {class: value}, "miou_interval": [low, high] of 95 % over
-        images, "miou_absent_as_one", "frequency_weighted_iou"}.
+        dict: {"miou", "pixel_accuracy", "iou": {class: value}, "miou_interval": [low, high] of
+        95 % over images, "miou_absent_as_one", "frequency_weighted_iou"}.
     """
 
     def or_none(value):

@@ -56,7 +56,7 @@ def live_units(model: nn.Module, forward, images) -> dict[str, float]:
 
 
 def of_stages(shares: dict[str, float]) -> dict[str, float]:
-    """Of all ReLUs, those that everything in a stage passes -> {stage: share}."""
+    """The shares of the ReLUs through which all of a stage's signal passes -> {stage: share}."""
     return {
         name.removesuffix(".act"): share for name, share in shares.items() if name.endswith(".act")
     }

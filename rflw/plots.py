@@ -155,7 +155,7 @@ def prediction_grid(
     width=8.0,
     more=None,
 ):
-    """A figure with a row for each image and one legend below; void is white in a truth.
+    """A figure with a row for each image and one legend below; void is white in the ground truth.
 
     Args:
         rows: (image, truth, prediction, ...), (H, W, 3) uint8 or (H, W) class indices.

@@ -27,8 +27,8 @@ LOCK, INSIDE = Lock(), {}  # network: how many are within `evaluating`, modes be
 
 @contextmanager
 def evaluating(model: nn.Module):
-    """Within it a network is in evaluation mode; afterwards, when the last thread has left, each of
-    its modules is in its own again.
+    """A context in which a network is in evaluation mode. When the last thread has left it, each
+    module gets its earlier mode back.
     """
     with LOCK:
         modes = {module: module.training for module in model.modules()}
@@ -62,8 +62,8 @@ def predict(
     Args:
         model: the network, on any device.
         image: a path, a PIL image, or an array of uint8, (H, W, 3) RGB or (H, W) grey.
-        short_side: pixels of the shorter side that the network sees; 0: the image's own; None: as
-            the checkpoint says, which is that of its training, as `rflw predict` does.
+        short_side: pixels of the shorter side that the network sees; 0: the image's own;
+            None: the size of the training, which the checkpoint names (as `rflw predict`).
         precision: "fp32", "bf16", "fp16" or "auto", the device's fastest.
         tile: side of the overlapping tiles in which the network sees a large image, in pixels; 0:
             never; None: 2048, for images of more pixels than such a tile (`rflw.tiles`).
@@ -133,7 +133,7 @@ def short_side_of(model: nn.Module) -> int | None:
 def seen_size(h: int, w: int, least: int, short_side: int) -> tuple[int, int]:
     """(h, w) that the network sees of an image; least: the smaller of h and w.
 
-    In whole numbers, which an exported file computes alike.
+    Computed with integers, so that an exported file gives the same size.
     """
     return tuple((2 * n * short_side + least) // (2 * least) for n in (h, w))
 

@@ -171,7 +171,7 @@ COMPARED_ON = {"camvid": LITE0, "nyu": "mobilenet_v2"}
 
 
 def cells(form: str) -> list[tuple[str, str]]:
-    """The cells of a form's grid; why the original ones have half of it stands in the protocol."""
+    """The cells of a form's grid; the protocol says why the original forms have half of them."""
     return [(how, init) for how, init in GRID if init == "default" or "-lw" in form]
 
 

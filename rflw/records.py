@@ -99,7 +99,7 @@ def digest(record: dict) -> str:
 
 @contextmanager
 def writing(path: Path):
-    """Within it `path` is written: what the system refuses becomes an InputError of one line."""
+    """A context in which `path` is written: an error of the system becomes an InputError."""
     try:
         yield
     except (OSError, RuntimeError) as e:  # the latter is PyTorch's error for a full disk
@@ -107,7 +107,7 @@ def writing(path: Path):
 
 
 def must_take_files(folder: Path) -> None:
-    """Raises InputError for a folder that cannot be made or written in: before the work starts."""
+    """Before the work starts: raises InputError if a folder cannot be made or written in."""
     with writing(folder):
         parents = (folder.absolute(), *folder.absolute().parents)
         nearest = next(path for path in parents if path.exists())
@@ -193,7 +193,7 @@ def begin(
 
 @contextmanager
 def timed(*entries, folder: Path | None = None, **more):
-    """Within it, a measurement puts its `metrics` into a record of `begin`, filed in `folder`."""
+    """A context in which a measurement fills `metrics` of a record of `begin`; `folder` gets it."""
     record, start = begin(*entries, **more), time.perf_counter()
     yield record
     record |= {"wall_s": round(time.perf_counter() - start, 1), "status": "done"}

@@ -100,7 +100,8 @@ def train_step(
     Where the loss is not finite, weights stay as they are.
 
     Args:
-        images: (B, 3, H, W); masks: (B, H, W).
+        images: (B, 3, H, W).
+        masks: (B, H, W).
         clip: largest norm of the gradient; 0 for any.
         accumulate: parts that the batch is cut into, to save memory; the gradient is the same.
         weights: (K,) of the classes.
@@ -228,8 +229,8 @@ def rehearse(recipe: Recipe) -> dict:
     """One step of a recipe without data and arithmetic, on PyTorch's meta device.
 
     Returns:
-        {"params", "stages": [{"data", "epochs", "encoder_lr", "decoder_lr"}]}, rates at the first
-        and last epoch.
+        dict: {"params", "stages": [{"data", "epochs", "encoder_lr", "decoder_lr"}]}, with the rates
+        at the first and last epoch.
 
     Raises:
         InputError: for what cannot be trained.

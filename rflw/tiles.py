@@ -1,10 +1,9 @@
-"""Large images in overlapping tiles: where they lie, and how their logits become those of the
-image.
+"""Large images in overlapping tiles: where they lie, and how their logits are joined.
 
-As the sliding windows of mmsegmentation and MONAI: logits are averaged with weights that rise from
-a tile's border over what neighbours share. A tile starts at a multiple of 32 pixels, so that every
-stride of the network falls where it does in the whole image. Near a border the network sees zeros
-instead of the image beyond, and aligned corners place the coarser maps a little differently.
+As in the sliding windows of mmsegmentation and MONAI, logits are averaged. The weights rise from a
+tile's border over what it shares with a neighbour. A tile starts at a multiple of 32 pixels, so
+every stride of the network falls where it does in the whole image. Near a border the network sees
+zeros instead of the image, and aligned corners place the coarser maps a little differently.
 """
 
 from collections.abc import Callable

@@ -1,7 +1,7 @@
 """Training by a recipe: one run, from its seed to its record. A run that is killed resumes exactly.
 
-`fit` passes through rooms: settings, data, build, resume, loop, finish. What a run holds while it
-trains is a `Job`; what of it changes, and is kept in last.pt, is its `State`.
+`fit` works in these steps: settings, data, build, resume, loop, finish. A `Job` holds everything
+that a run needs while it trains. Its `State` is the part that changes and is saved in last.pt.
 """
 
 from collections.abc import Iterator
@@ -81,7 +81,7 @@ class InUse(InputError):
 
 @dataclass(frozen=True)
 class Run:
-    """What `fit` is asked for. Recipe, seed and resident decide what comes out of it."""
+    """The arguments of `fit`. The result depends on recipe, seed and resident."""
 
     recipe: Recipe
     out: Path
@@ -113,7 +113,7 @@ class Data:
 
 @dataclass
 class State:
-    """Where a run is; with the network, its mean and the optimiser it is all that changes."""
+    """How far a run is. Besides it, only the network, its running mean and the optimiser change."""
 
     stage: int = 0
     step: int = 0  # of the stage
@@ -151,7 +151,7 @@ class Job:
 
     @property
     def contents(self) -> dict:
-        """What a resumed run must find again: the data sets' hashes and the names of classes."""
+        """Hashes of the data sets and names of the classes; a resumed run must find the same."""
         return {**self.data.hashes, "classes": [*self.data.labels.classes]}
 
     @property
@@ -169,7 +169,7 @@ class Job:
         return len(self.data.training[self.state.stage]) // self.run.recipe.batch
 
     def parts(self) -> dict:
-        """What changes and has a state of its own."""
+        """The parts of a job that change and have a state of their own."""
         scaler = self.fabric.strategy.precision  # it scales losses in fp16
         parts = {"model": self.model, "optimiser": self.optimiser, "scaler": scaler}
         return parts | ({"averaged": self.averaged} if self.averaged else {})
@@ -195,7 +195,7 @@ def fit(
     Args:
         recipe: what to train on what and how.
         out: folder of the run.
-        options: others of `Run`; it says what each means.
+        options: other fields of `Run`.
 
     Returns:
         The network in evaluation mode, and the record.
@@ -204,7 +204,8 @@ def fit(
         InputError: for missing data, or a folder that holds another run.
         InUse: if another process trains in the folder.
         Failed: with a record that says so, for a loss that is not finite or too little memory.
-        TimeoutError: at `until`. KeyboardInterrupt: after SIGTERM or Ctrl-C. A step ends first.
+        TimeoutError: when the time is `until`; the current step ends first.
+        KeyboardInterrupt: after SIGTERM or Ctrl-C; the current step ends first.
     """
     run = Run(recipe, Path(out), seed, root, device, **options)
     fabric, precision = settings(run)
@@ -360,9 +361,9 @@ def first_network(run: Run, labels: Labels, rank: int, resumed: bool) -> RefineN
 def begin_with(model: RefineNet, path: str | Path, classes: tuple[str, ...]) -> bool:
     """Copy the weights of a checkpoint, ours or the authors' -> whether the classifier's, too.
 
-    The classifier keeps its own weights if the checkpoint has other classes than `classes`, by
-    their names and order; of the authors' files, which hold no names, if `classes` are of no data
-    set of the paper or the number differs.
+    The classifier keeps its own weights if names or order of the checkpoint's classes differ from
+    `classes`. The authors' files hold no names. With them it keeps its own weights if `classes`
+    are of no data set of the paper, or if the number differs.
     """
     first = load_any(path)
     if first.name != model.name:

@@ -23,7 +23,7 @@ def is_video(path: Path) -> bool:
 
 
 def files_of(folder: Path, skipped: dict[Path, str]) -> list[Path]:
-    """The photos and videos of a folder, by name; `skipped` gets why each other entry is neither.
+    """The photos and videos of a folder, by name; `skipped` gets the reason for other entries.
 
     Raises InputError if there are none.
     """
@@ -46,7 +46,7 @@ def read_photos(
 ) -> Iterator[tuple[Path, np.ndarray]]:
     """(path, (H, W, 3) uint8) of each photo.
 
-    `skipped` gets why one cannot be read, `notes` of which only a part is.
+    `skipped` gets the reason for each that cannot be read, `notes` a line on each read in part.
     """
     for path in paths:
         try:

@@ -228,8 +228,8 @@ def run_missing(
         by another process" or "stopped: the time is spent".
 
     Raises:
-        InputError: The first that refused a run (its folder holds another recipe's, or a damaged
-            checkpoint), when all others are through.
+        InputError: A run was refused, because its folder holds the run of another recipe or a
+            damaged checkpoint. It is raised when all other runs have ended.
     """
     refusals = []
     until = time.monotonic() + 60 * budget_minutes

@@ -82,17 +82,17 @@ class Claim:
 
     @property
     def decides(self) -> bool:
-        """Whether it is a claim of its own: no repeat, and no setting such as a size of a split."""
+        """Whether it is a distinct claim, neither a repeat nor a setting."""
         return bool(self.test) and not self.repeats and self.aim != "data"
 
     @property
     def kind(self) -> str:
-        """The test's kind: "count", "score", ...; "quoted" for a number of others."""
+        """The kind of the test ("count", "score", ...); "quoted" for a number of others."""
         return self.test.kind if self.test else "quoted"
 
     @property
     def stated(self) -> str:
-        """What the paper says of the number: "> 5 %"."""
+        """What the paper says of the number, such as "> 5 %"."""
         if self.value is None:
             return "no number"
         plain = self.relation == "=" or self.relation == ">=" and self.value
@@ -437,9 +437,9 @@ def tally(judged: Iterable[Verdict]) -> dict[str, int]:
     """How many of the paper's claims have a verdict, and how many there are of each sort.
 
     Returns:
-        {verdict: distinct claims}; "distinct": their sum; "decided": those of them with a verdict
-        that says something; "repeats" and "settings": the paper's other numbers; "own": all that
-        is the paper's; "quoted": what it quotes of others.
+        dict: {verdict: distinct claims}; "distinct": their sum; "decided": those of them whose
+        verdict is neither "not decided" nor "not tested"; "repeats" and "settings": the paper's
+        other numbers; "own": all claims of the paper; "quoted": its numbers of other work.
     """
     judged = list(judged)
     distinct = [v.verdict for v in judged if v.claim.decides]
@@ -453,10 +453,10 @@ def tally(judged: Iterable[Verdict]) -> dict[str, int]:
 
 @cache
 def others() -> dict[str, list[dict[str, str]]]:
-    """What others measured of a claim, from data/paper/others.csv: theirs, and never a verdict.
+    """What others measured of a claim, from data/paper/others.csv; no verdict uses it.
 
     Returns:
-        {id of the claim: rows {"claim", "who", "what", "value", "source"}}.
+        dict: {id of the claim: rows {"claim", "who", "what", "value", "source"}}.
     """
     path = paper.FOLDER / "others.csv"
     with reading(path):

@@ -187,7 +187,7 @@ def on_trainings(
 ) -> Answer:
     """One answer of {seed of a training: (value, records, why it has no vote)}.
 
-    Trainings that vote are averaged, if there are enough; where none does, all are, and shown.
+    Trainings that vote are averaged. If none votes, the mean of all is shown and does not count.
     """
     voting = {seed: m for seed, m in measured.items() if not m[2]}
     values, names, reasons = zip(*(voting or measured).values())
@@ -315,7 +315,7 @@ class ScoreTest(Test):
                 f"needs the test labels of {data}, which only the benchmark's server has",
             )
         names = [r.name for r in RECIPES.values() if (r.model, r.data) == (self.model, self.score)]
-        words = f"needs {data}: no run of {self.model} on record"
+        words = f"needs a training on {data}: no run of {self.model} on record"
         return answers, words + (f"; rflw train {names[0]}" if names else "")
 
 
@@ -508,7 +508,7 @@ class TimeTest(Test):
                 least = min(values, key=lambda of_record: np.mean([*of_record.values()]))
                 passes = min(row["passes"] for rows in by_record.values() for row in rows.values())
                 own = CARD in where and passes >= PASSES
-                other = "" if own or self.time == "ratio" else "another machine"
+                other = "" if own or self.time == "ratio" else "measured on another machine"
                 level, names = CELL if own else HARDWARE, _unique(sum(map(list, values), []))
                 answers.append(Answer(where, _processes(least), names, level, other))
         missing = "no timings of all its networks are on record"
@@ -658,7 +658,7 @@ class FieldTest(Test):
                 answers.append(on_trainings(claim, measured, f"{training}, by {method}", data))
         return (
             answers,
-            "no such fields by a method of the paper on record: rflw erf --method occlusion",
+            "no such fields, by a method of the paper, are on record: rflw erf --method occlusion",
         )
 
 
@@ -667,7 +667,7 @@ def _sides(layers: list[dict], method: str, recorded: list[dict]) -> tuple[float
     records_ = [layer["of"] for layer in layers]
     reasons = [unfit(_origin(record, recorded)[2]) for record in records_]
     if method == "gradient":
-        reasons = ["gradients measure something else"]
+        reasons = ["gradients measure something other than the paper's fields"]
     config = records_[0]["config"]
     if method == "occlusion":
         least = 2 * config.get("patch", 11) + config.get("stride", 3)

@@ -367,7 +367,8 @@ def erf(
         options: Settings of `measure`.
 
     Returns:
-        Metrics, and the fields of each place. Metrics: {"method", "size", "images", "layers":
+        tuple: Metrics, and the fields of each place. Metrics are {"method", "size", "images",
+        "layers":
         {place: {"layer", "theoretical": [rows, columns] without borders, None where unlimited,
         "within": the same in such an image, "dead": how many units never activate, and, where
         there is a living unit, `_sides`}}}, in pixels.

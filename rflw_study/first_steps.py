@@ -22,8 +22,8 @@ def first_steps(
         seed, root, device: as `rflw.train` takes them.
 
     Returns:
-        A row for each step of `MARKS`: {"step", "loss": of this batch, "live": {stage: share of
-        its units that are alive on a few validation images}}.
+        list: A row for each step of `MARKS`, {"step", "loss": of this batch, "live": {stage: share
+        of its units that are alive on a few validation images}}.
     """
     first = replace(recipe.stages[0], warmup=warmup)
     plan = replace(recipe, stages=(first, *recipe.stages[1:]), ema=0.0)

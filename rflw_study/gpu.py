@@ -2,9 +2,9 @@
 
     python -m rflw_study.gpu --minutes 12 --results DIR
 
-Every part is a process of its own with a time of its own, so that one that fails or hangs costs no
-other; it leaves a record in DIR, and is not done again where the record is. It needs torch,
-torchvision, timm, lightning, pandas and what these bring. `--device cpu` rehearses all of it.
+Every part is a process with its own time limit, so that a part that fails or hangs does not stop
+the others. A part leaves a record in DIR and is not repeated if that is there. The script needs
+torch, torchvision, timm, lightning, pandas and their dependencies. `--device cpu` rehearses it.
 """
 
 from argparse import ArgumentParser
@@ -129,7 +129,7 @@ def network(*names: str, modes=("eager-fp32",), size=(512, 512), batch: int = 1)
 
 
 def training(name: str, settings: Settings) -> None:
-    """Speed of training LightWeight RefineNet-101, on VOC where it is, else on drawn scenes."""
+    """Speed of training Light-Weight RefineNet-101, on VOC where it is, else on drawn scenes."""
     from rflw_study.speed import training_speed
 
     plan = recipe("paper-voc-lw-resnet101")

@@ -115,9 +115,9 @@ def collect(
 
 
 def standardised(seen: Features, unseen: Features) -> tuple[Features, Features]:
-    """Each channel minus its mean over its deviation, both of the features to train on.
+    """Each channel minus its mean, divided by its deviation; both are of the training features.
 
-    A head could learn that, but so training is as easy at one place as at another.
+    A head could learn this, too; with it, training is equally easy at all places.
     """
     deviation, mean = torch.std_mean(seen.maps, (0, 2, 3), keepdim=True)
     scale = 1 / deviation.clamp(min=1e-6)
@@ -217,7 +217,7 @@ def multilabel(
         seen: What the head was trained on, for "majority"; None: `features`.
 
     Returns:
-        {"accuracy": share of right answers whether a class is there, over images and classes,
+        dict: {"accuracy": share of right answers whether a class is there, over images and classes,
         "accuracy_by_image": the same of each image, "majority": accuracy of the answer that is
         right for most images of `seen`, "average_precision": {class: value, None where the class
         is in no image or in all}}.
@@ -273,8 +273,8 @@ def probe(
         seeds: How many times each head is trained.
 
     Returns:
-        {"train_images", "images", "background", "seeds", "places": {place: {"layer", "heads":
-        {head: see `_scores`}}}}.
+        dict: {"train_images", "images", "background", "seeds", "places": {place: {"layer",
+        "heads": {head: see `_scores`}}}}.
 
     Raises:
         InputError: For unknown heads, no seeds, or images of several sizes.

@@ -60,12 +60,12 @@ class Cell:
 
     @property
     def model(self) -> str:
-        """The row without its mark: "RefineNet-101" of "RefineNet-101 [46]" or "... (ours)"."""
+        """The row without its mark, such as "RefineNet-101" for "RefineNet-101 [46]"."""
         return re.sub(r" (\[\d+\]|\(ours\))$", "", self.row)
 
     @property
     def heading(self) -> str:
-        """Column and unit as the paper heads them: "test mIoU,%"."""
+        """Column and unit as the paper heads them, such as "test mIoU,%"."""
         return f"{self.column},{_SYMBOLS.get(self.unit, self.unit)}"
 
     @property
@@ -80,7 +80,7 @@ class Cell:
 
     @property
     def id(self) -> str:
-        """Its name in the ledger: "table1-refinenet-101-flops"."""
+        """Its name in the ledger, such as "table1-refinenet-101-flops"."""
         return f"table{self.table}-{self.model}-{self.column}".lower().replace(" ", "-")
 
     @property

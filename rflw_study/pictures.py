@@ -28,7 +28,7 @@ def pictures(
         number: How many frames.
 
     Returns:
-        Metrics: {"rule", "images", "frames": {id: {network: share of right pixels}},
+        tuple: Metrics {"rule", "images", "frames": {id: {network: share of right pixels}},
         "agreement": {network: shares of all labelled pixels that "both" the first network and
         this one get right, only the "first", only the "second", "neither"}}.
         And for each frame a row (image, truth, prediction of each network).

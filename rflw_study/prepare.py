@@ -66,8 +66,8 @@ def prepare(
         progress: show bars on a terminal.
 
     Returns:
-        The manifest: classes, images and SHA-256 by split, raw files with their sizes in bytes,
-        statements, and under "unexpected" the counts that are not the official ones.
+        dict: The manifest, with classes, images and SHA-256 by split, raw files with their sizes in
+        bytes, statements, and under "unexpected" the counts that are not the official ones.
 
     Raises:
         InputError: for an unknown name, for raw files that are missing, damaged or do not fit

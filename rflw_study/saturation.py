@@ -53,7 +53,7 @@ def norms(model: nn.Module, terms: Sequence[Term], batches: Iterable[Tensor]) ->
         batches: Images as the network takes them, (B, 3, H, W) each.
 
     Returns:
-        {term: {"ratio": `|t| / |x|` of every image, Euclidean norms over the whole map, (N,);
+        dict: {term: {"ratio": `|t| / |x|` of every image, Euclidean norms over the whole map, (N,);
         "silent": share of the source's input channels that are never above zero: hidden units
         of an RCU that its ReLU has shut; "weight": root mean square of the source's weights}}.
     """
@@ -98,7 +98,7 @@ def norms(model: nn.Module, terms: Sequence[Term], batches: Iterable[Tensor]) ->
 
 @contextmanager
 def without(model: nn.Module, terms: Sequence[Term]):
-    """Inside, blocks give their sum without these terms.
+    """A context in which blocks give their sum without these terms.
 
     A stage of CRP that is left out of the sum still feeds the next one.
     """
@@ -150,8 +150,8 @@ def saturate(model: RefineNet, dataset, images: int | None = None, progress: boo
         images: How many images of the data set, evenly spread; None for all.
 
     Returns:
-        {"images", "miou", "terms": {name: {"ratio": interval over images of `|t| / |x|`, "silent",
-        "weight" (see `norms`), `"untrained_..."`: the same of an untrained decoder,
+        dict: {"images", "miou", "terms": {name: {"ratio": interval over images of `|t| / |x|`,
+        "silent", "weight" (see `norms`), `"untrained_..."`: the same of an untrained decoder,
         "miou_without"}}, "groups": {see `groups_of`: {"terms": how many, "miou_without"}}}.
 
     Raises:

@@ -82,7 +82,7 @@ def interleaved(
     warmup: int = 3,
     progress: bool = False,
 ) -> dict[object, np.ndarray]:
-    """Milliseconds of each pass of each call, (passes,): one of every call, then again.
+    """Milliseconds of each pass of each call, (passes,); the calls take turns.
 
     On a CPU a short pause comes before each pass: threads of the pass before, which wait for more
     work by spinning, would take the processor from a call that has threads of its own.
@@ -151,8 +151,8 @@ def peaks(device: torch.device, precisions: Sequence[str] = ("fp32", "bf16")) ->
     """The device's best rates, of six large matrix products, 1x1 convolutions and copies.
 
     Returns:
-        {"fp32_gmacs", "bf16_gmacs": 10^9 multiply-adds a second, "copy_gb_s": 10^9 bytes read or
-        written a second}.
+        dict: {"fp32_gmacs", "bf16_gmacs": 10^9 multiply-adds a second, "copy_gb_s": 10^9 bytes read
+        or written a second}.
     """
     n, channels = (3072, 1024) if device.type == "cpu" else (8192, 4096)
 
@@ -381,7 +381,7 @@ def network_speed(
         calibration: Images (H, W, 3) that calibrate int8.
 
     Returns:
-        {"rows": see `_described` and `_measured`, one for each network and mode, "peaks": see
+        dict: {"rows": see `_described` and `_measured`, one for each network and mode, "peaks": see
         `peaks`, "threads", "gpu"}.
 
     Raises:

@@ -99,7 +99,7 @@ def equivalence(
 
 
 def p_value(differences: Sequence[float], outcome: str, margin: float = 0.0) -> float:
-    """How likely such differences are where an outcome is false: the largest of its one-sided tests.
+    """How likely such differences are if an outcome is false: the largest p of its one-sided tests.
 
     Args:
         differences: One a seed, two at least.

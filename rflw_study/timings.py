@@ -69,7 +69,8 @@ def _together(row: dict) -> tuple:
 def ratio(over: dict, under: dict) -> Interval:
     """How many times longer the first of two rows of one record takes, 95 % over passes.
 
-    Of medians: a pass that something else interrupted tells nothing about a network. Their spread
+    Medians, because a pass that something else interrupted tells nothing about a network.
+    Their spread
     is that of a normal distribution with the same 5th and 95th percentile. A row without medians
     counts with its mean.
     """
@@ -162,7 +163,7 @@ def short(model: str) -> str:
 def table(lines: Sequence[dict], *index: str) -> pandas.DataFrame:
     """Lines under the given index, or one line that says that nothing was measured.
 
-    An index, but for the last, that all lines share is written once, in the corner.
+    An index value that all lines share is written once, in the corner (not that of the last index).
     """
     import pandas
 

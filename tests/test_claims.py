@@ -248,7 +248,9 @@ def around(mean, spread=1.0):
 def test_equivalence_decides(results, tuned, id, gaps, verdict):
     before = results.verdict(id)
     assert (before.verdict, before.ours) == ("not decided", None)
-    assert before.says.startswith("no trainings of both decoders by the protocol yet on camvid, nyu")
+    assert before.says.startswith(
+        "no trainings of both decoders by the protocol yet on camvid, nyu"
+    )
     pair(results, id, gaps)
     judged = results.verdict(id)
     assert (judged.verdict, judged.level) == (f"{verdict} on substitute data", "substitute data")

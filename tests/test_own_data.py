@@ -268,12 +268,6 @@ EXIF = TURN.tobytes().removeprefix(b"Exif\0\0")
 XMP = b'XML:com.adobe.xmp\0\0\0\0\0<x tiff:Orientation="3"/>'
 
 
-def test_the_old_name_of_the_package_still_works():
-    from rflw.datasets import readers
-
-    assert readers.open_dataset is open_dataset
-
-
 class TestTurned:
     """Photos with EXIF; a mask may fit them as stored or as shown."""
 

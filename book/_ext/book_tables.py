@@ -7,7 +7,6 @@ from importlib import metadata
 import json
 from pathlib import Path
 import re
-import runpy
 
 from markupsafe import Markup
 from origins import CLAIMS, RECORDS, commit, hardware
@@ -145,7 +144,7 @@ def _tolerance(claim) -> str:
             f"{data}: {each.margin:g} points ({' '.join(each.reason.split()).rstrip('.')})."
             for data, each in on.items()
         )
-        return f"Margin for {margins} Fixed in commit {claim.fixed}."
+        return f"Margin for {margins} Fixed in commit {' on '.join(claim.fixed.split())}."
     unit = "points" if claim.unit == "percent" else claims.UNITS.get(claim.unit, claim.unit)
     since = f" Fixed in commit {' on '.join(claim.fixed.split())}." if claim.fixed else ""
     rule = f"Tolerance {claim.tolerance:.3g} {unit}".strip()
@@ -389,23 +388,6 @@ def versions(book):
     used = [pair for record in book.records.values() for pair in record["versions"].items()]
     for package, found in pd.DataFrame(used, columns=["package", "version"]).groupby("package"):
         yield package, ", ".join(sorted(set(found.version))), len(found)
-
-
-@table(
-    "The stored notebooks: the number of code cells, and hashes of the cells and of the imported modules at the time of execution.",
-    "notebook|code cells|hash of the cells|hash of the modules",
-)
-def stamps(book):
-    script = Path(book.env.srcdir) / "notebooks/stamps.py"
-    stamp_of = runpy.run_path(str(script))["stamp"]
-    for name, stamp in json.loads(script.with_suffix(".json").read_text()).items():
-        now = stamp_of(script.with_name(name), REPOSITORY)
-        hashes = [
-            CODE.format(stamp[part][:8]) + ("" if stamp[part] == now[part] else " (changed since)")
-            for part in ("sources", "modules")
-        ]
-        page = book.link(name, f"notebooks/{Path(name).stem}")
-        yield {"id": f"stamp-{name}"}, page, stamp["cells"], *hashes
 
 
 @table(

@@ -209,7 +209,7 @@ def computed(source: str, path: Path, key: str, target: str) -> Origin:
     stamp = json.loads(stamps.read_text())[path.name] if stamps.exists() else None
     if stamp:
         text = f"modules {stamp['modules'][:8]}"
-        origin.append(("stored with", text, f"{ENVIRONMENT}#stamp-{path.name}"))
+        origin.append(("stored with", text, ENVIRONMENT))
     if len(named) == 1:
         return origin + origin_of(named, RECORDS)
     return origin + [origin_of([record], RECORDS)[0] for record in named]

@@ -28,8 +28,9 @@ def check(name: str, root=None, progress: bool = False) -> dict:
         progress: show bars on a terminal.
 
     Returns:
-        {"data", "splits": {split: {"images", "official", "faults": [line], "pixels": {class: n},
-        "void": n, "sha256"}}, "shared": [[split, id, split, id]], "changed": [line], "clean"}.
+        dict: {"data", "splits": {split: {"images", "official", "faults": [line],
+        "pixels": {class: n}, "void": n, "sha256"}}, "shared": [[split, id, split, id]],
+        "changed": [line], "clean"}.
         faults name each image or mask that cannot be read or does not fit, and each wrong line of
         a list; shared are images of the same pixels in two splits; changed are files of a prepared
         set that are not, or no longer, what its SHA256SUMS says. sha256 is over ids, pixels and
@@ -81,8 +82,8 @@ def _official(name: str) -> dict[str, int | None]:
 
 
 def unmeant(name: str, classes, training: np.ndarray, *others: np.ndarray) -> tuple:
-    """A line on classes of one's own data that are without pixels, or that 255 seems to stand for;
-    and whether that cannot be meant.
+    """A line about classes of one's own data that have no pixels, or that seem to be stored as 255;
+    and whether the data must be refused for this.
 
     training, others: pixels of each label in each mask, (N, 256).
     """
@@ -106,8 +107,9 @@ def unmeant(name: str, classes, training: np.ndarray, *others: np.ndarray) -> tu
 
 
 def check_labels(*datasets) -> None:
-    """Raises InputError for one's own data, first those of training, that cannot be read, meant or
-    validated; stderr names classes without a pixel, and images of both splits."""
+    """Raises InputError for one's own data that cannot be read or validated, or that look wrong.
+
+    The training data come first. stderr names classes without pixels, and images in both splits."""
     numbers, seen = [], set()
     for dataset in datasets:
         faults = []
@@ -135,8 +137,8 @@ SMOOTHED = (
 
 
 def smoothed(mask: np.ndarray) -> bool:
-    """Whether labels stand between others as smoothing leaves them, and as no class lies: at many
-    edges a pixel has a label between those of its neighbours, and not always the same."""
+    """Whether a mask looks as if it was smoothed: at many edges a pixel has a label between those
+    of its neighbours, and not always the same. True classes do not lie in this way."""
     triples, edges = [], 0
     for lines in (mask.astype(int), mask.T.astype(int)):
         left, here, right = lines[:, :-2], lines[:, 1:-1], lines[:, 2:]

@@ -39,7 +39,7 @@ def convert(
         nearest: take the nearest colour or number of those that are given; allows lossy files.
 
     Returns:
-        {number or colour, as text: {"label", "pixels"}}.
+        dict: {number or colour, as text: {"label", "pixels"}}.
 
     Raises:
         InputError: that names a file and what of it has no label.

@@ -23,7 +23,8 @@ def read_image(source: str | Path | Image.Image) -> np.ndarray:
     """Read an image as a viewer shows it.
 
     EXIF rotation and colour profile are applied, transparency is laid on white, 16-bit grey scaled
-    to 8 bits, and grey, CMYK and palette are converted. Of several pictures it is the first.
+    to 8 bits, and grey, CMYK and palette are converted. Of several pictures the first is
+    read.
 
     Args:
         source: a file, or a PIL image.
@@ -109,7 +110,7 @@ EXACT = ("BMP", "GIF", "PNG", "TIFF")  # formats that keep numbers; PPM scales t
 
 
 def open_mask(path: str | Path, lossy: bool = False) -> tuple[Image.Image, int]:
-    """A mask file, and by what Pillow multiplied its numbers: grey of 2 and 4 bits is stretched.
+    """A mask file, and the factor by which Pillow multiplied its numbers (grey of 2 and 4 bits).
 
     Raises InputError for files whose numbers are not kept: JPEG and its like (unless `lossy`),
     16 bits of colour, TIFF where 0 is white; and for several pictures in one file.
@@ -150,7 +151,7 @@ class Header:
 
 
 def read_header(path: str | Path) -> Header:
-    """The header of an image file. Raises InputError where it is none."""
+    """The header of an image file. Raises InputError for any other file."""
     with reading(path), open_picture(path) as image:
         # in a PNG it may stand behind the pixels, which are decoded only where it seems to be there
         if image.format == "PNG" and any(word in Path(path).read_bytes() for word in EXIF):
@@ -184,7 +185,7 @@ def photo_endings() -> set[str]:
 
 
 def open_picture(path: str | Path) -> Image.Image:
-    """Pillow's `Image.open`, for photos alone. Raises InputError for what is none or too large."""
+    """Pillow's `Image.open`, for photos only. Raises InputError for other or too large files."""
     Image.init()
     try:
         return Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN])

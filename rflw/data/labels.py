@@ -18,7 +18,7 @@ class Labels:
         licence: what its owners allow.
         source: page that hands it out.
         size: of its official files.
-        ids: what the benchmark's server calls the classes, where not by their indices.
+        ids: numbers of the classes on the benchmark's server, if these are not their indices.
     """
 
     classes: tuple[str, ...]

@@ -1,7 +1,7 @@
 """Small data sets held on the training device and augmented there: no GPU waits for images.
 
 Scales, crops and flips have the chances of `rflw.data.transforms`. Only what the crop shows is
-resized, so a place may be off by half a pixel; there are no changes of colour.
+resized, so positions may be off by half a pixel; there are no changes of colour.
 """
 
 import numpy as np
@@ -53,7 +53,7 @@ class OnDevice:
     ) -> tuple[Tensor, Tensor]:
         """Augmented images `(B, 3, *crop)`, float32, normalised, and masks `(B, *crop)`, uint8.
 
-        Beyond the image, images are the mean pixel and masks void.
+        Outside of the image, images have the mean pixel and masks are void.
 
         Args:
             keys: a (seed, index) for each; the same key gives the same pair.
@@ -129,5 +129,5 @@ def resize(pixels: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def nearest(size: int, length: int, part: slice, device) -> Tensor:
-    """Along an axis of `size` pixels, resized to `length`: the nearest to those of a part."""
+    """The pixels of an axis that are nearest to a part of it, if `size` is resized to `length`."""
     return ((torch.arange(length, device=device)[part] + 0.5) * size / length).long()

@@ -122,9 +122,9 @@ class NYU(_Pairs):
 
     `train.nyu` and `val.nyu` list an image and its mask a line, by their paths from the folder on.
     A frame or mask of 640x480 is cut to the paper's 625x468: rows 6 to 473 and columns 7 to 631,
-    from 0. For choosing settings there are two splits more, of whole scenes: the numbers that name
-    the frames go scene by scene and no scene is in both official splits, so that training frames
-    with numbers in a row are whole scenes. "holdout" is every fifth such row, "fit" the rest.
+    from 0. For choosing settings there are two more splits, of whole scenes. The numbers of the
+    frames go scene by scene, and no scene is in both official splits. So training frames whose
+    numbers follow each other form whole scenes. "holdout" is every fifth group, "fit" the rest.
     """
 
     name, labels = "nyu", LABELS["nyu"]
@@ -251,7 +251,7 @@ class Own(_Pairs):
     Masks have the images' names, with any ending, and lie in the same folders; they hold the index
     of a line, from 0, or 255 for void. `splits/train.txt` and `splits/val.txt` may list names;
     without them every fifth image, in the order of names, is for validation. Names that differ
-    in case or Unicode form alone are one.
+    only in case or Unicode form count as the same name.
     """
 
     def __init__(self, root: Path, split: str = "train"):
@@ -401,8 +401,8 @@ def open_dataset(
     Args:
         name: a key of `LABELS`, or a folder with images/, masks/ and classes.txt.
         split: "train", "val", or another that the set has.
-        root: the folder that holds `<name>/`, as `rflw data prepare` makes it, of NYUDv2 also as
-            the authors' scripts read it; else RFLW_DATA, else data/datasets.
+        root: the folder that holds `<name>/`, which `rflw data prepare` makes; NYUDv2 may also
+            be in the layout of the authors' scripts. None: the folder RFLW_DATA, or data/datasets.
         faults: a list that collects faults of the set's files and lists, so that the rest can be
             read.
 

@@ -58,7 +58,7 @@ def training_transform(
         std: the same.
 
     Returns:
-        The transform: gives a float32 image `(3, *crop)`, normalised, and a uint8 mask `(*crop)`.
+        A transform that gives a float32 image `(3, *crop)`, normalised, and a uint8 mask `(*crop)`.
     """
     fill = {tv_tensors.Image: [round(255 * m) for m in mean], tv_tensors.Mask: VOID}
     steps = [RandomScale(*scale, min_side)] if tuple(scale) != (1, 1) else []

