@@ -197,20 +197,20 @@ class TestRun:
         assert not torch.equal(seen[1]["averaged"][f"module.{name}"], seen[1]["model"][name])
 
     def test_two_processes_equal_one(self, tmp_path):
-        """torchrun with two gloo processes: the weights of one process with the whole batch."""
+        """Under torchrun, with gloo: the weights of one process with the whole batch."""
         _, record = fit(tiny(1), tmp_path / "alone")
-        script = tmp_path / "two.py"
-        script.write_text(
+        script = (  # forks, so that PyTorch is imported once
+            "from torch.distributed.launcher.api import LaunchConfig, elastic_launch\n"
             "from rflw import training\nfrom test_training import Few, tiny\n"
             "training.open_dataset = lambda name, split, root: Few(split)\n"
-            f"training.fit(tiny(1), {str(tmp_path / 'both')!r})\n"
+            "place = {'rdzv_backend': 'c10d', 'rdzv_endpoint': 'localhost:0', 'run_id': 'two'}\n"
+            "how = LaunchConfig(1, 1, 2, **place, start_method='fork', monitor_interval=0.1)\n"
+            f"elastic_launch(how, training.fit)(tiny(1), {str(tmp_path / 'both')!r})\n"
         )
         paths = os.pathsep.join((str(Path(__file__).parent), str(rflw.records.REPOSITORY)))
-        words = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", script)
         environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-        run = subprocess.run(
-            [sys.executable, *words], env=environment, capture_output=True, text=True
-        )
+        command = [sys.executable, "-c", script]
+        run = subprocess.run(command, env=environment, capture_output=True, text=True)
         assert run.returncode == 0, run.stderr
         one, both = (
             torch.load(tmp_path / name / "last.pt", weights_only=True) for name in ("alone", "both")
