@@ -474,7 +474,7 @@ class TestBeginWith:
 class TestRehearsal:
     @pytest.mark.parametrize(
         "name",
-        ["paper-voc-lw-nasnet_mobile", "camvid-original-resnet50", "nyu-long-lw-mobilenet_v2"],
+        ["paper-voc-lw-nasnet_mobile", "camvid-lw-resnet50", "nyu-long-lw-mobilenet_v2"],
     )
     def test_a_recipe_makes_a_step_on_no_data(self, name):
         recipe = RECIPES[name]
