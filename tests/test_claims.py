@@ -101,19 +101,6 @@ def test_numbers_come_from_the_tables_and_the_text():
     assert CLAIMS["drop-without-rcu-original"].stated == "> 5 %"
 
 
-def test_reasons_of_tolerances_are_true():
-    def both(table, depth, column):
-        original, light = f"RefineNet-{depth}", f"RefineNet-LW-{depth}"
-        return paper.value(table, original, column), paper.value(table, light, column)
-
-    one_scale = [(2, d, c) for d in (50, 101) for c in ("NYUD mIoU", "Person mIoU")]
-    one_scale += [(3, 101, "test mIoU"), (3, 152, "test mIoU")]
-    losses = [original - light for original, light in (both(*cell) for cell in one_scale)]
-    assert round(max(losses), 1) == 0.9
-    times = [both(2, depth, "Runtime") for depth in (50, 101, 152)]
-    assert round(min(slow / fast for slow, fast in times), 2) == 1.94
-
-
 @pytest.mark.parametrize(
     ("relation", "tolerance", "ours", "holds"),
     [
@@ -764,13 +751,6 @@ def test_a_record_that_lacks_what_its_kind_has_is_named(results):
     results.add("probe-x", "probe", heads(54, 54.5), network("refinenet"))  # no CRP
     with pytest.raises(InputError, match="^claim crp-drives-segmentation: .*'after CRP'"):
         results.verdict("crp-drives-segmentation")
-
-
-def test_an_edited_record_is_named(tmp_path):
-    path = records.write(records.read("check-camvid"), tmp_path)
-    path.write_text(path.read_text().replace('"images": 367', '"images": 368'))
-    with pytest.raises(InputError, match="check-camvid.json: .*edited by hand"):
-        claims.verdicts(tmp_path)
 
 
 REDUCED = "- {statement: params-reduction, tolerance: limit, level: computed, aim: ii, repeats: params-saved, construction: true, test: {count: params, saved: [[refinenet-resnet101, refinenet-lw-rcu-resnet101]]}}"

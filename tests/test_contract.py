@@ -6,8 +6,10 @@ import contract
 from contract import rflw
 import numpy as np
 import pytest
+from test_deploy import Tiny
 
 import rflw as package
+from rflw.data import synthetic
 
 FROZEN = {path.stem: json.loads(path.read_text()) for path in contract.FOLDER.glob("*.json")}
 NOT_RFLW = ("python -m ", "python .ci/", "make ")  # records of measurements by other commands
@@ -124,9 +126,11 @@ def assert_fits(found: dict, frozen: dict, open_ended: bool):
 
 @pytest.mark.parametrize("what", contract.ANSWERS)
 def test_answers_stay(folder, what, monkeypatch):
-    if what == "bench-network":  # the machine's best rates take half a minute
-        found = dict.fromkeys(("fp32_gmacs", "bf16_gmacs", "copy_gb_s"), 1.0)
-        monkeypatch.setattr("rflw_study.speed.peaks", lambda *_: found)
+    rates = dict.fromkeys(("fp32_gmacs", "bf16_gmacs", "copy_gb_s"), 1.0)
+    monkeypatch.setattr("rflw_study.speed.peaks", lambda *_: rates)  # take half a minute
+    monkeypatch.setattr("rflw_study.campaign.work", lambda plan: 1.0)  # of all networks: long
+    if what == "export":
+        monkeypatch.setattr(package.checkpoint, "load", lambda _: Tiny())
     kind = contract.ANSWERS[what][0]
     found, frozen = contract.answer(what, folder), FROZEN["answers"][what]
     if kind in ("numbers", "rough"):  # what processors differ by
@@ -223,7 +227,7 @@ REFUSED = (  # a command, and what its one line on stderr names
     ("pictures embedded --rule best -o x.png", "best"),
     ("pictures embedded --checkpoint embedded -o x.png", "among the networks already"),
     ("bench network resnet50", "resnet50"),
-    ("bench refinenet-lw-resnet50 --modes fast", "fast"),
+    (f"bench {MOBILE} --modes fast", "fast"),
     ("bench smp:FPN-resnet18 --peers", "choose from: "),
     ("bench train nothing", "nothing"),
     (f"bench {TRAIN} --rounds 0", "rounds"),
@@ -236,6 +240,7 @@ REFUSED = (  # a command, and what its one line on stderr names
 def test_bad_input_is_one_line_and_exit_code_2(folder, words, named, monkeypatch):
     monkeypatch.chdir(folder / "empty")
     monkeypatch.delenv("RFLW_DATA", raising=False)
+    monkeypatch.setattr(synthetic, "SIZES", {"train": 16, "val": 2})
     code, out, err = rflw(words.format(tmp=folder))
     assert (code, out) == (2, "")
     assert err.startswith("rflw: ") and err.count("\n") == 1 and named in err

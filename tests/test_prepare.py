@@ -21,7 +21,7 @@ from rflw.data.check import check
 from rflw.data.labels import LABELS, VOC_CLASSES, voc_colours
 from rflw.data.readers import open_dataset
 from rflw_study import prepare as module
-from rflw_study.prepare import COCO_NAMES, CONTEXT_IDS, COUNTS, prepare, remap
+from rflw_study.prepare import COCO_NAMES, CONTEXT_IDS, COUNTS, prepare
 
 MASK = np.array([[0, 1, 1, 20], [0, 15, 15, 255], [7, 7, 0, 255]], np.uint8)  # 4 wide, 3 high
 H, W = MASK.shape
@@ -741,11 +741,3 @@ def test_bad_arguments_and_a_target_that_cannot_be_written(raw, out):
     out.write_text("a file")
     with pytest.raises(InputError, match="voc: cannot be written"):
         prepare("voc", raw, out)
-
-
-def test_remap():
-    table = np.array([255, 0, -1, 3])
-    assert remap(np.array([[0, 1, 3]], np.int16), table, "x").tolist() == [[255, 0, 3]]
-    for bad in (2, 4, -1, 300):
-        with pytest.raises(InputError, match=f"x: label {bad} at row 0, column 1"):
-            remap(np.array([[0, bad]], np.int16), table, "x")

@@ -42,17 +42,6 @@ def test_page(reader, page, width):
     assert not serious, "\n".join(serious)
 
 
-def test_first_page_is_readable_as_soon_as_a_short_one(reader):
-    paint = "performance.getEntriesByName('first-contentful-paint')"
-    painted = {"book/photo.html": [], "book/intro.html": []}
-    for page in [*painted] * 4:  # in turn: the machine may be busy with something else
-        tab = reader(page)
-        tab.wait_for_function(f"{paint}.length")
-        painted[page].append(tab.evaluate(f"{paint}[0].startTime"))
-    short, first = map(min, painted.values())
-    assert first < 2 * short, painted
-
-
 def test_root_leads_to_the_first_page(reader):
     tab = reader("index.html")
     tab.wait_for_url("**/book/intro.html")
@@ -67,25 +56,6 @@ def test_search_works_also_without_a_server(reader, site, served):
     tab.wait_for_selector("#search-results ul.search li a")
     results = tab.locator("#search-results ul.search > li > a").all_inner_texts()
     assert any("architecture" in text.lower() for text in results)
-
-
-def test_search_by_the_button(reader):
-    tab = reader("book/intro.html")
-    tab.locator("button.search-button__button:visible").first.click()
-    tab.locator("#pst-search-dialog input[name=q]").fill("pooling")
-    tab.keyboard.press("Enter")
-    tab.wait_for_selector("#search-results ul.search li a")
-    assert "q=pooling" in tab.url
-
-
-@each_width
-def test_theme_toggles(reader, width):
-    tab = reader("book/intro.html", width)
-    seen, background = {}, "getComputedStyle(document.body).backgroundColor"
-    for _ in range(3):
-        tab.locator("button.theme-switch-button:visible").first.click()
-        seen[tab.evaluate("document.documentElement.dataset.theme")] = tab.evaluate(background)
-    assert set(seen) == {"light", "dark"} and seen["light"] != seen["dark"]
 
 
 def verdicts(tab) -> list[str]:

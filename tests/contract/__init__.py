@@ -169,13 +169,11 @@ TIMED = "refinenet-lw-mobilenet_v2 --modes eager-fp32 fold-fp32 --size 33 33 --p
 ANSWERS = {
     "complexity": ("numbers", "complexity refinenet-lw-mobilenet_v2 --size 65 97 --json"),
     "train-dry-run": ("numbers", "train paper-voc-lw-mobilenet_v2 --dry-run --json"),
-    "data-check": ("numbers", "data check embedded --json"),
-    "eval": ("numbers", "eval embedded --precision fp32 --device cpu --json"),
+    "eval": ("numbers", f"eval {ON_OWN} --precision fp32"),
     "eval-scales-flip": ("numbers", f"eval {ON_OWN} --scales 0.5 1 --flip --precision fp32"),
     "saturation": ("rough", f"saturation {ON_OWN} {TWO}"),
     "pictures": ("rough", f"pictures {ON_OWN} -o {{tmp}}/worst.png --number 1"),
     "erf": ("rough", f"erf {ON_OWN} --layer decoder.stages.0.crp {TWO} --units 2 --top 2"),
-    "erf-activation": ("form", f"erf {ON_OWN} --method activation {TWO}"),
     "probe": ("form", f"probe {ON_OWN} --images 8 --head linear --seeds 1"),
     "train": (
         "form",
