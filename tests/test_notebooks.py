@@ -102,42 +102,35 @@ def test_a_stamp_covers_the_cells_and_what_they_import(tmp_path):
             write(name, text)
 
 
-@pytest.fixture
-def small(tmp_path):
-    """A notebook that prints a stored number -> run(notebook) -> nbval's exit status and output."""
+def test_a_wrong_number_turns_nbval_red(tmp_path):
+    """Two cells with what they print and show, then the same two with wrong numbers."""
     (tmp_path / "number.json").write_text('{"miou": 0.6484}')
     (tmp_path / "conftest.py").write_text((ROOT / "notebooks" / "conftest.py").read_text())
     source = "import json\nprint(f\"mIoU {100 * json.load(open('number.json'))['miou']:.2f} %\")"
-    printed = code(outputs=[{"output_type": "stream", "name": "stdout", "text": "mIoU 64.84 %\n"}])
-    shown = {"output_type": "execute_result", "data": {"text/plain": "{'mIoU': 64.84}"}}
-    table = code(outputs=[shown | {"metadata": {}, "execution_count": 2}])
+    cells = []
+    for printed, shown in (("64.84", "64.84"), ("64.85", "65.84")):
+        text = {"output_type": "stream", "name": "stdout", "text": f"mIoU {printed} %\n"}
+        value = {"output_type": "execute_result", "data": {"text/plain": f"{{'mIoU': {shown}}}"}}
+        value |= {"metadata": {}, "execution_count": len(cells) + 2}
+        for code_of, output in ((source, text), ("{'mIoU': 64.84}", value)):
+            count = {"id": f"c{len(cells)}", "execution_count": len(cells) + 1}
+            cells.append(code(source=code_of, outputs=[output], **count))
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    cells = [
-        printed | {"source": source, "id": "a"},
-        table | {"source": "{'mIoU': 64.84}", "id": "b", "execution_count": 2},
-    ]
     notebook = {"cells": cells, "nbformat": 4, "nbformat_minor": 5}
+    notebook["metadata"] = {"kernelspec": kernel}
 
-    def run(changed: dict) -> tuple[int, str]:
-        (tmp_path / "small.ipynb").write_text(json.dumps(changed))
+    def run() -> tuple[int, str]:
+        (tmp_path / "small.ipynb").write_text(json.dumps(notebook))
         pytest_nbval = [sys.executable, "-m", "pytest", "-q", "--nbval", "-p", "no:cacheprovider"]
         options = {"cwd": tmp_path, "capture_output": True, "text": True, "timeout": 300}
         process = subprocess.run([*pytest_nbval, "small.ipynb"], **options)
         return process.returncode, process.stdout + process.stderr
 
-    return notebook | {"metadata": {"kernelspec": kernel}}, run
-
-
-def test_a_wrong_number_turns_nbval_red(small):
-    notebook, run = small
-    status, text = run(notebook)
-    assert status == 0 and "2 passed" in text, text
-    wrong = json.dumps(notebook).replace("mIoU 64.84 %\\n", "mIoU 64.85 %\\n")
-    wrong = wrong.replace("\"{'mIoU': 64.84}\"}", "\"{'mIoU': 65.84}\"}")
-    status, text = run(json.loads(wrong))
-    assert status == 1 and "2 failed" in text, text
-    notebook["cells"][1]["execution_count"] = None  # nbval itself would not compare this cell
-    status, text = run(notebook)
+    status, text = run()
+    assert status == 1 and "2 failed, 2 passed" in text, text
+    assert all(f"FAILED small.ipynb::Cell {number}" in text for number in (2, 3))
+    cells[1]["execution_count"] = None  # nbval itself would not compare this cell
+    status, text = run()
     assert status > 1 and "make notebooks" in text
 
 
