@@ -27,7 +27,7 @@ from rflw.data import images, readers
 from rflw.data.labels import LABELS
 from rflw.data.synthetic import scene
 from rflw.metrics import confusion_matrix, mean_iou
-from rflw.recipes import RECIPES
+from rflw.recipes import OWN, RECIPES
 from rflw_study import publishing, speed
 from rflw_study.cli import print_speed
 
@@ -481,8 +481,9 @@ def test_a_recipe_is_rehearsed_without_data():
 
 
 @pytest.fixture
-def own(folder):
-    """Four photos to train on, one to validate."""
+def own(folder, monkeypatch):
+    """Four photos to train on, one to validate; small crops."""
+    monkeypatch.setattr("rflw.recipes.OWN", replace(OWN, crop=(64, 64)))
     contract.make_inputs(folder)
     for part in ("images", "masks"):
         for i in range(5, 10):

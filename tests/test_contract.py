@@ -1,5 +1,6 @@
 """What others rely on stays: see `tests/contract/__init__.py`, which says how to change it."""
 
+from dataclasses import replace
 import json
 
 import contract
@@ -10,6 +11,7 @@ from test_deploy import Tiny
 
 import rflw as package
 from rflw.data import synthetic
+from rflw.recipes import OWN
 
 FROZEN = {path.stem: json.loads(path.read_text()) for path in contract.FOLDER.glob("*.json")}
 NOT_RFLW = ("python -m ", "python .ci/", "make ")  # records of measurements by other commands
@@ -129,6 +131,7 @@ def test_answers_stay(folder, what, monkeypatch):
     rates = dict.fromkeys(("fp32_gmacs", "bf16_gmacs", "copy_gb_s"), 1.0)
     monkeypatch.setattr("rflw_study.speed.peaks", lambda *_: rates)  # take half a minute
     monkeypatch.setattr("rflw_study.campaign.work", lambda plan: 1.0)  # of all networks: long
+    monkeypatch.setattr("rflw.recipes.OWN", replace(OWN, crop=(64, 64)))
     if what == "export":
         monkeypatch.setattr(package.checkpoint, "load", lambda _: Tiny())
     kind = contract.ANSWERS[what][0]
