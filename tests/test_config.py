@@ -53,9 +53,7 @@ class TestSchedules:
     [
         (Stage, {"schedule": "cosine"}, "unknown schedule 'cosine'; choose from: constant, poly"),
         (Stage, {"schedule": "halve", "gamma": 0.4}, "'multistep' takes any"),
-        (Stage, {"epochs": 0}, "a stage of 0 epochs"),
         (Stage, {"warmup": -1}, "a warm-up of -1 steps"),
-        (Recipe, {"stages": ()}, "a: no stages"),
         (Recipe, {"decoder_init": "zeros"}, "unknown decoder_init 'zeros'; choose from: default"),
         (Recipe, {"optimiser": "adam"}, "unknown optimiser 'adam'; choose from: sgd, adamw$"),
     ],
@@ -68,9 +66,6 @@ def test_contradictions_are_refused(kind, settings, message):
 def test_names_are_keys():
     assert all(name == r.name for name, r in RECIPES.items())
     assert recipe("own") is OWN and recipe("camvid-lw-resnet50") is RECIPES["camvid-lw-resnet50"]
-    message = "unknown recipe 'camvid'; choose from: paper-nyu-lw-resnet50, .*, own$"
-    with pytest.raises(InputError, match=message):
-        recipe("camvid")
 
 
 def test_every_stage_and_its_milestones_are_scaled_and_none_vanishes():

@@ -305,12 +305,10 @@ def test_fields_of_a_network(model, method, options):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": "guess"}, "choose from: gradient, occlusion, activation"),
         ({"units": 0}, "0 units"),
         ({"tile": 0}, "0x0 tiles"),
         ({"cut": 1.0}, "cut 1"),
         ({"method": "occlusion", "patch": 97}, "patch 97"),
-        ({"layers": {"x": "nothing"}}, "no layer 'nothing'"),
     ],
 )
 def test_bad_settings_are_refused(model, options, message):

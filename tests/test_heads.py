@@ -176,7 +176,5 @@ def test_probe(monkeypatch):
         assert 0 < row["miou_interval"][0] <= row["miou"][0] <= row["miou_interval"][1] < 1
         assert list(row["average_precision"]) == list(LABELS["embedded"].classes[1:])
         assert row["average_precision"]["disc"] is None  # in all of these scenes
-    with pytest.raises(InputError, match="'deep'; choose from: conv"):
-        heads.probe(model, Few(1), Few(1), heads=("deep",))
     with pytest.raises(InputError, match="0 seeds"):
         heads.probe(model, Few(1), Few(1), heads=("conv",), seeds=0)

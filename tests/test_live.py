@@ -1,4 +1,4 @@
-"""Shares of live units, counted by hand; and where a run writes them."""
+"""Shares of live units, counted by hand; where a run writes them; and the first steps of a run."""
 
 import csv
 
@@ -9,6 +9,7 @@ from torch import nn
 
 from rflw import live, training
 from rflw.nn.blocks import RCU, BottleneckRCU
+from rflw_study.first_steps import first_steps
 
 IMAGE = torch.arange(1.0, 5.0).reshape(1, 1, 2, 2)
 
@@ -111,3 +112,14 @@ def test_a_run_looks_at_the_network_that_it_keeps(tmp_path, monkeypatch):
         nn.init.constant_(parameter, 0.0)
     shares = training.look(job)
     assert shares["stages.0.act"] == 0.0 < min(shares["stages.2.act"], shares["stages.3.act"])
+
+
+def test_a_warm_up_changes_the_steps_after_the_first(monkeypatch):
+    monkeypatch.setattr(training, "open_dataset", lambda name, split, root=None: Few(split))
+    plan = tiny(2, optimiser="adamw")
+    at_once, slowly = (first_steps(plan, warmup, steps=3, device="cpu") for warmup in (0, 100))
+    assert [row["step"] for row in at_once] == [1, 2, 3]
+    assert at_once[0]["loss"] == slowly[0]["loss"]  # before the first step there is no difference
+    assert at_once[1]["loss"] != slowly[1]["loss"]
+    assert set(at_once[0]["live"]) == {f"stages.{i}" for i in range(4)}
+    assert slowly[-1]["live"]["stages.0"] >= at_once[-1]["live"]["stages.0"] > 0

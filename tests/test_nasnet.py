@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from rflw.nn.nasnet import NORMAL, REDUCTION, Cell, FactorizedReduction, NASNetMobile, separable
+from rflw.nn.nasnet import NORMAL, REDUCTION, Cell, FactorizedReduction, NASNetMobile
 
 CHANNELS, STRIDES = (44, 88, 264, 352, 528, 704, 1056), (4, 8, 8, 16, 16, 32, 32)  # of the taps
 # Figure 4, block by block: the two operations that are added. Where they go is checked apart, by numbers.
@@ -153,14 +153,6 @@ def test_factorized_reduction_samples_even_and_odd_pixels():
         (6, 8): [(0, 3, 4), (1, 3, 4)],  # nothing of the border comes back through the shift
     }
     assert reduction(torch.full((1, 1, 7, 9), -1.0)).eq(0).all()  # the ReLU comes first
-
-
-def test_separable_is_relu_depthwise_pointwise_norm_twice():
-    operation = separable(6, 4, kernel=5, stride=2)
-    assert [type(m) for m in operation] == 2 * [nn.ReLU, nn.Conv2d, nn.Conv2d, nn.BatchNorm2d]
-    shapes = [tuple(m.weight.shape) for m in operation if isinstance(m, nn.Conv2d)]
-    # the first changes the channels
-    assert shapes == [(6, 1, 5, 5), (4, 6, 1, 1), (4, 1, 5, 5), (4, 4, 1, 1)]
 
 
 def test_windows_are_centred_on_even_pixels_and_averages_leave_the_padding_out():

@@ -170,8 +170,6 @@ def test_pictures_are_chosen_by_the_rule(model, monkeypatch):
         assert sum(shares[key] for key in keys) == pytest.approx(mean)
     result, _ = pictures({"a": model}, data, "spread", 2)
     assert list(result["frames"]) == [data.ids[i] for i in (worst[0], worst[-1])]
-    with pytest.raises(InputError, match="choose from: worst, spread"):
-        pictures({"a": model}, data, "best")
     with pytest.raises(InputError, match="0 frames"):
         pictures({"a": model}, data, number=0)
     monkeypatch.setattr(Few, "__getitem__", lambda *_: (image, np.full_like(mask, 255)))
