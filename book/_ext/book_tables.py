@@ -95,7 +95,7 @@ def ledger(book):
     place = lambda v: (order.index(v.claim.aim), v.claim.id not in head)
     for v in sorted(book.verdicts, key=place):  # each aim heads its claims
         claim, ours = v.claim, claims.shown(v.ours, v.claim) if v.ours else "none"
-        is_waiting = claim.test and is_open(v)
+        is_waiting = claim.test and is_open(v) and " on " not in v.verdict
         level = f"none yet (needed: {v.level})" if is_waiting else v.level
         attributes = {
             "id": f"claim-{claim.id}",
