@@ -20,7 +20,7 @@ FORMS = {"refinenet": "original", "refinenet-lw-rcu": "LW with RCU", "refinenet-
 
 def decoder(record: dict) -> str:
     """The decoder of a record's network, by its name in the book."""
-    return FORMS[record["config"]["model"].rpartition("-")[0]]
+    return DECODERS[short(record["config"]["model"].rpartition("-")[0])]
 
 
 def network(record: dict) -> dict:
