@@ -301,7 +301,7 @@ def test_tables_follow_the_records_and_are_numbered(book):
     [row] = [row for row in tables["explorer"] if row[0] == "refinenet-lw-resnet50"]
     assert row[1] == "27.36"
     assert ["timm", metadata.version("timm"), "Apache-2.0"] in tables["licences"]
-    assert ["batch", "8"] in tables["recipe-defaults"]
+    assert ["batch", "8", "images in a step"] in tables["recipe-defaults"]
     assert [row[0] for row in tables["recipes"]] == list(RECIPES)
     assert tables["versions"][0][0] == "fvcore"
     [row] = tables["reliability"]

@@ -345,7 +345,7 @@ def test_families_of_encoders_are_trained_and_alive(results):
     results.train("camvid-lw-resnet50", 60.0, live=0.0)
     judged = results.verdict("aim-iv")
     assert judged.verdict == "not decided" and judged.ours.mean == 1
-    results.train("camvid-lw-resnet101", 60.0)
+    results.train("paper-nyu-lw-resnet50", 60.0)
     results.train("nyu-long-lw-mobilenet_v2", 40.0)
     judged = results.verdict("aim-iv")
     assert judged.verdict == "supported on substitute data" and judged.ours.mean == 3
