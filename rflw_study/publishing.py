@@ -65,13 +65,15 @@ def card(record: dict, file: Path, name: str, licence: str) -> str:
         f"| {label} | {'absent' if value is None else f'{100 * value:.1f}'} |"
         for label, value in metrics["iou"].items()
     )
+    scale = record["config"].get("val_scale", 1)
     return f"""# {name}
 
 | | |
 |---|---|
 {rows}
 
-On {metrics["images"]} validation images, whole and at one scale, of the weights in this file: \
+On {metrics["images"]} validation images, whole and scaled by {scale:g} (`rflw eval {name} \
+--scales {scale:g}`), of the weights in this file: \
 mIoU {100 * metrics["miou"]:.1f} %, pixel accuracy {100 * metrics["pixel_accuracy"]:.1f} %.
 
 | class | IoU, % |
