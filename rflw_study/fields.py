@@ -368,10 +368,9 @@ def erf(
 
     Returns:
         tuple: Metrics, and the fields of each place. Metrics are {"method", "size", "images",
-        "layers":
-        {place: {"layer", "theoretical": [rows, columns] without borders, None where unlimited,
-        "within": the same in such an image, "dead": how many units never activate, and, where
-        there is a living unit, `_sides`}}}, in pixels.
+        "layers": {place: {"layer", "theoretical": [rows, columns] without borders, None where
+        unlimited, "within": the same in such an image, "dead": how many units never activate, and,
+        where there is a living unit, `_sides`}}}, in pixels.
 
     Raises:
         InputError: For unknown methods or layers, and settings out of range.

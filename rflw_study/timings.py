@@ -69,10 +69,9 @@ def _together(row: dict) -> tuple:
 def ratio(over: dict, under: dict) -> Interval:
     """How many times longer the first of two rows of one record takes, 95 % over passes.
 
-    Medians, because a pass that something else interrupted tells nothing about a network.
-    Their spread
-    is that of a normal distribution with the same 5th and 95th percentile. A row without medians
-    counts with its mean.
+    Medians, because a pass that something else interrupted tells nothing about a network. Their
+    spread is that of a normal distribution with the same 5th and 95th percentile. A row without
+    medians counts with its mean.
     """
     centres = [_centre(row["latency_ms"]) for row in (over, under)]
     return mean_ratio(*centres, n=min(over["passes"], under["passes"]))

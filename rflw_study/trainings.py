@@ -15,7 +15,7 @@ DECODERS = {
     "norcu": "original without RCU",
     "original": "original",
 }
-FORMS = {"refinenet": "original", "refinenet-lw-rcu": "LW with RCU", "refinenet-lw": "LW"}
+FORMS = {form: DECODERS[short(form)] for form in ("refinenet", "refinenet-lw-rcu", "refinenet-lw")}
 
 
 def decoder(record: dict) -> str:

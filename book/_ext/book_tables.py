@@ -138,15 +138,15 @@ def _tolerance(claim) -> str:
     """The margin or tolerance of a claim, why it is what it is, and since when it stands."""
     if not claim.test:
         return ""
+    since = f" Fixed in commit {' on '.join(claim.fixed.split())}." if claim.fixed else ""
     if claim.kind == "compare":
         on = evidence.protocol().data
         margins = " ".join(
             f"{data}: {each.margin:g} points ({' '.join(each.reason.split()).rstrip('.')})."
             for data, each in on.items()
         )
-        return f"Margin for {margins} Fixed in commit {' on '.join(claim.fixed.split())}."
+        return f"Margin for {margins}{since}"
     unit = "points" if claim.unit == "percent" else claims.UNITS.get(claim.unit, claim.unit)
-    since = f" Fixed in commit {' on '.join(claim.fixed.split())}." if claim.fixed else ""
     rule = f"Tolerance {claim.tolerance:.3g} {unit}".strip()
     return f"{rule}: {claim.reason.rstrip('.')}.{since}"
 
@@ -293,8 +293,8 @@ def scored_on(record: dict) -> str:
     config = record["config"]
     data = config.get("data") or config["stages"][-1]["data"]
     split = config.get("split") if record["kind"] != "train" else config.get("validation", "val")
-    scale = config.get("val_scale", 1)
-    return f"{data}/{split}" + (f", images scaled by {scale:g}" if scale != 1 else "")
+    scales = config.get("scales") or [config.get("val_scale", 1)]
+    return f"{data}/{split}" + (f", images scaled by {figure(scales)}" if scales != [1] else "")
 
 
 def spent(book) -> pd.DataFrame:
@@ -442,14 +442,13 @@ def recipe_defaults(book):
     "recipe|network|stages: data, epochs, learning rates of encoder and decoder|other settings",
 )
 def recipes(book):
-    for recipe in (OWN, *RECIPES.values()):
+    for recipe in (OWN, *(r for r in RECIPES.values() if "-grid-" not in r.name)):
         stages = [
             f"{s.data} {s.epochs} epochs: {s.encoder_lr:g}, {s.decoder_lr:g}{changed(s)}"
             for s in recipe.stages
         ]
         settings = changed(recipe).removeprefix(", ")
-        if "-grid-" not in recipe.name:
-            yield CODE.format(recipe.name), recipe.model, "; ".join(stages), settings
+        yield CODE.format(recipe.name), recipe.model, "; ".join(stages), settings
 
 
 def changed(settings: Recipe | Stage) -> str:
@@ -476,14 +475,13 @@ def figure(value) -> str:
 def reliability(book):
     for name, record in book.records.items():
         if record["kind"] == "reliability":
-            counts = record["metrics"] | {"what": ""}
-            what = " of ".join([record["metrics"]["what"], *counts.get("modules", ())])
-            lines = [
-                f"{key.replace('_', ' ')}: {value:.1%}"
-                if type(value) is float and value <= 1
-                else f"{key.replace('_', ' ')}: {figure(value)}"
-                for key, value in counts.items()
-                if value != "" and not isinstance(value, (dict, list))
-            ]
+            metrics = record["metrics"]
+            what = " of ".join([metrics["what"], *metrics.get("modules", ())])
+            lines = []
+            for key, value in metrics.items():
+                if isinstance(value, int | float):
+                    is_share = isinstance(value, float) and value <= 1
+                    shown = f"{value:.1%}" if is_share else figure(value)
+                    lines.append(f"{key.replace('_', ' ')}: {shown}")
             took, command = f"{record['wall_s'] / 60:.1f}", CODE.format(record["command"])
             yield what, BREAK.join(lines), command, took, hardware(record), book.record(name)
