@@ -13,7 +13,8 @@ MINUTES ?= 12
 RESULTS ?= runs/gpu
 
 export JUPYTER_PLATFORM_DIRS := 1
-unexport MPLBACKEND PYTHONPATH
+# Each of the many processes of a test would compile PyTorch's sources anew without Python's own cache of them.
+unexport MPLBACKEND PYTHONPATH PYTHONDONTWRITEBYTECODE
 
 # Notebooks print the same whoever runs them: no warnings, no progress bars, nobody's own settings; `!rflw` finds ours.
 QUIET := PYTHONWARNINGS=ignore PYTHONHASHSEED=0 TQDM_DISABLE=1 PYDEVD_DISABLE_FILE_VALIDATION=1 JUPYTER_NO_CONFIG=1 \

@@ -171,19 +171,30 @@ def _estimate(plan: Recipe, costs: list[tuple[Recipe, float]]) -> float | None:
 
 def work(plan: Recipe) -> float:
     """Multiply-adds of a recipe's forward passes over a data set of one image."""
-    return _macs(plan.model, plan.crop) * sum(stage.epochs for stage in plan.stages)
+    height, width = plan.crop
+    share = height * width / 64**2
+    return share * _macs(plan.model) * sum(stage.epochs for stage in plan.stages)
 
 
 @cache
-def _macs(model: str, crop: tuple[int, int]) -> float:
+def _macs(model: str) -> int:
+    """Of the convolutions, on 64 x 64 pixels."""
     import torch
-    from torch.utils.flop_counter import FlopCounterMode
 
     from rflw.nn.refinenet import build
 
-    with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        build(model, 2).eval()(torch.empty(1, 3, *crop))
-    return counter.get_total_flops() / 2
+    macs = []
+
+    def count(conv, _, output):
+        macs.append(conv.weight.numel() * output.shape[2:].numel())
+
+    network = build(model, 2).eval()
+    for module in network.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.register_forward_hook(count)
+    with torch.inference_mode():
+        network(torch.zeros(1, 3, 64, 64))
+    return sum(macs)
 
 
 def run_missing(
