@@ -19,7 +19,7 @@ from rflw_study.campaign import Experiment
 def plan(monkeypatch):
     """Two experiments of three runs: small networks on a few scenes."""
     plans = {
-        name: replace(tiny(1, model=f"refinenet-{name}-mobilenet_v2", crop=(32, 64)), name=name)
+        name: replace(tiny(1, model=f"refinenet-{name}-mobilenet_v2", crop=(64, 64)), name=name)
         for name in ("lw", "lw-nocrp")
     }
     groups = (
