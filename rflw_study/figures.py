@@ -1,4 +1,6 @@
-"""The figures of the study: seaborn where it has the plot, matplotlib for the rest."""
+"""The look of the study's figures and tables: seaborn where it has the plot, else matplotlib."""
+
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -6,18 +8,42 @@ from rflw.data.labels import Labels
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_DECODERS = "LW", "LW with RCU", "LW without CRP", "original", "original without RCU"
 WIDTH = 5.0  # inches: narrow, so that text is large enough on a phone
 LONG = 24  # letters: longer names of rows stand above their rows
 
 
 def use_style() -> None:
-    """Give all figures of a notebook one look."""
+    """Give all figures and tables of a notebook one look."""
+    from IPython import get_ipython
+    import pandas as pd
     import seaborn as sns
 
     look = {"figure.dpi": 150, "legend.frameon": False}
     spines = {"axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "0.4"}
     lines = {"grid.color": "0.9", "xtick.bottom": True, "xtick.color": "0.2", "ytick.color": "0.2"}
     sns.set_theme("paper", "whitegrid", sns.color_palette(COLOURS), rc=look | spines | lines)
+    if shell := get_ipython():
+        shell.display_formatter.formatters["text/html"].for_type(pd.DataFrame, table)
+
+
+def table(frame) -> str:
+    """A DataFrame as HTML: one row of headings, whole texts, the index as columns.
+
+    What all rows share, the name of the columns, stands above.
+    """
+    import pandas as pd
+
+    shared, frame = frame.columns.name, frame.rename_axis(columns=None)
+    if not isinstance(frame.index, pd.RangeIndex):
+        frame = frame.reset_index(names=[name or "" for name in frame.index.names])
+    if frame.columns.nlevels > 1:
+        frame = frame.set_axis([" ".join(filter(None, names)) for names in frame.columns], axis=1)
+    with pd.option_context("display.max_colwidth", None):
+        html = frame.to_html(index=False, border=0, na_rep="")
+    return (f"<p>{shared}</p>\n" if shared else "") + html.replace(
+        'class="dataframe"', 'class="table data"'
+    )
 
 
 def panels(*heights: float) -> list:
@@ -45,9 +71,6 @@ def training_curve(record: dict):
     sns.lineplot(x=epochs, y=scores, color=COLOURS[1], marker="o", ax=lower)
     upper.set(xlabel="epoch", ylabel="training loss", ylim=(0, None))
     lower.set(xlabel="epoch", ylabel="validation mIoU, %", xlim=upper.get_xlim(), ylim=(0, 100))
-    last = scores.last_valid_index()
-    place = {"textcoords": "offset points", "xytext": (0, 7), "ha": "center"}
-    lower.annotate(f"{scores[last]:.1f}", (epochs[last], scores[last]), **place)
     return upper.figure
 
 
@@ -75,15 +98,17 @@ def seed_points(groups: dict[str, list[float]], intervals: dict, axis, label: st
 
     marks = [(value, name) for name, values in groups.items() for value in values]
     values, names = zip(*marks)
-    look = {"palette": _palette(groups), "legend": False, "order": list(groups), "ax": axis}
+    look = {"palette": palette(groups), "legend": False, "order": list(groups), "ax": axis}
     points = {"jitter": False, "size": 5, "edgecolor": "white", "linewidth": 0.6, "zorder": 3}
     sns.stripplot(x=values, y=names, hue=names, **points, **look)
-    _intervals(intervals, axis, COLOURS, linewidth=5, alpha=0.3, marker="|", markersize=11)
+    look = {"linewidth": 5, "alpha": 0.3, "marker": "|", "markersize": 11}
+    _intervals(intervals, axis, palette(intervals), **look)
     rows(axis, groups, label)
 
 
-def differences(intervals: dict, axis, label: str, colours=COLOURS) -> None:
+def differences(intervals: dict, axis, label: str, colours: dict | None = None) -> None:
     """A row for each difference: its mean as a point, its interval as a line, against zero."""
+    colours = colours or dict.fromkeys(intervals, "0.25")
     axis.axvline(0, color="0.5", linewidth=1)
     _intervals(intervals, axis, colours, linewidth=2, marker="o", markersize=6)
     rows(axis, intervals, label)
@@ -101,7 +126,7 @@ def ratios(
     """
     axis.axvline(1, color="0.5", linewidth=1)
     look = {"linewidth": 5, "alpha": 0.3, "marker": "o", "markersize": 6}
-    _intervals(intervals, axis, COLOURS[:1], **look)
+    _intervals(intervals, axis, dict.fromkeys(intervals, COLOURS[0]), **look)
     if marks:
         points = [(marks[name], row) for row, name in enumerate(intervals) if name in marks]
         ring = {"s": 60, "facecolor": "none", "edgecolor": COLOURS[1], "linewidth": 1.6}
@@ -113,14 +138,14 @@ def ratios(
 
 def _intervals(intervals: dict, axis, colours, linewidth, marker, markersize, alpha=1.0) -> None:
     """Means and intervals by row: seaborn computes its own, and these are computed already."""
-    for row, interval in enumerate(intervals.values()):
-        colour = colours[row % len(colours)]
-        if interval is None:
+    for row, (name, interval) in enumerate(intervals.items()):
+        if interval is None or interval.n < 2 and marker == "|":  # the mean of one is the one
             continue
+        look = {"color": colours[name], "linewidth": linewidth, "alpha": alpha}
         if interval.n > 1:
-            axis.hlines(row, interval.low, interval.high, colour, linewidth=linewidth, alpha=alpha)
+            axis.hlines(row, interval.low, interval.high, **look)
         look = {"marker": marker, "markersize": markersize, "markeredgewidth": 2, "zorder": 3}
-        axis.plot(interval.mean, row, color=colour, **look)
+        axis.plot(interval.mean, row, color=colours[name], **look)
 
 
 def dumbbells(
@@ -151,8 +176,10 @@ def stacked(
     legend(axis, columns)
 
 
-def _palette(names) -> dict:
-    return {name: COLOURS[row % len(COLOURS)] for row, name in enumerate(names)}
+def palette(names: Iterable[str]) -> dict:
+    """A colour for each name; a decoder has the same one in all figures."""
+    fixed = dict(zip(_DECODERS, COLOURS))
+    return {name: fixed.get(name, COLOURS[row % len(COLOURS)]) for row, name in enumerate(names)}
 
 
 def legend(axis, columns: int) -> None:
@@ -176,6 +203,7 @@ def rows(axis, names, label: str) -> None:
         axis.set_ylim(len(names) - 0.6, -0.8)
         for row, name in enumerate(names):
             place = {"transform": axis.get_yaxis_transform(), "va": "center", "fontsize": "small"}
+            place["bbox"] = {"facecolor": "white", "edgecolor": "none", "pad": 1}
             axis.text(0, row - 0.42, name, zorder=5, **place)
 
 
@@ -207,8 +235,7 @@ def curves(
     ]
     look = {"units": "run", "estimator": None, "linewidth": 1.1, "alpha": 0.8}
     data = pd.DataFrame(points, columns=["group", "run", "epoch", key])
-    palette = _palette(runs)
-    sns.lineplot(data, x="epoch", y=key, hue="group", palette=palette, ax=axis, **look)
+    sns.lineplot(data, x="epoch", y=key, hue="group", palette=palette(runs), ax=axis, **look)
     axis.set(xlabel="epoch", ylabel=label)
     axis.xaxis.get_major_locator().set_params(integer=True)
     legend(axis, 2)
@@ -237,7 +264,7 @@ def roofline_plot(
     for (name, peak), dash in zip(peaks.items(), ("-", "--", ":")):
         look = {"color": "0.35", "linestyle": dash, "linewidth": 1.3}
         axis.plot(x, np.minimum(peak, x * copy_gb_s), label=f"peak, {name}", **look)
-    look = {"palette": _palette(points), "s": 30, "zorder": 3}
+    look = {"palette": palette(points), "s": 30, "zorder": 3}
     sns.scatterplot(data, x="x", y="y", hue="group", style="group", ax=axis, **look)
     names = {"xlabel": "multiply-adds a byte of the plain graph"}
     axis.set(xscale="log", yscale="log", ylabel="10⁹ multiply-adds a second", **names)
@@ -272,6 +299,7 @@ def field(axis, values: np.ndarray, side: float, cell: int = 1) -> None:
         axis.plot(*corners.T, color="white", linewidth=1)
     axis.set(xlim=(-w, w), ylim=(h, -h))
     axis.tick_params(labelsize="small")
+    axis.grid(False)
 
 
 def field_grid(rows: list[tuple], cut: float = 0.2, width: float = 9.0):

@@ -63,8 +63,7 @@ def comparison(groups: dict[str, dict[int, float]]) -> None:
     gaps = {name: gap for name, gap in gaps.items() if gap}
     upper, lower = figures.row_panels(groups, gaps)
     means(groups, upper, "validation mIoU, %")
-    colours = [colour for name, colour in zip(groups, figures.COLOURS) if name in gaps]
-    figures.differences(gaps, lower, "difference to LW, points", colours)
+    figures.differences(gaps, lower, "difference to LW, points", figures.palette(gaps))
 
 
 def compared(data: str, recorded: list[dict]) -> pd.DataFrame:

@@ -10,6 +10,7 @@ import re
 
 from markupsafe import Markup
 from origins import CLAIMS, RECORDS, commit, hardware
+from packaging.version import Version
 import pandas as pd
 import yaml
 
@@ -34,6 +35,8 @@ MARKS = {
     "not tested": "·",
 }
 NOT_MEASURED = "not measured yet"
+WORDS = {"num_statements": "statements", "num_branches": "branches in all"}
+WORDS |= {"peak_mb": "peak memory, MiB", "slowest_s": "slowest file, s"}
 
 
 def table(caption: str, columns: str) -> Callable:
@@ -156,10 +159,14 @@ def _theirs(claim) -> list[Markup]:
     line = Markup(
         '<span class="theirs">Measured by others, not by us: {who}, {what}{value}. {source}</span>'
     )
-    return [
-        line.format(**row | {"value": row["value"] and f": {row['value']}"})
-        for row in claims.others().get(claim.id, ())
-    ]
+    rows = []
+    for row in claims.others().get(claim.id, ()):
+        words, _, link = row["source"].partition("https://")
+        link, _, more = link.partition(" ")
+        source = Markup('{}<a href="https://{}">{}</a> {}').format(words, link, link, more)
+        value = row["value"] and f": {row['value']}"
+        rows.append(line.format(**row | {"value": value, "source": source}))
+    return rows
 
 
 def claim_counts(book):
@@ -202,8 +209,9 @@ def squares(book) -> Markup:
             )
         rows.append(row.format(topic["title"], Markup().join(drawn)))
     keys = [key.format(words, sign, "") for words, sign in MARKS.items() if words in seen]
-    for level in (level for level in evidence.LEVELS if level in levels):
-        keys.append(key.format(level, "", Markup('data-level="{}"').format(level)))
+    for level in (level for level in (*evidence.LEVELS, "") if level in levels):
+        attribute = Markup('data-level="{}"').format(level)
+        keys.append(key.format(level or "no evidence yet", "", attribute))
     html = Markup('<div class="verdicts">{}</div><div class="key">{}</div>')
     return html.format(Markup().join(rows), Markup().join(keys))
 
@@ -264,7 +272,8 @@ def itself(book):
         right = paper.value(4, place, "acc")
         wrong = f"{(1 - right / 100) * classes:.2f} of {classes} answers wrong for an image"
         nothing = f"a head that always answers no is wrong at least once per image: at most {100 - 100 / classes:.0f} %"
-        yield f"Table 4, {place.lower()}: {right} %", f"{classes} classes", f"{wrong}; {nothing}"
+        where = f"Table 4, {place[0].lower()}{place[1:]}: {right} %"
+        yield where, f"{classes} classes", f"{wrong}; {nothing}"
     test = "NYUDv2 has 654 test images, Person-Part has 1817 validation images"
     two = 'Table 2: "on the test sets of NYUDv2 and PASCAL Person-Part"'
     yield two, test, "no test set of Person-Part"
@@ -274,7 +283,7 @@ def itself(book):
 
 @table(
     "All records. Each name is a link to the file.",
-    "record and command|kind|seed|commit|hardware|date|minutes|status|mIoU|scored on",
+    "record and command|kind|seed|commit|hardware|date|minutes|mIoU|scored on",
 )
 def records(book):
     file = Markup(f'<a href="{"../" * book.env.docname.count("/")}results/{{0}}.json">{{0}}</a>')
@@ -283,9 +292,10 @@ def records(book):
         command = Markup("{} <div>{}</div>").format(file.format(name), record["command"])
         took, day = f"{record['wall_s'] / 60:.1f}", record["started"][:10]
         score = "" if miou is None else f"{100 * miou:.1f} %"
+        score = score if record["status"] == "done" else record["status"]
         origin = (record["kind"], record["seed"], commit(record), hardware(record), day, took)
         scored = scored_on(record) if score else ""
-        yield {"id": f"record-{name}"}, command, *origin, record["status"], score, scored
+        yield {"id": f"record-{name}"}, command, *origin, score, scored
 
 
 def scored_on(record: dict) -> str:
@@ -383,11 +393,11 @@ def scores(book, name: str) -> dict[int, tuple[float, str]]:
     return {r["seed"]: (100 * r["metrics"]["miou"], r["name"]) for r in found}
 
 
-@table("Versions of the packages with which the records were made.", "package|versions|records")
+@table("Versions of the packages with which the records were made.", "package|versions")
 def versions(book):
     used = [pair for record in book.records.values() for pair in record["versions"].items()]
     for package, found in pd.DataFrame(used, columns=["package", "version"]).groupby("package"):
-        yield package, ", ".join(sorted(set(found.version))), len(found)
+        yield package, ", ".join(sorted(set(found.version), key=Version))
 
 
 @table(
@@ -433,8 +443,9 @@ def recipe_defaults(book):
     meaning = dict(re.findall(r"(?m)^    (\w+): .+?  # (.+)$", source))
     for kind in (Recipe, Stage):
         for f in fields(kind):
-            if f.default is not MISSING and f.name != "note":
-                yield CODE.format(f.name), figure(f.default), meaning[f.name]
+            if f.name != "note":
+                default = "must be given" if f.default is MISSING else figure(f.default)
+                yield CODE.format(f.name), default, meaning.get(f.name, "")
 
 
 @table(
@@ -447,15 +458,15 @@ def recipes(book):
             f"{s.data} {s.epochs} epochs: {s.encoder_lr:g}, {s.decoder_lr:g}{changed(s)}"
             for s in recipe.stages
         ]
-        settings = changed(recipe).removeprefix(", ")
-        yield CODE.format(recipe.name), recipe.model, "; ".join(stages), settings
+        settings = changed(recipe).removeprefix("; ")
+        yield CODE.format(recipe.name), recipe.model, BREAK.join(stages), settings
 
 
 def changed(settings: Recipe | Stage) -> str:
     """The settings that are not the default, without those that have a column of their own."""
     columns = ("name", "model", "stages", "note", "data", "epochs", "encoder_lr", "decoder_lr")
     values = [(f, getattr(settings, f.name)) for f in fields(settings) if f.name not in columns]
-    return "".join(f", {f.name} {figure(value)}" for f, value in values if value != f.default)
+    return "".join(f"; {f.name} {figure(value)}" for f, value in values if value != f.default)
 
 
 def figure(value) -> str:
@@ -482,6 +493,6 @@ def reliability(book):
                 if isinstance(value, int | float):
                     is_share = isinstance(value, float) and value <= 1
                     shown = f"{value:.1%}" if is_share else figure(value)
-                    lines.append(f"{key.replace('_', ' ')}: {shown}")
+                    lines.append(f"{WORDS.get(key, key.replace('_', ' '))}: {shown}")
             took, command = f"{record['wall_s'] / 60:.1f}", CODE.format(record["command"])
             yield what, BREAK.join(lines), command, took, hardware(record), book.record(name)

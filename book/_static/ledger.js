@@ -76,6 +76,14 @@ function origins() {
   let waiting;
   for (const button of document.querySelectorAll("button.num")) {
     const origin = document.getElementById(button.getAttribute("popovertarget"));
+    const after = origin.nextSibling, mark = after?.nodeType === 3 && after.data.match(/^[.,;:)%]+/)?.[0];
+    if (mark) { // else a line may begin with it
+      const whole = document.createElement("span");
+      whole.className = "whole";
+      after.data = after.data.slice(mark.length);
+      button.replaceWith(whole);
+      whole.append(button, mark);
+    }
     if (!origin.showPopover) return;
     const place = () => {
       const at = button.getBoundingClientRect(), size = origin.getBoundingClientRect(), edge = 8;
@@ -103,13 +111,17 @@ function origins() {
   }
 }
 
-// On a phone each row of a table of words becomes a card, too: its cells bear the names of their columns. Two columns fit as they are.
+// Columns of numbers stand on the right. On a phone each row becomes a card, whose cells bear the names of their columns; two columns fit as they are.
 function cards() {
-  for (const table of document.querySelectorAll(".bd-content table.table:not(.ledger, .dataframe, .indextable)")) {
-    const names = [...(table.tHead?.rows[0]?.cells ?? [])].map(cell => cell.innerText);
-    if (names.length < 3) continue;
-    table.classList.add("cards");
-    for (const row of table.tBodies[0].rows) [...row.cells].forEach((cell, i) => { cell.dataset.label = names[i]; });
+  const number = /^([-−+±]?\d[\d,.]*( ?%)?( \[.*\])?|–|)$/;
+  for (const table of document.querySelectorAll(".bd-content table.table:not(.ledger, .indextable)")) {
+    const names = [...(table.tHead?.rows[0]?.cells ?? [])];
+    names.forEach((name, i) => {
+      const cells = [...table.tBodies[0].rows].map(row => row.cells[i]).filter(Boolean);
+      for (const cell of cells) cell.dataset.label = name.innerText.trim();
+      if (i && cells.every(cell => number.test(cell.innerText.trim()))) for (const cell of [name, ...cells]) cell.classList.add("number");
+    });
+    if (names.length > 2) table.classList.add("cards");
   }
 }
 
