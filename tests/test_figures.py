@@ -168,7 +168,7 @@ def test_a_block_goes_down_and_its_sum_comes_back(axis):
 
 
 def test_a_table_has_one_row_of_headings_and_whole_texts():
-    long = "a text of more than fifty letters, which pandas itself would cut " * 2
+    long = "a text of more than fifty letters, which pandas itself would cut" * 2
     frame = pd.DataFrame({"x": [1.5, None], "<y>": [long, "b"]}, index=["first", "second"])
     frame.columns.name = "batch 1"
     assert figures.table(frame).startswith("<p>batch 1</p>")
