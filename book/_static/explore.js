@@ -1,15 +1,19 @@
-// The slider between two pictures, and the table of counts for other sizes, classes and conventions. Without this script the two
+// The slider between two pictures (bold words of the caption name them), and the table of counts for other sizes, classes and conventions. Without this script the two
 // pictures follow each other and the table shows the counts on record. `labelled` is ledger.js's, which is loaded before.
 
 function slide(figure) {
   const slider = document.createElement("div"), range = document.createElement("input");
-  const [before, after] = figure.querySelectorAll("img");
-  before.classList.add("before");
-  after.classList.add("after");
+  const pictures = [...figure.querySelectorAll("img")];
+  const names = [...figure.querySelectorAll("figcaption p strong")].map(({ textContent }) => {
+    const name = document.createElement("div");
+    name.append(Object.assign(document.createElement("b"), { textContent }));
+    return name;
+  });
+  for (const parts of [pictures, names]) parts.forEach((part, i) => part.classList.add(["before", "after"][i]));
   slider.className = "stacked";
   range.setAttribute("aria-label", "how much of the first picture the second covers, percent");
   Object.assign(range, { type: "range", min: 0, max: 100, value: 50 });
-  slider.append(before, after, range);
+  slider.append(...pictures, ...names, range);
   figure.prepend(slider);
   const move = () => slider.style.setProperty("--at", `${100 - range.value}%`);
   range.addEventListener("input", move);
