@@ -127,6 +127,13 @@ def load_official(path: str | Path, num_classes: int | None = None) -> RefineNet
     return model.eval()
 
 
+def title(model: RefineNet) -> str:
+    """The run of a trained network, "RECIPE-sSEED", or its name where its card has no recipe."""
+    if {"recipe", "seed"} <= model.card.keys():
+        return f"{model.card['recipe']}-s{model.card['seed']}"
+    return model.name
+
+
 def load_any(path: str | Path) -> RefineNet:
     """A network from a checkpoint, ours by file or name or the authors', which has no `card`."""
     theirs = Path(path).suffix.lower() in (".pth", ".tar", ".pt", ".ckpt", ".bin")

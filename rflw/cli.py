@@ -804,7 +804,9 @@ def data_show(
 @on_a_network
 def evaluate(
     at: Trained,
-    scales: Annotated[list[float], Option(help="To average over: --scales 0.75 1 1.25.")] = (1.0,),
+    scales: Annotated[
+        list[float], Option(help="To average over: --scales 0.75 1 1.25; default: the network's.")
+    ] = (),
     flip: Annotated[bool, Option("--flip", help="Average with the mirror image, too.")] = False,
     tile: Tile = None,
     precision: Precision = "auto",
@@ -821,15 +823,18 @@ def evaluate(
     Example: rflw eval camvid --root ~/datasets --scales 0.75 1 1.25 --flip --json
     """
     from rflw import tiles
+    from rflw.checkpoint import title as title_of
     from rflw.device import pick_precision
+    from rflw.prediction import own_scale
 
     if not all(0 < scale <= 4 for scale in scales):
         raise InputError(f"--scales {' '.join(map(str, scales))}: above 0, at most 4")
     tiles.side(tile, (1, 1))
-    scales, model, plain = tuple(scales), at.model, None
+    model, plain = at.model, None
+    scales = tuple(scales) or (own_scale(model),)
     place = {"data": at.data, "split": at.dataset.split}
     views = {"scales": scales, "flip": flip}
-    config = {"checkpoint": at.checkpoint, "model": model.name, **place, **views}
+    config = {"checkpoint": title_of(model), "model": model.name, **place, **views}
     if deployed:
         images = calibration_images(at.data, at.root) if deployed == "int8" else None
         plain, model = model, optimised(model, deployed, calibration=images)
@@ -838,7 +843,9 @@ def evaluate(
         config["precision"] = pick_precision(precision, next(model.parameters()).device)
     options = place | views | ({"deployed": deployed} if deployed else {"precision": precision})
     options |= {"tile": tile, "device": at.device}
-    title, words = evaluation_name(at.checkpoint, options), ("eval", at.checkpoint)
+    stem = Path(at.checkpoint).stem
+    name = config["checkpoint"] if stem == "model" else stem  # every run's file is called that
+    title, words = evaluation_name(name, options), ("eval", at.checkpoint)
     ways = (precision, scales, flip, tile)
     with recorded(title, words, options, "eval", config, at.results) as record:
         matrices, result = measure(model, at.dataset, ways, plain, save)
@@ -853,7 +860,7 @@ def evaluate(
 
 def evaluation_name(checkpoint: str, options: dict) -> str:
     """The name of an evaluation's record, which says how it differs from the plain one."""
-    parts = ["eval", Path(checkpoint).stem, Path(options["data"]).name, options["split"]]
+    parts = ["eval", checkpoint, Path(options["data"]).name, options["split"]]
     if options["scales"] != (1.0,):
         parts += ["scales", *(f"{scale:g}" for scale in options["scales"])]
     if options["flip"]:

@@ -36,7 +36,7 @@ def submission(mask: np.ndarray, labels: Labels) -> Image.Image:
 
 
 def overlay(
-    image: np.ndarray, mask: np.ndarray, labels: Labels, opacity: float = 0.55
+    image: np.ndarray, mask: np.ndarray, labels: Labels, opacity: float = 0.55, legend: bool = True
 ) -> Image.Image:
     """Tint an image by class, with a legend in the lower left corner, most frequent classes first.
 
@@ -47,12 +47,15 @@ def overlay(
         mask: (H, W) class indices.
         labels: Names and colours of the classes.
         opacity: Of the tint, 0..1.
+        legend: False for none.
 
     Returns:
         An image of the same size.
     """
     colours = np.where(mask[..., None] == VOID, image, colourise(mask, labels))
     picture = Image.blend(Image.fromarray(image), Image.fromarray(colours), opacity)
+    if not legend:
+        return picture
     present, counts = np.unique(mask[mask != VOID], return_counts=True)
     order = present[np.argsort(-counts, kind="stable")]
     names = {i: labels.classes[i] for i in order}

@@ -22,6 +22,8 @@ from rflw.nn.refinenet import MIN_SIZE, RefineNet
 
 # Pixels that are resized to the image at once: full logits of large images take gigabytes.
 BAND = 2**22
+# Pixels of the shorter side of a data set's images, where all have the same.
+SIDES = {"camvid": 360, "embedded": 96, "nyu": 468}
 LOCK, INSIDE = Lock(), {}  # network: how many are within `evaluating`, modes before the first
 
 
@@ -128,6 +130,12 @@ def class_maps(
 def short_side_of(model: nn.Module) -> int | None:
     """Pixels of the shorter side that a network's checkpoint asks for; None or 0: the image's own."""
     return getattr(model, "card", {}).get("short_side")
+
+
+def own_scale(model: nn.Module) -> float:
+    """The scale at which a trained network sees the images of its data set."""
+    side = SIDES.get(getattr(model, "card", {}).get("data"))
+    return round((short_side_of(model) or side) / side, 2) if side else 1.0
 
 
 def seen_size(h: int, w: int, least: int, short_side: int) -> tuple[int, int]:

@@ -44,7 +44,7 @@ from rflw.evaluation import evaluate, summary
 from rflw.nn import pooling
 from rflw.nn.official import load_tensors
 from rflw.nn.refinenet import RefineNet, build, init_decoder
-from rflw.prediction import evaluating, views
+from rflw.prediction import SIDES, evaluating, views
 from rflw.progress import asked_to_stop, progress_bar, show, tensorboard, write_log
 from rflw.recipes import OWN, RECIPES
 from rflw.records import write_whole
@@ -64,8 +64,6 @@ from rflw.steps import (
 )
 
 WORTH_COMPILING = 200  # steps of a run from which on it saves more time than it costs
-# Pixels of the shorter side of what a network was trained on.
-CARD_SIDE = {"camvid": 360, "embedded": 96, "nyu": 468}
 
 
 class Failed(InputError):
@@ -617,7 +615,7 @@ def file_record(job: Job, content: dict) -> None:
 def card(job: Job) -> dict:
     """What the header of the network's file says."""
     run, recipe = job.run, job.run.recipe
-    side = CARD_SIDE.get(recipe.data)
+    side = SIDES.get(recipe.data)
     origin = {"encoder_weights": job.origin} if job.origin else {}
     return {
         "classes": job.data.labels.classes,

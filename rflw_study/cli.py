@@ -226,7 +226,7 @@ def data_prepare(
 
 def studied(kind: str, at: Trained, options: dict, figure: Path | None = None):
     """`recorded`, for a study of a trained network on a data set."""
-    from rflw_study.layers import title as title_of
+    from rflw.checkpoint import title as title_of
 
     title, layers = title_of(at.model), options.get("layer") or []
     layer = layers[0] if len(layers) == 1 else None
@@ -377,8 +377,8 @@ def pictures(
 
     Example: rflw pictures embedded -o worst.png --rule worst
     """
+    from rflw.checkpoint import title as title_of
     from rflw_study import pictures as study
-    from rflw_study.layers import title as title_of
 
     checkpoints = [*(checkpoints or ()), *(named or ())]
     if not checkpoints:

@@ -6,6 +6,9 @@ from matplotlib import pyplot as plt
 from matplotlib.patches import Patch, Rectangle
 import numpy as np
 
+from rflw_study.figures import WIDTH
+
+TEXT = 9  # points
 OP_COLOURS = {
     "conv 3×3": "#E69F00",
     "conv 1×1": "#56B4E9",
@@ -55,28 +58,35 @@ def network(steps, blocks, ghosts=()) -> None:
     """
     parts = {b.op: [step for step in steps if block(step) == b.op] for b in blocks}
     places = {-1: (0, 0)} | {i: _place(b) for i, b in enumerate(blocks)}
-    texts = {-1: "image\n3\n512×512"}
-    texts |= {i: _text(b, parts[b.op]) for i, b in enumerate(blocks)}
+    texts = {-1: "image\n3 ch.\n512×512"}
+    for i, b in enumerate(blocks):
+        before = {blocks[j].shape[1] for j in b.inputs if j >= 0}
+        texts[i] = _text(b, parts[b.op]) + (f"\n{b.shape[1]} ch." if before != {b.shape[1]} else "")
     colours = {i: _colour(b, parts[b.op]) for i, b in enumerate(blocks)}
-    _, axis = plt.subplots(figsize=(5.4, 6.2), layout="constrained")
+    _, axis = plt.subplots(figsize=(WIDTH, 5.2), layout="constrained")
     for b in ghosts:
         x, y = _place(b)
         look = {"fill": False, "edgecolor": "0.55", "linestyle": (0, (3, 3))}
         axis.add_patch(Rectangle((x - 0.44, y - 0.36), 0.88, 0.72, **look))
-        axis.text(x, y - 0.18, "no\nRCU", ha="center", va="center", fontsize=7.5, color="0.35")
-    graph(axis, blocks, places, texts, colours, box=(0.88, 0.72), fontsize=7.5)
+        axis.text(x, y - 0.17, "no\nRCU", ha="center", va="center", fontsize=TEXT, color="0.35")
+    graph(axis, blocks, places, texts, colours, box=(0.88, 0.72))
     _leave(axis, places[len(blocks) - 1], -1)
-    for row, stride in enumerate((4, 8, 16, 32), start=2):
-        place = {"rotation": 90, "ha": "center", "va": "center", "fontsize": 7.5}
-        axis.text(-0.6, row, f"stride {stride}", **place)
-    axis.set(xlim=(-0.75, 6.5), ylim=(5.45, -0.45))
+    for row, stride in enumerate((4, 4, 8, 16, 32), start=1):
+        side = 512 // stride
+        place = {"va": "center", "fontsize": TEXT, "color": "0.35"}
+        axis.text(0.56, row - 0.5, f"stride {stride}, {side}×{side}", **place)
+    axis.set(xlim=(-0.5, 6.5), ylim=(5.4, -0.4))
     words = {
         "encoder": "0.9",
         "decoder, with 3×3 convolutions": OP_COLOURS["conv 3×3"],
         "decoder, 1×1 convolutions only": OP_COLOURS["conv 1×1"],
     }
-    keys = [Patch(facecolor=c, edgecolor="0.25", label=word) for word, c in words.items()]
-    axis.legend(handles=keys, loc="upper center", bbox_to_anchor=(0.6, 1), fontsize=8)
+    keys = [
+        Patch(facecolor=c, edgecolor="0.25", label=word)
+        for word, c in words.items()
+        if c in colours.values()
+    ]
+    axis.legend(handles=keys, loc="upper right", fontsize=TEXT)
 
 
 def _place(b) -> tuple[int, int]:
@@ -88,16 +98,11 @@ def _place(b) -> tuple[int, int]:
 
 
 def _text(b, steps) -> str:
-    """Name, convolutions, channels, size."""
+    """Name and convolutions."""
     name = TITLES.get(b.op.split()[0], b.op.split()[0])
     if name == "RCU":
         name = f"{sum(step.op == 'add' for step in steps)} RCU"  # each ends in a sum
-    found = convs(steps)
-    words = [f"{sum(found.values())} conv"]
-    if len(found) == 1:
-        words.append("{0}×{0}".format(*found))
-    _, channels, *size = b.shape
-    return "\n".join([name, *words, f"{channels} ch.", "×".join(map(str, size))])
+    return f"{name}\n{convs(steps).total()} conv"
 
 
 def _colour(b, steps) -> str:
@@ -109,26 +114,27 @@ def _colour(b, steps) -> str:
 def _leave(axis, place, down: int, word: str = "logits", half: float = 0.36) -> None:
     """An arrow from the last box to a word."""
     x, y = place
-    where = {"ha": "center", "va": "center", "fontsize": 8}
+    where = {"ha": "center", "va": "center", "fontsize": TEXT}
     arrow = {"arrowstyle": "<|-", **ARROW}
     axis.annotate(word, (x, y + down * half), (x, y + down), arrowprops=arrow, **where)
 
 
-def blocks(graphs: dict, height: float, inputs=("input",)) -> None:
+def blocks(graphs: dict, inputs=("input",)) -> None:
     """A figure of recorded blocks side by side, each with its name and its parameters."""
-    size = min(5.4, 2.4 * len(graphs)), height
-    _, axes = plt.subplots(1, len(graphs), figsize=size, layout="constrained", squeeze=False)
+    figure, axes = plt.subplots(1, len(graphs), layout="constrained", squeeze=False)
     for axis, (name, steps) in zip(axes[0], graphs.items()):
         block_graph(axis, steps, inputs)
-        axis.set_title(f"{name}\n{sum(step.params for step in steps):,} parameters", fontsize=8)
+        words = f"{name}\n{sum(step.params for step in steps):,} parameters"
+        axis.set_title(words, fontsize=TEXT, loc="left")
+    widths = [np.ptp(axis.get_xlim()) for axis in axes[0]]
     bottom = max(axis.get_ylim()[0] for axis in axes[0])
     for axis in axes[0]:
         axis.set_ylim(bottom, -0.5)
+    axes[0, 0].get_gridspec().set_width_ratios(widths)
+    figure.set_size_inches(0.92 * sum(widths), 0.5 * (bottom + 1.3))
 
 
-def graph(
-    axis, steps, places: dict, texts: dict, colours: dict, box=(0.8, 0.6), fontsize=8.0
-) -> None:
+def graph(axis, steps, places: dict, texts: dict, colours: dict, box=(0.86, 0.76)) -> None:
     """Boxes and arrows of a recorded graph (`rflw.trace`); a box of "+" is small.
 
     Args:
@@ -140,7 +146,7 @@ def graph(
         w, h = half[i]
         look = {"facecolor": colours.get(i, "white"), "edgecolor": "0.25", "linewidth": 0.8}
         axis.add_patch(Rectangle((x - w, y - h), 2 * w, 2 * h, zorder=3, **look))
-        look = {"ha": "center", "va": "center", "fontsize": fontsize, "linespacing": 1.15}
+        look = {"ha": "center", "va": "center", "fontsize": TEXT, "linespacing": 1.15}
         axis.text(x, y, texts[i], zorder=4, **look)
     for i, step in enumerate(steps):
         for j in step.inputs:
@@ -193,7 +199,7 @@ def block_graph(axis, steps, inputs=("input",)) -> None:
         texts[i] = name.replace("max-pool ", "max-pool\n")
         texts[i] += "\n{} → {}".format(*step.channels) if step.channels else ""
         colours[i] = OP_COLOURS.get(name, "0.93" if step.op != "add" else "white")
-    graph(axis, steps, places, texts, colours, box=(0.86, 0.76), fontsize=7.5)
+    graph(axis, steps, places, texts, colours)
     x, y = places[len(steps) - 1]
     _leave(axis, (x, y), 1, "output", 0.38)
-    axis.set(xlim=(-0.55, 1.55), ylim=(y + 1.4, -0.5))
+    axis.set_ylim(y + 1.2, -0.5)

@@ -736,11 +736,11 @@ class DeployTest(Test):
         scored: dict[tuple, dict[str, tuple[float, dict]]] = {}
         for record in _of_kind("eval", recorded):
             config, way = record["config"], record["metrics"].get("deployed", "")
-            if (config["scales"], config["flip"]) == ([1.0], False):
-                key = config["checkpoint"], config["data"], config["split"]
+            if len(config["scales"]) == 1 and not config["flip"]:
+                key = config["checkpoint"], config["data"], config["split"], *config["scales"]
                 scored.setdefault(key, {})[way] = record["metrics"]["miou"], record
         answers = []
-        for (checkpoint, data, _), ways in scored.items():
+        for (checkpoint, data, *_), ways in scored.items():
             if {"", self.deploy} <= ways.keys():
                 (after, first), (before, second) = ways[self.deploy], ways[""]
                 runs = [r for r in _of_kind("train", recorded) if r["name"] == checkpoint]

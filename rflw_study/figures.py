@@ -8,7 +8,8 @@ from rflw.data.labels import Labels
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_DECODERS = "LW", "LW with RCU", "LW without CRP", "original", "original without RCU"
+_DECODERS = ("LW", "LW with RCU", "LW without CRP", "original", "original without RCU")
+_DECODERS += ("LW, two coarsest levels",)
 WIDTH = 5.0  # inches: narrow, so that text is large enough on a phone
 LONG = 24  # letters: longer names of rows stand above their rows
 
@@ -34,11 +35,10 @@ def table(frame) -> str:
     """
     import pandas as pd
 
-    shared, frame = frame.columns.name, frame.rename_axis(columns=None)
+    shared = frame.columns.name
+    frame = frame.set_axis([*frame.columns], axis=1)
     if not isinstance(frame.index, pd.RangeIndex):
         frame = frame.reset_index(names=[name or "" for name in frame.index.names])
-    if frame.columns.nlevels > 1:
-        frame = frame.set_axis([" ".join(filter(None, names)) for names in frame.columns], axis=1)
     with pd.option_context("display.max_colwidth", None):
         html = frame.to_html(index=False, border=0, na_rep="")
     return (f"<p>{shared}</p>\n" if shared else "") + html.replace(
@@ -168,12 +168,14 @@ def stacked(
     import pandas as pd
 
     frame = pd.DataFrame.from_dict(bars, orient="index").fillna(0.0)
-    frame.plot.barh(stacked=True, width=0.4, color=colours[: frame.shape[1]], lw=0, ax=axis)
+    look = {"width": 0.4, "color": colours[: frame.shape[1]], "lw": 0, "legend": False}
+    frame.plot.barh(stacked=True, ax=axis, **look)
     sums = [f"{total:.0f}" for total in frame.sum(axis=1)]
     axis.bar_label(axis.containers[-1], sums, padding=4, fontsize="small")
     rows(axis, bars, label)
     axis.margins(x=0.12)
-    legend(axis, columns)
+    if frame.shape[1] > 1:
+        legend(axis, columns)
 
 
 def palette(names: Iterable[str]) -> dict:

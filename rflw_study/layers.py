@@ -12,14 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from rflw.errors import InputError
-from rflw.nn.refinenet import RefineNet
-
-
-def title(model: RefineNet) -> str:
-    """The run of a trained network, "RECIPE-sSEED", or its name where its card has no recipe."""
-    if {"recipe", "seed"} <= model.card.keys():
-        return f"{model.card['recipe']}-s{model.card['seed']}"
-    return model.name
 
 
 @contextmanager

@@ -20,7 +20,11 @@ MODES = {
     "optimised-fp32": "optimised, fp32",
     "optimised-bf16": "optimised, bf16",
 }
-ENCODERS = {"resnet": "ResNet-", "mobilenet_v2": "MobileNet-v2"}
+ENCODERS = {
+    "efficientnet_lite": "EfficientNet-Lite",
+    "mobilenet_v2": "MobileNet-v2",
+    "resnet": "ResNet-",
+}
 
 
 def timings(records: Iterable[dict]) -> list[dict]:
@@ -159,15 +163,21 @@ def short(model: str) -> str:
     return model
 
 
+def mode_name(mode: str) -> str:
+    """A mode's name in the book: "plain", "memory + fold, fp32"."""
+    steps, _, precision = mode.rpartition("-")
+    return MODES.get(mode, f"{steps.replace('+', ' + ')}, {precision}")
+
+
 def table(lines: Sequence[dict], *index: str) -> pandas.DataFrame:
     """Lines under the given index, or one line that says that nothing was measured.
 
-    An index value that all lines share is written once, in the corner (not that of the last index).
+    An index value that all lines share stands above the table (not that of the last index).
     """
     import pandas
 
     if not lines:
-        return pandas.DataFrame({"on record": ["not measured"]}, index=[""])
+        return pandas.DataFrame({"on record": ["not measured"]})
     frame = pandas.DataFrame(lines)
     shared = [name for name in index[:-1] if frame[name].nunique() == 1]
     frame.columns.name = ", ".join(

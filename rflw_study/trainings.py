@@ -1,10 +1,12 @@
 """Trainings on record by decoder and seed, and their differences, as the book's chapters show them."""
 
+from statistics import fmean
+
 import pandas as pd
 
 from rflw import records
 from rflw.recipes import COMPARED, short
-from rflw_study import evidence, figures
+from rflw_study import evidence, figures, timings
 from rflw_study.statistics import Interval, mean_interval, paired_difference
 
 DECODERS = {
@@ -23,17 +25,30 @@ def decoder(record: dict) -> str:
     return DECODERS[short(record["config"]["model"].rpartition("-")[0])]
 
 
+def named(model: str) -> str:
+    """A network in few words: "LW without CRP, EfficientNet-Lite0"."""
+    form, _, encoder = model.rpartition("-")
+    return f"{DECODERS[short(form)]}, {timings.short(encoder)}"
+
+
 def network(record: dict) -> dict:
     """Data, decoder and seed of the network that a record measured."""
     recipe, _, seed = record["config"]["checkpoint"].rpartition("-s")
-    length = next((f" {word}" for word in ("short", "long") if f"-{word}-" in recipe), "")
-    data = record["config"]["data"] + length
+    kind = next((f" {word}" for word in ("short", "long", "tuned") if f"-{word}-" in recipe), "")
+    data = record["config"]["data"] + kind
     return {"data": data, "decoder": decoder(record), "network's seed": seed}
 
 
 def finished() -> list[dict]:
     """Records of all trainings that came to their end."""
     return [r for r in records.read_all() if r["kind"] == "train" and r["status"] == "done"]
+
+
+def untrained(done: list[dict], recipes: str) -> str:
+    """The compared decoders without a run of the recipes that begin so, in words."""
+    seen = {decoder(record) for record in done if record["config"]["name"].startswith(recipes)}
+    names = (DECODERS[short(form)] for form in COMPARED)
+    return ", ".join(name for name in names if name not in seen) or "none"
 
 
 def scores(done: list[dict], name: str) -> dict[int, float]:
@@ -78,10 +93,10 @@ def compared(data: str, recorded: list[dict]) -> pd.DataFrame:
         points = [each.points[seed] for seed in sorted(each.points)]
         gap = mean_interval(points, 0.90) if points else None
         gaps |= {line: gap} if gap else {}
-        row = {"difference": line, "by seed": ", ".join(f"{point:+.1f}" for point in points)}
-        limit = f"more than {pair.at_least:g}" if pair.at_least else f"±{on.margin:g}"
-        row |= {"mean [90 %]": str(gap) if gap else "not run yet", "margin": limit}
-        rows.append(row | {"outcome": each.against or each.outcome})
+        row = {"difference": line, "mean [90 %]": f"{gap:z.1f}" if gap else "not run yet"}
+        row["margin"] = f"more than {pair.at_least:g}" if pair.at_least else f"±{on.margin:g}"
+        by_seed = ", ".join(f"{point:+z.1f}" for point in points)
+        rows.append(row | {"outcome": each.against or each.outcome, "by seed": by_seed})
     upper, lower = figures.row_panels(groups, gaps)
     means(groups, upper, "mIoU on the frames that are scored, %")
     lower.axvspan(-on.margin, on.margin, color="0.9", zorder=0)
@@ -89,10 +104,12 @@ def compared(data: str, recorded: list[dict]) -> pd.DataFrame:
     return pd.DataFrame(rows).set_index("difference")
 
 
-def meaning(gap: Interval | None) -> str:
-    """What an interval of differences allows us to say."""
+def meaning(gap: Interval | None, best: float = 0.0) -> str:
+    """What an interval of differences allows us to say; `best`: the better decoder's mean."""
     if gap is None:
         return "not run yet"
+    if best > 100 * evidence.protocol().votes.ceiling:
+        return "does not count: over the ceiling"
     if gap.n < 2:
         return "no conclusion: one seed"
     if gap.low > 0 or gap.high < 0:
@@ -104,7 +121,10 @@ def differences(groups: dict[str, dict[int, float]], pairs) -> pd.DataFrame:
     """Differences within seeds: of each pair of names, the second's score less the first's."""
     rows = []
     for first, second in pairs:
-        gap = paired_difference(groups.get(first, {}), groups.get(second, {}))
-        words = {"points of mIoU [95 %]": str(gap) if gap else "", "seeds": gap.n if gap else ""}
-        rows.append({"difference": f"{second} - {first}"} | words | {"meaning": meaning(gap)})
+        both = [groups.get(name, {}) for name in (first, second)]
+        gap, seeds = paired_difference(*both), both[0].keys() & both[1].keys()
+        best = max(fmean(scores[seed] for seed in seeds) for scores in both) if gap else 0.0
+        row = {"difference": f"{second} - {first}"}
+        row |= {"points of mIoU [95 %]": f"{gap:z.1f}" if gap else ""}
+        rows.append(row | {"seeds": gap.n if gap else "", "meaning": meaning(gap, best)})
     return pd.DataFrame(rows).set_index("difference")

@@ -706,6 +706,8 @@ def test_compression_takes_a_network_that_is_alive(results):
     config |= {"split": "val", "scales": [1.0], "flip": False}
     results.add("eval-a", "eval", {"miou": 0.602}, config)
     results.add("eval-b", "eval", {"miou": 0.601, "deployed": "int8"}, config)
+    half = config | {"scales": [0.5]}  # another scale is another pair
+    results.add("eval-c", "eval", {"miou": 0.1, "deployed": "int8"}, half)
     for live, verdict in ((0.0, "not decided"), (1.0, "supported on substitute data")):
         results.train(name.removesuffix("-s0"), 60.2, live=live)
         assert results.verdicts("compression-on-top") == [verdict]

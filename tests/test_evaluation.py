@@ -103,3 +103,15 @@ def test_the_interval_of_eval_draws_frames_that_are_alike_together(monkeypatch):
     blocks = [0] * 10 + [1] * 10 + [2] * 4
     assert got == evaluation.summary(matrices, "ab", blocks)["miou_interval"]
     assert got != evaluation.summary(matrices, "ab")["miou_interval"]
+
+
+def test_a_network_is_scored_at_the_scale_of_its_training():
+    model = SimpleNamespace()
+    for card, scale in (
+        ({"data": "nyu", "short_side": 234}, 0.5),
+        ({"data": "nyu", "short_side": None}, 1.0),
+        ({"data": "camvid", "short_side": 360}, 1.0),
+        ({"data": "photos"}, 1.0),
+    ):
+        model.card = card
+        assert prediction.own_scale(model) == scale

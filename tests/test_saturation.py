@@ -8,13 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from rflw import InputError, build, prediction
+from rflw import InputError, build, checkpoint, prediction
 from rflw.data.labels import LABELS
 from rflw.data.synthetic import Embedded
 from rflw.evaluation import evaluate, summary
 from rflw.nn.blocks import CRP, RCU, BottleneckRCU
 from rflw_study import saturation
-from rflw_study.layers import title
 from rflw_study.pictures import pictures
 from rflw_study.saturation import Term
 
@@ -176,4 +175,4 @@ def test_pictures_are_chosen_by_the_rule(model, monkeypatch):
     with pytest.raises(InputError, match="all pixels are void"):
         pictures({"a": model}, data)
     other.card = {}
-    assert title(model) == "embedded-lw-rcu-s7" and title(other) == other.name
+    assert checkpoint.title(model) == "embedded-lw-rcu-s7" and checkpoint.title(other) == other.name
