@@ -98,7 +98,7 @@ def _weights_folder(path: Path | None) -> Path | None:
 PICTURES = (".png", ".webp", ".jpg", ".svg", ".pdf")  # grids of photos are smallest as .webp
 
 
-def _picture_file(path: Path | None) -> Path | None:
+def picture_file(path: Path | None) -> Path | None:
     """Refuse a picture's name before anything is measured for it."""
     if path:
         with about(path):
@@ -140,11 +140,8 @@ RecordFolder = Annotated[
     Path | None,
     Option(exists=True, file_okay=False, help="Folder of records; else data/results."),
 ]
-Picture = Annotated[
-    Path | None, Option(callback=_picture_file, help="Also draw what is measured, into this file.")
-]
 PictureOutput = Annotated[
-    Path, Option("-o", "--output", callback=_picture_file, help="Picture to write.")
+    Path, Option("-o", "--output", callback=picture_file, help="Picture to write.")
 ]
 
 
@@ -816,7 +813,6 @@ def evaluate(
     save: Annotated[
         Path | None, Option(callback=_writable_folder, help="Folder for masks, to submit.")
     ] = None,
-    figure: Picture = None,
 ):
     """Measure whole images: IoU, accuracy, boundary F-score, and the interval of mIoU over images.
 
@@ -848,13 +844,11 @@ def evaluate(
     title, words = evaluation_name(name, options), ("eval", at.checkpoint)
     ways = (precision, scales, flip, tile)
     with recorded(title, words, options, "eval", config, at.results) as record:
-        matrices, result = measure(model, at.dataset, ways, plain, save)
+        result = measure(model, at.dataset, ways, plain, save)
         if deployed:
             result |= {"deployed": deployed, "agreement": result.pop("agreement")}
             result["steps"] = list(model.steps)
         record["metrics"] = result = {**place, **result}
-    if figure:
-        draw_frames(model, at.dataset, matrices, figure)
     print_json(result) if at.as_json else print_scores(result)
 
 
@@ -883,7 +877,7 @@ def measure(model, dataset, ways: tuple, plain=None, save=None):
         save: folder for the predictions.
 
     Returns:
-        The confusion matrix of each image, and the metrics of all.
+        The metrics.
     """
     from rflw import evaluation, metrics, plots, prediction
     from rflw.data.readers import blocks
@@ -913,21 +907,7 @@ def measure(model, dataset, ways: tuple, plain=None, save=None):
     if plain:
         agreeing, pixels = map(sum, zip(*same))
         result["agreement"] = agreeing / pixels
-    return matrices, result
-
-
-def draw_frames(model, dataset, matrices, path: Path) -> None:
-    """Five frames in equal steps from the worst to the best, into a picture."""
-    from rflw import metrics, plots, prediction
-
-    scores = {i: metrics.pixel_accuracy(m) for i, m in enumerate(matrices) if m.any()}
-    if not scores:
-        raise InputError(f"{dataset.name}/{dataset.split}: all pixels are void, nothing to draw")
-    order = sorted(scores, key=scores.get)
-    chosen = [order[round(step * (len(order) - 1) / 4)] for step in range(5)]
-    rows = [(*dataset[i], prediction.predict(model, dataset[i][0], 0)) for i in chosen]
-    notes = [f"{100 * scores[i]:.1f} % of pixels" for i in chosen]
-    draw(plots.prediction_grid(rows, dataset.labels, notes=notes), path)
+    return result
 
 
 def print_scores(result: dict) -> None:

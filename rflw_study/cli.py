@@ -18,7 +18,6 @@ from rflw.cli import (
     Json,
     ListCommand,
     On,
-    Picture,
     PictureOutput,
     Record,
     RecordFolder,
@@ -35,6 +34,7 @@ from rflw.cli import (
     draw,
     on_a_network,
     open_checkpoint,
+    picture_file,
     print_json,
     recorded,
     show,
@@ -251,7 +251,9 @@ def erf(
     patch: Annotated[int, Option(help="Pixels of the side of the patch that occludes.")] = 11,
     stride: Annotated[int, Option(help="Pixels between its places.")] = 3,
     cut: Annotated[float | None, Option(help="Share of its peak where a field ends.")] = None,
-    figure: Picture = None,
+    figure: Annotated[
+        Path | None, Option(callback=picture_file, help="Also draw the fields, into this file.")
+    ] = None,
 ):
     """Measure receptive fields of the units of layers, and say what they could be in theory.
 

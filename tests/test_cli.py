@@ -162,12 +162,12 @@ def test_every_command_has_help_with_an_example(command):
     assert code == 0 and f"Example: rflw {command}" in out
 
 
-@pytest.mark.parametrize("option", ["--results", "--save", "--figure"])
-def test_what_cannot_be_written_is_refused_before_anything_is_measured(monkeypatch, option):
+@pytest.mark.parametrize("words", ["eval {} --results", "eval {} --save", "pictures {} -o"])
+def test_what_cannot_be_written_is_refused_before_anything_is_measured(monkeypatch, words):
     monkeypatch.setattr(checkpoint, "load", lambda *_: pytest.fail("the work has begun"))
     Path("file").touch()
-    refused(f"eval embedded {option} file/x.png", "cannot be written")
-    refused(f"eval embedded {option} {'x' * 300}/y.png", "file name too long")
+    refused(f"{words.format('embedded')} file/x.png", "cannot be written")
+    refused(f"{words.format('embedded')} {'x' * 300}/y.png", "file name too long")
     assert names(".") == {"file"}
 
 
@@ -395,15 +395,14 @@ def test_large_images_in_tiles(network, scenes, photo, monkeypatch):
     assert records.read("eval-x-embedded-val-tile-1600", ".")["command"].endswith("--tile 1600")
 
 
-def test_eval_draws_frames_but_none_of_void_alone(network, scenes, monkeypatch):
-    code, out, _ = rflw(f"eval {network} --figure x.webp")
+def test_eval_of_void_alone_has_no_score(network, scenes, monkeypatch):
+    code, out, _ = rflw(f"eval {network}")
     assert code == 0 and re.search(r"^mIoU +\d+\.\d\d% +\d.*% to ", out, re.MULTILINE)
-    with Image.open("x.webp") as picture:
-        assert picture.format == "WEBP" and picture.size[1] > picture.size[0]  # five rows
     void = np.full((96, 128), 255, np.uint8)
     monkeypatch.setattr(Scenes, "__getitem__", lambda self, index: (scene("val", index)[0], void))
     assert answer(f"eval {network}")["miou"] is None
-    refused(f"eval {network} --figure y.png", "embedded/val", "void")
+    code, _, err = rflw(f"eval {network}")
+    assert code == 2 and err.startswith("rflw: embedded/val: all pixels are void")
 
 
 def test_eval_of_a_deployed_network(network, scenes, monkeypatch):
