@@ -111,17 +111,21 @@ function origins() {
   }
 }
 
-// Columns of numbers stand on the right. On a phone each row becomes a card, whose cells bear the names of their columns; two columns fit as they are.
+// Columns of numbers stand on the right. On a phone each row of a table of long texts, or of one that is too wide, becomes a card, whose cells
+// bear the names of their columns.
 function cards() {
-  const number = /^([-−+±]?\d[\d,.]*( ?%)?( \[.*\])?|–|)$/;
+  const number = /^([-−+±]?\d[\d,.]*( ?%)?( \[.*\])?|–|)$/, long = 24; // letters
   for (const table of document.querySelectorAll(".bd-content table.table:not(.ledger, .indextable)")) {
     const names = [...(table.tHead?.rows[0]?.cells ?? [])];
+    let wordy = false;
     names.forEach((name, i) => {
-      const cells = [...table.tBodies[0].rows].map(row => row.cells[i]).filter(Boolean);
-      for (const cell of cells) cell.dataset.label = name.innerText.trim();
-      if (i && cells.every(cell => number.test(cell.innerText.trim()))) for (const cell of [name, ...cells]) cell.classList.add("number");
+      const cells = [...table.tBodies[0].rows].map(row => row.cells[i]).filter(Boolean), texts = cells.map(cell => cell.textContent.trim());
+      for (const cell of cells) cell.dataset.label = name.textContent.trim();
+      if (i && texts.every(text => number.test(text))) for (const cell of [name, ...cells]) cell.classList.add("number");
+      else wordy ||= i > 0 && texts.some(text => text.length > long);
     });
-    if (names.length > 2) table.classList.add("cards");
+    table.classList.remove("cards");
+    if (names.length > 2 && (wordy || table.offsetWidth > table.parentElement.clientWidth)) table.classList.add("cards");
   }
 }
 
@@ -137,7 +141,7 @@ document.addEventListener("DOMContentLoaded", () => {
   cards();
   scrollable();
   addEventListener("load", scrollable);
-  addEventListener("resize", scrollable);
+  addEventListener("resize", () => { cards(); scrollable(); });
   document.querySelectorAll("table.ledger").forEach(sortable);
   const ledger = document.getElementById("ledger");
   if (ledger) filterable(ledger);
