@@ -37,7 +37,7 @@ class Stage:
     milestones: tuple[int, ...] = ()  # epochs of the stage at which halve and multistep lower them
     gamma: float = 0.5  # factor of the learning rates at each milestone
     power: float = 0.9  # exponent of poly
-    warmup: int = 0  # steps over which the rates rise linearly; AdamW without it kills units
+    warmup: int = 0  # steps over which the rates rise linearly; AdamW without it can kill units
 
     def __post_init__(self):
         choose("schedule", self.schedule, SCHEDULES)

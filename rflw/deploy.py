@@ -26,7 +26,7 @@ from rflw.errors import InputError, choose, why
 from rflw.nn import pooling
 from rflw.nn.blocks import CRP
 from rflw.nn.refinenet import MIN_SIZE, RefineNet
-from rflw.prediction import normalise, seen_size, short_side_of, upsample
+from rflw.prediction import as_seen, normalise, seen_size, short_side_of, upsample
 from rflw.records import write_whole
 from rflw.trace import record
 
@@ -202,7 +202,7 @@ def optimise(
     if device.type == "cpu":
         keep_freed_memory()
     if precision == "int8":
-        images = (normalise(image, model, device) for image in calibration)
+        images = (as_seen(image, model, device) for image in calibration)
         net = _quantise(net, [image.to(memory_format=layout) for image in images])
     if precision != "fp32":
         steps.append(precision)

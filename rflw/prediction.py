@@ -168,9 +168,7 @@ def logits_of(
         Logits (B, K, ceil(h/4), ceil(w/4)), on the model's device.
     """
     device = next(model.parameters()).device
-    x = normalise(images, model, device)
-    if tuple(size) != tuple(x.shape[2:]):
-        x = F.interpolate(x, size=tuple(size), mode="bilinear", antialias=True)
+    x = as_seen(images, model, device, size)
     if flip:
         x = x.flip(3)
     side = tiles.side(tile, size)
@@ -187,6 +185,15 @@ def normalise(images: np.ndarray, model: RefineNet, device: torch.device) -> Ten
     x = (x if x.ndim == 4 else x[None]).permute(0, 3, 1, 2).float().div_(255)
     mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (model.mean, model.std))
     return x.sub_(mean).div_(std).contiguous(memory_format=torch.channels_last)
+
+
+def as_seen(images: np.ndarray, model: RefineNet, device: torch.device, size=None) -> Tensor:
+    """`normalise`, at another size; None: as large as the network saw its data set in training."""
+    x = normalise(images, model, device)
+    size = size or [round(n * own_scale(model)) for n in x.shape[2:]]
+    if tuple(size) != tuple(x.shape[2:]):
+        x = F.interpolate(x, size=tuple(size), mode="bilinear", antialias=True)
+    return x
 
 
 @torch.inference_mode()

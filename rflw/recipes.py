@@ -6,9 +6,7 @@ from rflw.config import Recipe, Stage
 from rflw.errors import InputError
 
 LITE0 = "efficientnet_lite0"
-WARMUP = (
-    100  # steps; without, AdamW at a decoder rate of 1e-3 kills the stride-32 stage in 50 steps
-)
+WARMUP = 100  # steps; without, AdamW at a decoder rate of 1e-3 can kill the stride-32 stage
 
 
 def short(form: str) -> str:
@@ -215,16 +213,9 @@ def _grid(data: str, form: str, how: str, init: str) -> Recipe:
 def _nyu_to_use(kind: str, encoder: str, epochs: int, **size) -> Recipe:
     """The network for NYUDv2 to use: AdamW's rates, a longer warm-up for safety."""
     stage = Stage("nyu", epochs, *ADAMW["rates"], schedule="poly", warmup=200)
-    return Recipe(
-        _name(kind, "refinenet-lw", encoder),
-        f"refinenet-lw-{encoder}",
-        (stage,),
-        optimiser="adamw",
-        weight_decay=0.01,
-        ema=0.99,
-        val_every=epochs,
-        **size,
-    )
+    settings = {"optimiser": "adamw", "weight_decay": 0.01, "ema": 0.99, "val_every": epochs} | size
+    name, model = _name(kind, "refinenet-lw", encoder), f"refinenet-lw-{encoder}"
+    return Recipe(name, model, (stage,), **settings)
 
 
 def _embedded(form: str) -> Recipe:

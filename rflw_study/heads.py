@@ -76,7 +76,7 @@ def batches(model: RefineNet, dataset, indices, batch: int = 8):
         images, masks = zip(*(dataset[i] for i in chosen.tolist()))
         if len({mask.shape for mask in masks}) > 1:
             raise InputError(f"{dataset.name}: images of several sizes; heads need one")
-        yield prediction.normalise(np.stack(images), model, device), np.stack(masks)
+        yield prediction.as_seen(np.stack(images), model, device), np.stack(masks)
 
 
 @torch.no_grad()

@@ -162,11 +162,11 @@ def saturate(model: RefineNet, dataset, images: int | None = None, progress: boo
         raise InputError(f"{model.name}: has neither RCUs nor CRP")
     part = Subset(dataset, range(len(dataset)) if images is None else spread(images, len(dataset)))
     groups = groups_of(every)
-    device = next(model.parameters()).device
+    device, scales = next(model.parameters()).device, (prediction.own_scale(model),)
     bar = tqdm(total=1 + len(every) + len(groups), desc="without", disable=not progress or None)
 
     def measured(net) -> dict[str, dict]:
-        inputs = (prediction.normalise(part[i][0], net, device) for i in range(len(part)))
+        inputs = (prediction.as_seen(part[i][0], net, device) for i in range(len(part)))
         rows = norms(net, every, inputs)
         return {
             name: row | {"ratio": mean_interval(row["ratio"].tolist()).row()}
@@ -175,7 +175,7 @@ def saturate(model: RefineNet, dataset, images: int | None = None, progress: boo
 
     def score(left_out: Sequence[Term] = ()) -> float | None:
         with without(model, left_out):
-            matrices = evaluation.evaluate(model, part)
+            matrices = evaluation.evaluate(model, part, scales=scales)
         bar.update()
         return evaluation.summary(matrices, dataset.labels.classes)["miou"]
 

@@ -99,19 +99,21 @@ def test_the_interval_of_eval_draws_frames_that_are_alike_together(monkeypatch):
     matrices = torch.randint(1, 50, (24, 2, 2)) * torch.arange(1, 25)[:, None, None]
     monkeypatch.setattr(evaluation, "evaluate", lambda *_, **__: matrices)
     model, ways = SimpleNamespace(num_classes=2), ("fp32", (1.0,), False, None)
-    got = cli.measure(model, Frames(range(24)), ways)[1]["miou_interval"]
+    got = cli.measure(model, Frames(range(24)), ways)["miou_interval"]
     blocks = [0] * 10 + [1] * 10 + [2] * 4
     assert got == evaluation.summary(matrices, "ab", blocks)["miou_interval"]
     assert got != evaluation.summary(matrices, "ab")["miou_interval"]
 
 
-def test_a_network_is_scored_at_the_scale_of_its_training():
-    model = SimpleNamespace()
+def test_a_network_sees_images_at_the_scale_of_its_training(model, monkeypatch):
+    image = DATA[0][0]  # 96 x 128
     for card, scale in (
         ({"data": "nyu", "short_side": 234}, 0.5),
         ({"data": "nyu", "short_side": None}, 1.0),
         ({"data": "camvid", "short_side": 360}, 1.0),
         ({"data": "photos"}, 1.0),
     ):
-        model.card = card
+        monkeypatch.setattr(model, "card", card)
         assert prediction.own_scale(model) == scale
+        seen = prediction.as_seen(image, model, torch.device("cpu"))
+        assert seen.shape == (1, 3, 96 * scale, 128 * scale)
