@@ -257,7 +257,8 @@ def _quantise(net: nn.Module, batches: list[Tensor]) -> nn.Module:
     exported = torch.export.export(net, (batches[0],), dynamic_shapes=(sizes,)).module()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about what stays in fp32
-        ranges = x86.get_default_x86_inductor_quantization_config()
+        narrow = not torch.cpu._is_vnni_supported()  # there, sums of products overflow 16 bits
+        ranges = x86.get_default_x86_inductor_quantization_config(reduce_range=narrow)
         prepared = prepare_pt2e(exported, x86.X86InductorQuantizer().set_global(ranges))
         for batch in batches:
             prepared(batch)

@@ -206,7 +206,7 @@ def rows(axis, names, label: str) -> None:
         for row, name in enumerate(names):
             place = {"transform": axis.get_yaxis_transform(), "va": "center", "fontsize": "small"}
             place["bbox"] = {"facecolor": "white", "edgecolor": "none", "pad": 1}
-            axis.text(0, row - 0.42, name, zorder=5, **place)
+            axis.text(0, row - 0.36, name, zorder=5, **place)
 
 
 # ------------------------------------------------------------ curves

@@ -84,7 +84,7 @@ def comparison(groups: dict[str, dict[int, float]]) -> None:
 def compared(data: str, recorded: list[dict]) -> pd.DataFrame:
     """A figure and a table of the protocol's runs on one data set, and what they decide."""
     on, groups, gaps, rows = evidence.protocol().data[data], {}, {}, []
-    for form in reversed(COMPARED):  # from the lightest
+    for form in sorted(COMPARED, key=lambda form: [*DECODERS].index(short(form))):
         if runs := evidence.scored(data, form, recorded):
             groups[DECODERS[short(form)]] = {seed: runs[seed][0] for seed in sorted(runs)}
     for name, each in evidence.differences(data, recorded).items():

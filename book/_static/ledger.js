@@ -114,7 +114,7 @@ function origins() {
 // Columns of numbers stand on the right. On a phone each row of a table of long texts, or of one that is too wide, becomes a card, whose cells
 // bear the names of their columns.
 function cards() {
-  const number = /^([-−+±]?\d[\d,.]*( ?%)?( \[.*\])?|–|)$/, long = 24; // letters
+  const number = /^([-−+±]?\d[\d,.]*(e[-+]?\d+)?( ± [\d,.]+)?( ?%)?( \[.*\])?|–|none|not (said|stated|printed|measured|run yet)|)$/, long = 24; // letters
   for (const table of document.querySelectorAll(".bd-content table.table:not(.ledger, .indextable)")) {
     const names = [...(table.tHead?.rows[0]?.cells ?? [])];
     let wordy = false;
@@ -129,6 +129,12 @@ function cards() {
   }
 }
 
+// An option of a command is not torn at its dashes.
+function options() {
+  for (const code of document.querySelectorAll("td code, #records td div"))
+    code.innerHTML = code.innerHTML.replace(/(^|[\s>])(--?[a-z][\w-]*)/g, '$1<span class="whole">$2</span>');
+}
+
 // What scrolls sideways can be reached and scrolled by the keyboard.
 function scrollable() {
   for (const box of document.querySelectorAll(".output.text_html, div.math, .bd-content pre, .pst-scrollable-table-container")) {
@@ -138,6 +144,7 @@ function scrollable() {
 }
 
 document.addEventListener("DOMContentLoaded", () => {
+  options();
   cards();
   scrollable();
   addEventListener("load", scrollable);
