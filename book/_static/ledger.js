@@ -121,8 +121,10 @@ function cards() {
     names.forEach((name, i) => {
       const cells = [...table.tBodies[0].rows].map(row => row.cells[i]).filter(Boolean), texts = cells.map(cell => cell.textContent.trim());
       for (const cell of cells) cell.dataset.label = name.textContent.trim();
-      if (i && texts.every(text => number.test(text))) for (const cell of [name, ...cells]) cell.classList.add("number");
-      else wordy ||= i > 0 && texts.some(text => text.length > long);
+      if (i && texts.every(text => number.test(text))) {
+        for (const cell of [name, ...cells]) cell.classList.add("number");
+        for (const cell of cells) cell.innerHTML = cell.innerHTML.replace(/ (\[.*\])$/, ' <span class="whole">$1</span>'); // an interval stays on its line
+      } else wordy ||= i > 0 && texts.some(text => text.length > long);
     });
     table.classList.remove("cards");
     if (names.length > 2 && (wordy || table.offsetWidth > table.parentElement.clientWidth)) table.classList.add("cards");
