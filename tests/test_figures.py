@@ -123,7 +123,7 @@ def test_long_names_stand_above_their_rows():
     figures.rows(lower, long, "ms")
     assert [label.get_text() for label in upper.get_yticklabels()] == short and not upper.texts
     assert [text.get_text() for text in lower.texts] == long
-    assert [text.get_position()[1] for text in lower.texts] == pytest.approx([-0.42, 0.58])
+    assert [text.get_position()[1] for text in lower.texts] == pytest.approx([-0.36, 0.64])
     assert not any(label.get_text() for label in lower.get_yticklabels())
     plt.close(upper.figure)
 
