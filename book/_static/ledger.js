@@ -82,7 +82,7 @@ function origins() {
       whole.className = "whole";
       after.data = after.data.slice(mark.length);
       button.replaceWith(whole);
-      whole.append(button, mark);
+      whole.append(button, mark, origin);
     }
     if (!origin.showPopover) return;
     const place = () => {
