@@ -3,7 +3,7 @@
 Letters in shape comments: B batch, C channels, H and W rows and columns, K classes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from os import PathLike
 from threading import Lock
@@ -187,10 +187,15 @@ def normalise(images: np.ndarray, model: RefineNet, device: torch.device) -> Ten
     return x.sub_(mean).div_(std).contiguous(memory_format=torch.channels_last)
 
 
+def scaled(size: Sequence[int], scale: float) -> tuple[int, int]:
+    """Rows and columns at a scale, not below what networks take."""
+    return tuple(n if scale == 1 else max(MIN_SIZE, round(n * scale)) for n in size)
+
+
 def as_seen(images: np.ndarray, model: RefineNet, device: torch.device, size=None) -> Tensor:
     """`normalise`, at another size; None: as large as the network saw its data set in training."""
     x = normalise(images, model, device)
-    size = size or [round(n * own_scale(model)) for n in x.shape[2:]]
+    size = size or scaled(x.shape[2:], own_scale(model))
     if tuple(size) != tuple(x.shape[2:]):
         x = F.interpolate(x, size=tuple(size), mode="bilinear", antialias=True)
     return x
@@ -206,13 +211,9 @@ def views(
     tile: int | None = None,
 ) -> list[Tensor]:
     """Logits of an image (H, W, 3) uint8 at each scale and, with `flip`, of its mirror image, too."""
-    sizes = [
-        tuple(n if scale == 1 else max(MIN_SIZE, round(n * scale)) for n in image.shape[:2])
-        for scale in scales
-    ]
     return [
-        logits_of(model, image[None], size, precision, mirrored, tile)
-        for size in sizes
+        logits_of(model, image[None], scaled(image.shape[:2], scale), precision, mirrored, tile)
+        for scale in scales
         for mirrored in (False, True)[: 1 + flip]
     ]
 

@@ -111,23 +111,28 @@ function origins() {
   }
 }
 
-// Columns of numbers stand on the right. On a phone each row of a table of long texts, or of one that is too wide, becomes a card, whose cells
-// bear the names of their columns.
-function cards() {
+// Columns of numbers stand on the right, and cells bear the names of their columns.
+function columns() {
   const number = /^([-−+±]?\d[\d,.]*(e[-+]?\d+)?( ± [\d,.]+)?( ?%)?( \[.*\])?|–|none|not (said|stated|printed|measured|run yet)|)$/, long = 24; // letters
-  for (const table of document.querySelectorAll(".bd-content table.table:not(.ledger, .indextable)")) {
-    const names = [...(table.tHead?.rows[0]?.cells ?? [])];
-    let wordy = false;
-    names.forEach((name, i) => {
+  const tables = [...document.querySelectorAll(".bd-content table.table:not(.ledger, .indextable)")].filter(table => table.tHead);
+  for (const table of tables) {
+    [...table.tHead.rows[0].cells].forEach((name, i) => {
       const cells = [...table.tBodies[0].rows].map(row => row.cells[i]).filter(Boolean), texts = cells.map(cell => cell.textContent.trim());
       for (const cell of cells) cell.dataset.label = name.textContent.trim();
       if (i && texts.every(text => number.test(text))) {
         for (const cell of [name, ...cells]) cell.classList.add("number");
         for (const cell of cells) cell.innerHTML = cell.innerHTML.replace(/ (\[.*\])$/, ' <span class="whole">$1</span>'); // an interval stays on its line
-      } else wordy ||= i > 0 && texts.some(text => text.length > long);
+      } else if (i && texts.some(text => text.length > long)) table.dataset.wordy = "yes";
     });
+  }
+  return tables.filter(table => table.tHead.rows[0].cells.length > 2);
+}
+
+// On a phone each row of a table of long texts, or of one that is too wide, becomes a card.
+function cards(tables) {
+  for (const table of tables) {
     table.classList.remove("cards");
-    if (names.length > 2 && (wordy || table.offsetWidth > table.parentElement.clientWidth)) table.classList.add("cards");
+    table.classList.toggle("cards", "wordy" in table.dataset || table.offsetWidth > table.parentElement.clientWidth);
   }
 }
 
@@ -147,10 +152,11 @@ function scrollable() {
 
 document.addEventListener("DOMContentLoaded", () => {
   options();
-  cards();
+  const tables = columns();
+  cards(tables);
   scrollable();
   addEventListener("load", scrollable);
-  addEventListener("resize", () => { cards(); scrollable(); });
+  addEventListener("resize", () => { cards(tables); scrollable(); });
   document.querySelectorAll("table.ledger").forEach(sortable);
   const ledger = document.getElementById("ledger");
   if (ledger) filterable(ledger);
