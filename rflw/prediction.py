@@ -5,6 +5,7 @@ Letters in shape comments: B batch, C channels, H and W rows and columns, K clas
 
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
+from math import ceil
 from os import PathLike
 from threading import Lock
 
@@ -141,9 +142,10 @@ def own_scale(model: nn.Module) -> float:
 def seen_size(h: int, w: int, least: int, short_side: int) -> tuple[int, int]:
     """(h, w) that the network sees of an image; least: the smaller of h and w.
 
-    Computed with integers, so that an exported file gives the same size.
+    Computed with integers, so that an exported file gives the same size. A half is rounded down, as
+    in `scaled`.
     """
-    return tuple((2 * n * short_side + least) // (2 * least) for n in (h, w))
+    return tuple((2 * n * short_side + least - 1) // (2 * least) for n in (h, w))
 
 
 def logits_of(
@@ -189,7 +191,7 @@ def normalise(images: np.ndarray, model: RefineNet, device: torch.device) -> Ten
 
 def scaled(size: Sequence[int], scale: float) -> tuple[int, int]:
     """Rows and columns at a scale, not below what networks take."""
-    return tuple(n if scale == 1 else max(MIN_SIZE, round(n * scale)) for n in size)
+    return tuple(n if scale == 1 else max(MIN_SIZE, ceil(n * scale - 0.5)) for n in size)
 
 
 def as_seen(images: np.ndarray, model: RefineNet, device: torch.device, size=None) -> Tensor:

@@ -445,6 +445,7 @@ def bench_network(
     classes: Classes = 21,
     peers: Annotated[bool, Option("--peers", help="Also other libraries' networks.")] = False,
     whole_way: Annotated[bool, Option("--whole-way", help="Also from JPEG to class map.")] = False,
+    layers: Annotated[bool, Option("--layers", help="Also by kind of layer.")] = False,
     calibrate: Annotated[str | None, Option(help="Data set whose images calibrate int8.")] = None,
     label: Annotated[
         str | None, Option(help="Of the record; default: size, batch, device.")
@@ -475,12 +476,13 @@ def bench_network(
     options = {"modes": tuple(modes), "size": size, "batch": batch, "passes": passes}
     options |= {"classes": classes}
     config, title = {"names": names, **options}, f"bench-runtime-{label}"
-    options |= {"device": device, "whole_way": whole_way, "calibrate": calibrate, "label": label}
+    more = {"whole_way": whole_way, "layers": layers}
+    options |= {"device": device, **more, "calibrate": calibrate, "label": label}
     words = ("bench", "network", *names)
     with recorded(title, words, options, "bench", config, results) as record:
         images = calibration_images(calibrate, root) if calibrate else None
         measured = record["metrics"] = speed.network_speed(
-            names, modes, size, batch, device, passes, classes, whole_way, images, progress=True
+            names, modes, size, batch, device, passes, classes, images, True, **more
         )
         if measured["gpu"]:
             record["hardware"]["gpu"] = measured["gpu"]
@@ -521,6 +523,19 @@ def print_speed(rows: list[dict], as_json: bool) -> None:
         if "whole_way_ms" in row:
             parts = ", ".join(f"{part} {ms:.1f}" for part, ms in row["whole_way_ms"].items())
             print(f"{name}: from a JPEG to its classes: {parts} ms")
+        if "layers" in row:
+            print(f"{name}, by kind of layer:")
+            show(row["layers"], layer_columns)
+
+
+def layer_columns(layer: dict) -> dict:
+    return {
+        "part": layer["part"],
+        "kind": layer["kind"],
+        "operations": layer["operations"],
+        "ms": f"{layer['ms']:.2f}",
+        "roofline, ms": as_text(layer["roofline_ms"], ".2f"),
+    }
 
 
 @bench.command(name="train")

@@ -4,6 +4,7 @@ The paper's protocol (section 4): random input, passes counted after warm-up, me
 deviation. Here modes take turns in one run, so that their ratios hold on a busy machine.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 import ctypes
@@ -19,12 +20,13 @@ import numpy as np
 from PIL import Image
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from rflw import deploy
 from rflw.checkpoint import checkpoint_file, load
-from rflw.complexity import count, parameters
+from rflw.complexity import KIND_OF, count, parameters
 from rflw.config import Recipe
 from rflw.data.images import read_image
 from rflw.data.on_device import OnDevice
@@ -51,7 +53,8 @@ from rflw.steps import (
     train_step,
     training_mode,
 )
-from rflw.trace import record
+from rflw.trace import record, tensors
+from rflw_study.layers import hooked
 
 
 class InONNXRuntime(nn.Module):
@@ -368,17 +371,17 @@ def network_speed(
     device: str = "auto",
     passes: int = 100,
     classes: int = 21,
-    whole_way: bool = False,
     calibration: list[np.ndarray] | None = None,
     progress: bool = False,
+    whole_way: bool = False,
+    layers: bool = False,
 ) -> dict:
     """Time forward passes by the paper's protocol, all on the same random images.
 
     Args:
-        modes: As `prepared` takes; none: the plain graph, and all steps in fp32 and, where the
-            device computes in it, bf16.
-        whole_way: Also time the way of a photo, see `way_of_a_photo`.
+        modes: As `prepared` takes; none: the plain graph, and all steps in fp32 and bf16.
         calibration: Images (H, W, 3) that calibrate int8.
+        whole_way, layers: Also time what `way_of_a_photo` and `layer_times` tell.
 
     Returns:
         dict: {"rows": see `_described` and `_measured`, one for each network and mode, "peaks": see
@@ -417,6 +420,7 @@ def network_speed(
         row |= _difference(outputs[key], outputs[first]) | _costs(nets[key], calls[key], where)
         if whole_way:
             row["whole_way_ms"] = way_of_a_photo(nets[key], size, where, min(passes, 20))
+        row |= {"layers": layer_times(nets[key], images, best, min(passes, 20))} if layers else {}
     gpu = None if where.type == "cpu" else card(where)
     return {"rows": rows, "peaks": best, "threads": torch.get_num_threads(), "gpu": gpu}
 
@@ -526,6 +530,78 @@ def way_of_a_photo(
             spans[name] += [1000 * (end - begin)] if turn else []
     result = {name: round(median(values), 3) for name, values in spans.items()}
     return result | {"total": round(sum(result.values()), 3)}
+
+
+class _Clock(TorchFunctionMode):
+    """Times every operation of a pass; `part` is the child of the network at work."""
+
+    def __init__(self, device: torch.device):
+        super().__init__()
+        self.device, self.part, self.rows = device, "", []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        start = _now(self.device)
+        result = func(*args, **(kwargs or {}))
+        ms, made = 1000 * (_now(self.device) - start), tensors(result)
+        if made:
+            kind, macs = _kind(func.__name__.strip("_"), args, made[0])
+            moved = sum(x.nbytes for x in (*tensors((args, kwargs)), *made))
+            self.rows.append((self.part, kind, ms, macs, moved if kind != "other" else 0))
+        return result
+
+
+def _kind(name: str, args: tuple, made: Tensor) -> tuple[str, int]:
+    """The kind of an operation, and its multiply-adds where it is a convolution."""
+    if name != "conv2d":
+        more = {"interpolate": "resize", "add": "sum", "iadd": "sum", "maximum": "pool"}
+        return more.get(name) or KIND_OF.get(name, "other"), 0
+    per_value, side = args[1][0].numel(), args[1].shape[-1]
+    depthwise = "depthwise " if args[1].shape[1] == 1 < args[0].shape[1] else ""
+    return f"{depthwise}{side}x{side} conv", made.numel() * per_value
+
+
+@torch.inference_mode()
+def layer_times(
+    net: nn.Module, images: Tensor, peaks: dict[str, float], passes: int = 20
+) -> list[dict]:
+    """Where the time of a pass goes: by part of the network and kind of layer.
+
+    Args:
+        net: A network. In compiled code and in onnxruntime there are no operations to be seen.
+        images: What it takes.
+        peaks: Of the device, see `peaks`.
+
+    Returns:
+        Rows {"part", "kind", "operations", "ms" (median over passes, summed), "macs", "bytes",
+        "roofline_ms" (summed over the operations; None if the peak is unknown)}, slowest first.
+    """
+    if getattr(net, "compiled", None) or isinstance(net, InONNXRuntime):
+        return []
+    inner = getattr(net, "net", net)
+    clock, turns = _Clock(images.device), []
+    hooks = [
+        child.register_forward_pre_hook(lambda *_, name=name: setattr(clock, "part", name))
+        for name, child in inner.named_children()
+    ]
+    with hooked(hooks):
+        for _ in range(passes + 1):  # the first warms up
+            with clock:
+                net(images)
+            turns.append(clock.rows)
+            clock.rows, clock.part = [], ""
+    peak = peaks.get(f"{getattr(net, 'precision', 'fp32')}_gmacs")
+    groups = defaultdict(list)
+    for same in zip(*turns[1:]):  # one operation of every pass
+        part, kind, _, macs, moved = same[0]
+        bound = roofline(macs, moved, peak, peaks["copy_gb_s"]) if peak else 0
+        groups[part, kind].append((median(ms for _, _, ms, _, _ in same), macs, moved, bound))
+    rows = []
+    for (part, kind), values in groups.items():
+        ms, macs, moved, bound = map(sum, zip(*values))
+        sums = {"ms": round(ms, 3), "macs": macs, "bytes": moved}
+        sums["roofline_ms"] = round(bound, 3) if peak else None
+        rows.append({"part": part, "kind": kind, "operations": len(values)} | sums)
+    return sorted(rows, key=lambda row: -row["ms"])
 
 
 # ------------------------------------------------------------ training and loading

@@ -1,18 +1,20 @@
 """The campaign: what is missing, what it costs, running it within a budget, and its protocol."""
 
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from fnmatch import fnmatch
 
 import pytest
-from test_training import Few, assert_equal, tiny
-import yaml
+from test_training import Few, tiny
 
 import rflw
-from rflw import InputError, recipes, records, steps, training
+from rflw import InputError, recipes, records, training
 from rflw.complexity import count
 from rflw.recipes import RECIPES
-from rflw_study import campaign
+from rflw_study import campaign, evidence
 from rflw_study.campaign import Experiment
+
+NAMES = ["lw-s0", "lw-nocrp-s0", "lw-s1"]  # in order of worth
 
 
 @pytest.fixture
@@ -33,15 +35,35 @@ def plan(monkeypatch):
     return plans
 
 
-def run(tmp_path, minutes=60.0, **settings):
+@pytest.fixture
+def errors(monkeypatch):
+    """Runs take no time; what is put here under a run's name is how that one ends."""
+    raised = {}
+
+    def fit(plan, out, seed, *_, **options):
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "last.pt").touch()
+        if error := raised.get(out.name):
+            records.write(trained(plan, seed) | {"status": "failed"}, out, "record")
+            raise error
+        return None, trained(plan, seed)
+
+    monkeypatch.setattr(training, "fit", fit)
+    return raised
+
+
+def run(tmp_path, minutes=60.0, ends=None, **settings):
+    """Each run that was due, and how it ended."""
+    ends = [] if ends is None else ends
     folders = tmp_path / "results", tmp_path / "runs"
-    ends = campaign.run_missing("cpu", minutes, *folders, **settings)
-    return [(done.name, end.split(":")[0]) for done, end in ends]
+    for done, end in campaign.run_missing("cpu", minutes, *folders, **settings):
+        ends.append((done.name, end.split(":")[0]))
+    return ends
 
 
-def states(tmp_path, tier="cpu"):
-    listed = campaign.runs(tier, tmp_path / "results", tmp_path / "runs")
-    return {run.name: run.status for run in listed}
+def listed(tmp_path, what, tier="cpu"):
+    runs = campaign.runs(tier, tmp_path / "results", tmp_path / "runs")
+    return {run.name: getattr(run, what) for run in runs}
 
 
 def trained(plan, seed, seconds=60.0) -> dict:
@@ -52,162 +74,119 @@ def trained(plan, seed, seconds=60.0) -> dict:
     return record | {"name": f"{plan.name}-s{seed}", "seed": seed, "wall_s": seconds}
 
 
-def files(folder):
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def test_runs_what_is_missing_in_order_of_worth_and_changes_nothing_else(plan, tmp_path):
-    assert states(tmp_path) == {"lw-s0": "missing", "lw-nocrp-s0": "missing", "lw-s1": "missing"}
+def test_runs_what_is_missing_in_order_of_worth_and_changes_nothing_else(plan, errors, tmp_path):
+    assert listed(tmp_path, "status") == dict.fromkeys(NAMES, "missing")
     with pytest.raises(InputError, match="--only zzz: no run of tier cpu has that in its name"):
         run(tmp_path, only="zzz")
     assert run(tmp_path, only="nocrp") == [("lw-nocrp-s0", "done")]
-    before = files(tmp_path)
-    assert run(tmp_path) == [("lw-s0", "done"), ("lw-s1", "done")]
-    after = files(tmp_path)
-    assert before.items() <= after.items()
-    assert set(states(tmp_path).values()) == {"done"} and run(tmp_path) == []
-    assert files(tmp_path) == after
-    names = {record["name"] for record in records.read_all(tmp_path / "results")}
-    assert names == {"lw-s0", "lw-nocrp-s0", "lw-s1"}
+    other = tmp_path / "results/lw-nocrp-s0.json"
+    before = other.read_bytes(), other.stat().st_mtime_ns
+    assert run(tmp_path, minutes=0) == []
+    errors["lw-s1"] = TimeoutError()
+    assert run(tmp_path, only="s1") == [("lw-s1", "stopped")]
+    errors.clear()
+    assert run(tmp_path) == [("lw-s1", "done"), ("lw-s0", "done")]  # what was begun comes first
+    assert listed(tmp_path, "status") == dict.fromkeys(NAMES, "done") and run(tmp_path) == []
+    assert before == (other.read_bytes(), other.stat().st_mtime_ns)
+    assert {path.stem for path in other.parent.iterdir()} == {*NAMES}
     # a record counts by the hash of its recipe
     plan["lw"] = replace(plan["lw"], note="other words")
-    assert set(states(tmp_path).values()) == {"done"}
+    assert listed(tmp_path, "status") == dict.fromkeys(NAMES, "done")
     plan["lw"] = replace(plan["lw"], batch=5)
-    assert states(tmp_path) == {"lw-s0": "begun", "lw-nocrp-s0": "done", "lw-s1": "begun"}
+    assert list(listed(tmp_path, "status").values()) == ["begun", "done", "begun"]
 
 
 def test_stops_when_the_time_is_spent_and_resumes_what_was_begun(plan, tmp_path, monkeypatch):
-    whole, _ = training.fit(plan["lw-nocrp"], tmp_path / "whole")
-    assert run(tmp_path, 0) == []
+    """Truly trained: a run has two steps, and the time is spent after the first."""
     real, calls = training.train_step, []
-
-    def slow(*args):
-        calls.append(1)
-        late = 1e9 if len(calls) == 3 else 0.0  # in the second run
-        monkeypatch.setattr(training.time, "monotonic", lambda: late)
-        return real(*args)
-
-    monkeypatch.setattr(training, "train_step", slow)
-    monkeypatch.setattr(campaign.time, "monotonic", lambda: 0.0)
-    assert run(tmp_path, 1) == [("lw-s0", "done"), ("lw-nocrp-s0", "stopped")]
-    assert states(tmp_path) == {"lw-s0": "done", "lw-nocrp-s0": "begun", "lw-s1": "missing"}
-    monkeypatch.setattr(training, "train_step", real)
-    monkeypatch.setattr(training.time, "monotonic", lambda: 0.0)
-    assert run(tmp_path) == [("lw-nocrp-s0", "done"), ("lw-s1", "done")]
-    assert_equal(whole, rflw.load(tmp_path / "runs" / "lw-nocrp-s0" / "model.safetensors"), 1e-3)
-
-
-def test_failures_are_on_record_and_the_others_are_run(plan, tmp_path, monkeypatch):
-    real, calls = steps.loss_of, []
-
-    def diverges_at_first(*args):
-        calls.append(1)
-        return real(*args) * (float("nan") if len(calls) == 1 else 1)
-
-    monkeypatch.setattr(steps, "loss_of", diverges_at_first)
-    assert run(tmp_path) == [("lw-s0", "failed"), ("lw-nocrp-s0", "done"), ("lw-s1", "done")]
-    assert states(tmp_path)["lw-s0"] == "failed" and run(tmp_path) == []
-    assert run(tmp_path, retry=True) == [("lw-s0", "done")]
-    kept, new = (records.read(f"lw-s0{end}", tmp_path / "results") for end in ("-failed-1", ""))
-    assert (kept["status"], new["status"]) == ("failed", "done")  # the failure stays on record
-    assert states(tmp_path)["lw-s0"] == "done"
+    monkeypatch.setattr(training, "train_step", lambda *args: calls.append(1) or real(*args))
+    monkeypatch.setattr(training.time, "monotonic", lambda: 1e9 * (len(calls) == 1))
+    assert run(tmp_path, 1, only="nocrp") == [("lw-nocrp-s0", "stopped")]
+    assert listed(tmp_path, "status") == dict(zip(NAMES, ("missing", "begun", "missing")))
+    calls.append(1)
+    assert run(tmp_path, only="nocrp") == [("lw-nocrp-s0", "done")]
+    assert len(calls) == 1 + 2
 
 
 @pytest.mark.parametrize(
-    ("error", "status"),
-    [(training.InUse("x"), "in use by another process"), (InputError("y"), "refused")],
+    ("error", "ends"),
+    [
+        (training.InUse("x"), ["in use by another process", "done", "done"]),
+        (InputError("x"), ["refused", "done", "done"]),
+        (training.Failed("x"), ["failed", "done", "done"]),
+        (TimeoutError("x"), ["stopped"]),
+    ],
 )
-def test_a_run_that_cannot_begin_holds_up_no_other(plan, tmp_path, monkeypatch, error, status):
-    ends = []
-
-    def fit(recipe, out, seed, *args, **settings):
-        if seed == 0 and recipe.name == "lw":
-            raise error
-        return None, trained(recipe, seed)
-
-    monkeypatch.setattr(training, "fit", fit)
-    try:
-        for done, end in campaign.run_missing("cpu", 60.0, tmp_path / "results", tmp_path / "runs"):
-            ends.append((done.name, end.split(":")[0]))
-    except InputError as e:  # when all others are through
-        assert e is error
-    else:
-        assert status != "refused"
-    assert ends == [("lw-s0", status), ("lw-nocrp-s0", "done"), ("lw-s1", "done")]
+def test_a_run_that_does_not_end_well_holds_up_no_other(plan, errors, tmp_path, error, ends):
+    errors["lw-s0"], found = error, []
+    refused = pytest.raises(InputError, match="^x$") if ends[0] == "refused" else nullcontext()
+    with refused:  # raised when all others are through
+        run(tmp_path, ends=found)
+    assert found == [*zip(NAMES, ends)]
+    if ends[0] == "failed":  # it is run again when asked for, and the failure stays on record
+        assert listed(tmp_path, "status")["lw-s0"] == "failed" and run(tmp_path) == []
+        errors.clear()
+        assert run(tmp_path, retry=True) == [("lw-s0", "done")]
+        kept = (records.read(f"lw-s0{end}", tmp_path / "results") for end in ("-failed-1", ""))
+        assert [record["status"] for record in kept] == ["failed", "done"]
 
 
 def test_costs_come_from_records_of_the_same_kind_of_device(plan, tmp_path):
-    def minutes(tier):
-        listed = campaign.runs(tier, tmp_path / "results", tmp_path / "runs")
-        return {run.name: run.minutes for run in listed}
-
-    assert {*minutes("cpu").values()} == {None}
-    for seed, seconds in enumerate((60.0, 180.0)):
-        records.write(trained(plan["lw"], seed, seconds), tmp_path / "results")
-    work = {name: count(rflw.build(plan[name].model, 2), plan[name].crop) for name in plan}
-    conv = {name: counted["macs"]["conv"] for name, counted in work.items()}
-    ratio = conv["lw-nocrp"] / conv["lw"]
-    assert campaign.work(plan["lw"]) == conv["lw"] * plan["lw"].stages[0].epochs
-    assert minutes("cpu") == {"lw-s0": 1.0, "lw-s1": 3.0, "lw-nocrp-s0": pytest.approx(2 * ratio)}
-    assert minutes("gpu")["lw-s2"] is None
-
-
-def test_the_shipped_campaign_names_shipped_recipes():
-    names = [experiment.recipe for experiment in sum(campaign.GROUPS, [])]
-    assert {*names} <= RECIPES.keys() and len({*names}) == len(names)
+    assert {*listed(tmp_path, "minutes").values()} == {None}
+    records.write(trained(plan["lw"], 0, 60.0), tmp_path / "results")
+    assert listed(tmp_path, "minutes")["lw-s1"] == 1.0  # as the same recipe's
+    records.write(trained(plan["lw"], 1, 180.0), tmp_path / "results")
+    counted = {name: count(rflw.build(plan[name].model, 2), plan[name].crop) for name in plan}
+    conv = {name: each["macs"]["conv"] for name, each in counted.items()}
+    assert campaign.work(plan["lw"]) == conv["lw"]
+    assert campaign.work(replace(tiny(3, crop=(64, 128)))) == 2 * 3 * conv["lw"]
+    third = pytest.approx(2 * conv["lw-nocrp"] / conv["lw"])
+    assert listed(tmp_path, "minutes") == dict(zip(NAMES, (1.0, third, 3.0)))
+    assert listed(tmp_path, "minutes", "gpu")["lw-s2"] is None
 
 
 # ---------------------------------------------------------------- the protocol of the comparison
 
 
-PROTOCOL = yaml.safe_load((records.REPOSITORY / "data/protocol.yaml").read_text())
-# Of each data set what the protocol states: frames, split that is scored, and scale it is seen at.
-SCORED = {"camvid": ("233 test frames", "test", 0.5), "nyu": ("654 frames of val", "val", 0.5)}
+PROTOCOL = evidence.protocol()
 
 
-def compared(data):
-    """A recipe of each form that is compared, as the first cell of the grid would choose."""
-    epochs = {"camvid": 20, "nyu": 15}[data]
-    cell = recipes.GRID[0]
-    forms = recipes.COMPARED
-    return {f: recipes._compared(data, f, *cell, f"{data}-tuned", epochs) for f in forms}
+def test_the_protocol_and_the_shipped_campaign_are_complete():
+    names = [experiment.recipe for experiment in sum(campaign.GROUPS, [])]
+    assert {*names} <= RECIPES.keys() and len({*names}) == len(names)
+    assert PROTOCOL.least_seeds >= 3 and PROTOCOL.data.keys() == recipes.COMPARED_ON.keys()
+    assert all(on.seeds >= PROTOCOL.least_seeds for on in PROTOCOL.data.values())
+    for pair in PROTOCOL.comparisons.values():
+        assert len({pair.better, pair.other} & {*recipes.COMPARED}) == 2
 
 
-def test_the_protocol_is_complete():
-    assert PROTOCOL["least_seeds"] >= 3 and PROTOCOL["data"].keys() == recipes.COMPARED_ON.keys()
-    for data in PROTOCOL["data"].values():
-        assert data["margin"] > 0 and data["seeds"] >= PROTOCOL["least_seeds"]
-        assert all(data[words].strip() for words in ("reason", "stop", "scored", "recipes"))
-    for comparison in PROTOCOL["comparisons"].values():
-        forms = {comparison["better"], comparison["other"]}
-        assert len(forms) == 2 and forms <= {*recipes.COMPARED} and comparison["claim"]
-
-
-@pytest.mark.parametrize("data", SCORED)
-def test_recipes_are_those_of_the_protocol(data):
-    stated, (frames, split, scale) = PROTOCOL["data"][data], SCORED[data]
-    plans = compared(data)
-    assert all(fnmatch(plan.name, stated["recipes"]) for plan in plans.values())
-    chosen = {name for name in RECIPES if fnmatch(name, stated["recipes"])}
-    assert chosen == {plans[form].name for on, form in recipes.CHOSEN if on == data}
-    planned = [e for e in sum(campaign.GROUPS, []) if e.recipe in chosen]
-    light = [e.seeds for e in planned if "-tuned-lw" in e.recipe]
-    assert light == [stated["seeds"]] * len(light)
-    assert all(e.seeds >= PROTOCOL["least_seeds"] for e in planned)
-    for plan in [*plans.values(), *(RECIPES[name] for name in chosen)]:
-        assert frames in stated["scored"] and (plan.test or plan.validation) == split
-        assert plan.val_scale == scale and plan.val_every == plan.stages[0].epochs  # scored once
+# Of each data set what the protocol states: frames, split that is scored, epochs.
+@pytest.mark.parametrize(
+    ("data", "frames", "split", "epochs"),
+    [("camvid", "233 test frames", "test", 20), ("nyu", "654 frames of val", "val", 15)],
+)
+def test_recipes_are_those_of_the_protocol(data, frames, split, epochs):
+    stated, cell = PROTOCOL.data[data], recipes.GRID[0]
+    plans = [
+        recipes._compared(data, form, *cell, f"{data}-tuned", epochs) for form in recipes.COMPARED
+    ]
+    assert all(fnmatch(plan.name, stated.recipes) for plan in plans)
+    chosen = {name for name in RECIPES if fnmatch(name, stated.recipes)}
+    forms = [form for on, form in recipes.CHOSEN if on == data]
+    assert chosen == {plans[[*recipes.COMPARED].index(form)].name for form in forms}
+    for experiment in sum(campaign.GROUPS, []):
+        if experiment.recipe in chosen:
+            light = "-tuned-lw" in experiment.recipe
+            assert experiment.seeds >= (stated.seeds if light else PROTOCOL.least_seeds)
+    assert frames in stated.scored
+    for plan in [*plans, *(RECIPES[name] for name in chosen)]:
         (stage,) = plan.stages
-        assert (stage.data, stage.split) == (data, "train")
-        shared = next(iter(plans.values()))
-        assert (plan.crop, stage.epochs) == (shared.crop, shared.stages[0].epochs)
-
-
-@pytest.mark.parametrize("data", SCORED)
-def test_settings_are_chosen_on_held_out_training_data(data):
+        assert (stage.data, stage.split, stage.epochs) == (data, "train", epochs)
+        assert (plan.test or plan.validation) == split
+        assert plan.val_scale == 0.5 and plan.val_every == epochs  # scored once, at half size
+        assert plan.crop == plans[0].crop
+    # settings are chosen on held-out training data; the original forms have one initialisation
     grid = [plan for name, plan in RECIPES.items() if name.startswith(f"{data}-grid-")]
-    assert (
-        len(grid) == 3 * 6 + 2 * 3
-    )  # the original forms have one initialisation, see the protocol
+    assert len(grid) == 3 * 6 + 2 * 3
     for plan in grid:
         assert (plan.validation, plan.test, plan.stages[0].split) == ("holdout", "", "fit")

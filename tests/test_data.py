@@ -14,7 +14,7 @@ from rflw.data.check import OFFICIAL, check
 from rflw.data.images import read_image, read_mask
 from rflw.data.labels import LABELS, labels_for, voc_colours
 from rflw.data.readers import Cached, blocks, in_memory, manifest_hash, open_dataset
-from rflw.data.synthetic import BEACON, BLUE, BLUE_TWIN, FAR, RED, RED_TWIN, Embedded, scene
+from rflw.data.synthetic import Embedded, scene
 from rflw.data.transforms import Augmented, RandomScale, training_transform
 
 RGB = np.random.RandomState(0).randint(0, 256, (6, 8, 3)).astype(np.uint8)
@@ -32,93 +32,80 @@ def refused(words, action, *args):
     return str(caught.value)
 
 
-# ---------------------------------------------------------------- images and masks
-
-
 PALETTE = Image.fromarray(np.array([[0, 1], [2, 1]], np.uint8)).convert("P")
 PALETTE.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
 GREY16 = np.array([[0, 257, 256, 65535], [300, 514, 32896, 65278]], np.uint16)
 ON_WHITE = np.array([[[9, 9, 9, 0], [0, 0, 0, 128], [1, 2, 3, 255]]], np.uint8)
 
 
-@pytest.mark.parametrize(
-    ("image", "expected"),
-    [
-        (RGB, RGB),
-        (RGB[..., 0], np.repeat(RGB[..., :1], 3, 2)),
-        (GREY16, np.dstack([[[0, 1, 0, 255], [1, 2, 128, 254]]] * 3)),
-        (ON_WHITE, [[[255] * 3, [127] * 3, [1, 2, 3]]]),
-        (PALETTE, [[[10, 20, 30], [40, 50, 60]], [[70, 80, 90], [40, 50, 60]]]),
-    ],
-    ids=["RGB", "grey", "16 bits", "alpha", "palette"],
-)
-def test_images_of_every_mode_become_rgb(tmp_path, image, expected):
-    image = image if isinstance(image, Image.Image) else Image.fromarray(image)
-    for source in (image, saved(tmp_path, image)):
-        assert np.array_equal(read_image(source), expected)
+class TestImages:
+    @pytest.mark.parametrize(
+        ("image", "expected"),
+        [
+            (RGB, RGB),
+            (RGB[..., 0], np.repeat(RGB[..., :1], 3, 2)),
+            (GREY16, np.dstack([[[0, 1, 0, 255], [1, 2, 128, 254]]] * 3)),
+            (ON_WHITE, [[[255] * 3, [127] * 3, [1, 2, 3]]]),
+            (PALETTE, [[[10, 20, 30], [40, 50, 60]], [[70, 80, 90], [40, 50, 60]]]),
+        ],
+        ids=["RGB", "grey", "16 bits", "alpha", "palette"],
+    )
+    def test_images_of_every_mode_become_rgb(self, tmp_path, image, expected):
+        image = image if isinstance(image, Image.Image) else Image.fromarray(image)
+        for source in (image, saved(tmp_path, image)):
+            assert np.array_equal(read_image(source), expected)
 
+    def test_cmyk_and_exif_rotation_are_shown_as_by_a_viewer(self, tmp_path):
+        cyan = Image.new("CMYK", (8, 8), (255, 0, 0, 0))
+        out = read_image(saved(tmp_path, cyan, "x.jpg", quality=95))
+        assert out[4, 4, 0] < 20 and out[4, 4, 1:].min() > 235
+        turned = Image.Exif()
+        turned[0x0112] = 6  # a quarter clockwise
+        assert np.array_equal(read_image(saved(tmp_path, RGB, exif=turned)), np.rot90(RGB, -1))
 
-def test_cmyk_and_exif_rotation_are_shown_as_by_a_viewer(tmp_path):
-    cyan = Image.new("CMYK", (8, 8), (255, 0, 0, 0))
-    out = read_image(saved(tmp_path, cyan, "x.jpg", quality=95))
-    assert out[4, 4, 0] < 20 and out[4, 4, 1:].min() > 235
-    turned = Image.Exif()
-    turned[0x0112] = 6  # a quarter clockwise
-    assert np.array_equal(read_image(saved(tmp_path, RGB, exif=turned)), np.rot90(RGB, -1))
+    def test_colour_profiles_are_applied_where_they_fit(self, tmp_path):
+        """In this one, red and blue have changed places."""
+        profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+        swapped = profile.replace(b"rXYZ", b"tXYZ").replace(b"bXYZ", b"rXYZ")
+        swapped = swapped.replace(b"tXYZ", b"bXYZ")
+        grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
+        for name in ("x.png", "x.jpg"):
+            picture = np.stack([grey, grey.T, grey[::-1]], -1)
+            path = saved(tmp_path, picture, name, icc_profile=swapped, quality=100)
+            with Image.open(path) as stored:
+                assert abs(read_image(path).astype(int) - np.array(stored)[..., ::-1]).max() <= 2
+        for unfit in (swapped, b"damaged", profile[:200]):
+            path = saved(tmp_path, grey, icc_profile=unfit)
+            assert np.array_equal(read_image(path), np.dstack([grey] * 3))
 
+    def test_what_is_no_image_is_refused_by_name(self, tmp_path):
+        (tmp_path / "text.png").write_text("hello")
+        whole = saved(tmp_path, np.tile(RGB, (40, 40, 1))).read_bytes()
+        (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
+        saved(tmp_path, np.ones((4, 4), np.float32), "float.tiff")
+        for name, words in (
+            ("text.png", "not an image"),
+            ("cut.png", "cannot be read"),
+            ("none.png", "no such file"),
+            ("float.tiff", "floating point"),
+            (".", "cannot be read"),
+        ):
+            assert str(tmp_path / name) in refused(words, read_image, tmp_path / name)
 
-def test_colour_profiles_are_applied_where_they_fit(tmp_path):
-    """In this one, red and blue have changed places."""
-    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    swapped = profile.replace(b"rXYZ", b"tXYZ").replace(b"bXYZ", b"rXYZ")
-    swapped = swapped.replace(b"tXYZ", b"bXYZ")
-    grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
-    for name in ("x.png", "x.jpg"):
-        picture = np.stack([grey, grey.T, grey[::-1]], -1)
-        path = saved(tmp_path, picture, name, icc_profile=swapped, quality=100)
-        with Image.open(path) as stored:
-            assert abs(read_image(path).astype(int) - np.array(stored)[..., ::-1]).max() <= 2
-    for unfit in (swapped, b"damaged", profile[:200]):
-        path = saved(tmp_path, grey, icc_profile=unfit)
-        assert np.array_equal(read_image(path), np.dstack([grey] * 3))
+    def test_masks(self, tmp_path):
+        path = saved(tmp_path, np.array([[0, 10, 11], [3, 255, 1]], np.uint8))
+        assert read_mask(path, 11, void=11).tolist() == [[0, 10, 255], [3, 255, 1]]
+        refused("label 10 at row 0, column 1", read_mask, path, 10, 11)
+        refused("mask of 3x2, its image is 3x4", read_mask, path, 21, 255, (4, 3))
 
-
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [
-        ("text.png", "not an image"),
-        ("cut.png", "cannot be read"),
-        ("none.png", "no such file"),
-        ("float.tiff", "floating point"),
-        (".", "cannot be read"),
-    ],
-)
-def test_what_is_no_image_is_refused_by_name(tmp_path, name, words):
-    (tmp_path / "text.png").write_text("hello")
-    whole = saved(tmp_path, np.tile(RGB, (40, 40, 1))).read_bytes()
-    (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
-    saved(tmp_path, np.ones((4, 4), np.float32), "float.tiff")
-    assert str(tmp_path / name) in refused(words, read_image, tmp_path / name)
-
-
-def test_masks(tmp_path):
-    path = saved(tmp_path, np.array([[0, 10, 11], [3, 255, 1]], np.uint8))
-    assert read_mask(path, 11, void=11).tolist() == [[0, 10, 255], [3, 255, 1]]
-    refused("label 10 at row 0, column 1", read_mask, path, 10, 11)
-    refused("mask of 3x2, its image is 3x4", read_mask, path, 21, 255, (4, 3))
-
-
-def test_every_class_has_a_name_and_a_colour_of_its_own():
-    for labels in (*LABELS.values(), labels_for(map(str, range(40)))):
-        for names in (labels.classes, labels.colours):
-            assert len(set(names)) == len(names) == len(labels.classes)
-        assert len(labels.palette()) == 768 and labels.palette()[-3:] == [255, 255, 255]
-    colours = voc_colours(21)  # the first and last of the published palette
-    assert colours[:4] == ((0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0))
-    assert colours[15] == (192, 128, 128) and colours[20] == (0, 64, 128)
-
-
-# ---------------------------------------------------------------- CamVid
+    def test_every_class_has_a_name_and_a_colour_of_its_own(self):
+        for labels in (*LABELS.values(), labels_for(map(str, range(40)))):
+            for names in (labels.classes, labels.colours):
+                assert len(set(names)) == len(names) == len(labels.classes)
+            assert len(labels.palette()) == 768 and labels.palette()[-3:] == [255, 255, 255]
+        colours = voc_colours(21)  # the first and last of the published palette
+        assert colours[:4] == ((0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0))
+        assert colours[15] == (192, 128, 128) and colours[20] == (0, 64, 128)
 
 
 @pytest.fixture
@@ -153,44 +140,34 @@ class TestCamVid:
         assert sorted(fit.ids + holdout.ids) == train.ids and holdout[0][0].shape == (6, 8, 3)
 
     def test_missing_parts_are_named(self, camvid):
-        def fault(words, name="camvid", split="train"):
-            refused(words, open_dataset, name, split, camvid.parent)
-
-        fault("val.*RFLW_DATA", split="val")
+        take = lambda: open_dataset("camvid", "train", camvid.parent)
         (camvid / "trainannot/f1.png").unlink()
-        fault("f1.png is missing, the mask of .*f1.png$")
+        refused("f1.png is missing, the mask of .*f1.png$", take)
         (camvid / "trainannot/f2.png").rename(camvid / "trainannot/f3.png")
-        fault("f3.png: has no frame in .*; and 2 more: `rflw data check` lists all$")
-        fault("unknown data set 'imagenet'; choose from: camvid", "imagenet")
+        refused("f3.png: has no frame in .*; and 2 more: `rflw data check` lists all$", take)
 
-    def test_its_hash_changes_with_any_pixel_and_small_sets_are_read_once(self, camvid):
+    def test_its_hash_changes_with_any_pixel_and_small_sets_are_read_once(
+        self, camvid, monkeypatch
+    ):
         dataset = open_dataset("camvid", "train", camvid.parent)
         before = manifest_hash(dataset)
         cached = in_memory(dataset)
         assert isinstance(cached, Cached) and manifest_hash(cached) == before
         saved(camvid / "trainannot", np.full((6, 8), 3, np.uint8), "f0.png")
         assert manifest_hash(dataset) != before == manifest_hash(cached)
+        monkeypatch.setattr("rflw.data.readers.MEMORY", 3 * 4 * 6 * 8)
+        assert in_memory(dataset) is dataset  # as large as what may be held
 
 
-@pytest.mark.parametrize(
-    ("name", "ids", "expected"),
-    [
-        # two drives: of more than ten frames, and another in the middle of a block
-        (
-            "camvid",
-            [f"0001TP_{i:06}" for i in range(23)] + [f"0016E5_{i:06}" for i in range(11)],
-            [0] * 10 + [1] * 10 + [2] * 3 + [3] * 10 + [4],
-        ),
-        ("nyu", ["000003", "000004", "000005", "000007", "000010", "000011"], [0, 0, 0, 1, 2, 2]),
+def test_blocks_of_images_that_are_alike():
+    drives = [f"0001TP_{i:06}" for i in range(23)] + [f"0016E5_{i:06}" for i in range(11)]
+    for name, ids, expected in (
+        ("camvid", drives, [0] * 10 + [1] * 10 + [2] * 3 + [3] * 10 + [4]),
+        ("nyu", "000003 000004 000005 000007 000010 000011".split(), [0, 0, 0, 1, 2, 2]),
         ("nyu", ["img_1", "img_2"], [0, 1]),  # numbers are unknown
         ("voc", ["000003", "000004"], None),
-    ],
-)
-def test_blocks_of_images_that_are_alike(name, ids, expected):
-    assert blocks(SimpleNamespace(name=name, ids=ids)) == expected
-
-
-# ---------------------------------------------------------------- NYUDv2 as the authors have it
+    ):
+        assert blocks(SimpleNamespace(name=name, ids=ids)) == expected
 
 
 FRAMES = np.random.RandomState(1).randint(0, 256, (480, 640, 3)).astype(np.uint8)
@@ -304,9 +281,6 @@ class TestNYU:
         assert found["val"]["faults"] == [f"{nyu / 'val.nyu'}: no such file"]
 
 
-# ---------------------------------------------------------------- the synthetic set
-
-
 def test_scenes_are_the_same_everywhere():
     digest = hashlib.sha256()
     for split in ("train", "val"):
@@ -319,25 +293,6 @@ def test_scenes_are_the_same_everywhere():
         Embedded("val")[128]
 
 
-def test_twins_agree_with_a_beacon_that_is_far_away():
-    kinds = set()
-    for i in range(40):
-        image, mask = scene("val", i)
-        beacon = np.argwhere(mask == BEACON).mean(0)
-        colour = image[mask == BEACON].mean(0)
-        red = abs(colour - RED).sum() < abs(colour - BLUE).sum()
-        twin, other = (RED_TWIN, BLUE_TWIN) if red else (BLUE_TWIN, RED_TWIN)
-        assert not (mask == other).any()
-        pixels = np.argwhere(mask == twin)
-        kinds.add(twin)
-        if len(pixels):  # centres are FAR apart; a twin reaches 20 pixels from its own
-            assert np.hypot(*(pixels - beacon).T).min() > FAR - 20 - 2
-    assert kinds == {RED_TWIN, BLUE_TWIN}
-
-
-# ---------------------------------------------------------------- transforms
-
-
 def augmented(key, size=(40, 60), **changes):
     """A pair as training sees it: a picture of ramps, whose labels are squares of 20 pixels."""
     y, x = np.mgrid[: size[0], : size[1]]
@@ -348,36 +303,27 @@ def augmented(key, size=(40, 60), **changes):
     return Augmented([(image, mask)], training_transform(**settings | changes, **norm))[(key, 0)]
 
 
-def test_same_key_same_result_other_key_other_result():
-    a, b, c = (augmented(key, crop=(32, 32), scale=(0.5, 2.0)) for key in (1, 1, 2))
-    assert torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) and not torch.equal(a[0], c[0])
+class TestTransforms:
+    def test_same_key_same_result_other_key_other_result(self):
+        a, b, c = (augmented(key, crop=(32, 32), scale=(0.5, 2.0)) for key in (1, 1, 2))
+        assert torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) and not torch.equal(a[0], c[0])
 
+    def test_outside_is_mean_pixel_and_void(self):
+        x, y = augmented(0, (20, 20), crop=(32, 32))
+        assert (y == 255).sum() == 32 * 32 - 20 * 20
+        assert x[:, y == 255].abs().max() < 0.02  # the mean, rounded to 8 bits
+        assert x.shape == (3, 32, 32) and x.dtype == torch.float32 and y.dtype == torch.uint8
 
-def test_outside_is_mean_pixel_and_void():
-    x, y = augmented(0, (20, 20), crop=(32, 32))
-    assert (y == 255).sum() == 32 * 32 - 20 * 20
-    assert x[:, y == 255].abs().max() < 0.02  # the mean, rounded to 8 bits
-    assert x.shape == (3, 32, 32) and x.dtype == torch.float32 and y.dtype == torch.uint8
+    def test_the_shorter_side_is_kept(self):
+        """That scales are uniform: `test_on_device.py`."""
+        image = tv_tensors.Image(torch.zeros(3, 40, 60, dtype=torch.uint8))
+        sizes = {tuple(RandomScale(0.1, 0.2, 30)(image).shape[1:]) for _ in range(9)}
+        assert sizes == {(30, 45)}
 
-
-def test_scale_is_uniform_and_keeps_the_shorter_side():
-    torch.manual_seed(0)
-    image = tv_tensors.Image(torch.zeros(3, 40, 60, dtype=torch.uint8))
-    sizes = [RandomScale(0.5, 2.0, 30)(image).shape[1:] for _ in range(400)]
-    shorter = np.array([s[0] for s in sizes])
-    assert all(abs(w - 1.5 * h) <= 1 for h, w in sizes)
-    assert shorter.min() == 30 and 78 <= shorter.max() <= 80
-    # U(0.5, 2) is below 0.75 one time in six
-    assert np.mean(shorter == 30) == pytest.approx(1 / 6, abs=0.06)
-
-
-def test_half_are_flipped_and_colour_jitter_leaves_the_mask_alone():
-    assert 30 < sum(augmented(key)[1][0, 0].item() == 2 for key in range(100)) < 70
-    plain, jittered = (augmented(3, flip=False, jitter=jitter) for jitter in (0.0, 0.5))
-    assert torch.equal(plain[1], jittered[1]) and not torch.allclose(plain[0], jittered[0])
-
-
-# ---------------------------------------------------------------- one's own
+    def test_half_are_flipped_and_colour_jitter_leaves_the_mask_alone(self):
+        assert 30 < sum(augmented(key)[1][0, 0].item() == 2 for key in range(100)) < 70
+        plain, jittered = (augmented(3, flip=False, jitter=jitter) for jitter in (0.0, 0.5))
+        assert torch.equal(plain[1], jittered[1]) and not torch.allclose(plain[0], jittered[0])
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """Fast inference computes what the network does and says what it did; its files run elsewhere."""
 
 from copy import deepcopy
-import re
 import shutil
 import sys
 from unittest.mock import Mock
@@ -19,7 +18,7 @@ from rflw.nn import pooling
 from rflw.nn.blocks import CRP
 from rflw_study.speed import InONNXRuntime
 
-CUDA = torch.device("cuda")
+NOTHING = dict.fromkeys(("fold", "merge", "channels_last", "pools"), False)
 LITE0 = "refinenet-lw-efficientnet_lite0"
 
 
@@ -69,13 +68,22 @@ def close(a, b, tolerance=1e-4):
     return a.shape == b.shape and ((a - b).norm() / b.norm()).item() < tolerance
 
 
-# ---------------------------------------------------------------- exact algebra
+class Shared(nn.Module):
+    """A convolution and a batch norm that are used in another way than one after the other."""
+
+    def __init__(self, way):
+        super().__init__()
+        self.conv, self.norm, self.way = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), way
+
+    def forward(self, x):
+        return self.way(self, x)
+
+
+CONV = nn.Conv2d(3, 3, 1)
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(
-    "name", [LITE0, "refinenet-lw-timm:resnet18", "refinenet-lw-timm:mobilenetv3_small_050"]
-)
+@pytest.mark.parametrize("name", [LITE0, "refinenet-lw-timm:mobilenetv3_small_050"])
 def test_folding_batch_norm_changes_no_answer(name, images):
     model = awake(name)
     expected = model(images)
@@ -85,46 +93,17 @@ def test_folding_batch_norm_changes_no_answer(name, images):
     assert not any(isinstance(m, nn.BatchNorm2d) for m in model.modules())
 
 
-class Twice(nn.Module):
-    """A convolution whose output is read by its batch norm and by the sum after it, too."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv, self.norm = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
-
-    def forward(self, x):
-        y = self.conv(x)
-        return y + self.norm(y)
-
-
-class Again(Twice):
-    """A batch norm that serves two convolutions' outputs."""
-
-    def forward(self, x):
-        return self.norm(self.conv(self.norm(x)))
-
-
-class Before(Twice):
-    """A convolution that somebody else uses, too."""
-
-    def forward(self, x):
-        return super().forward(self.conv(x))
-
-
-SHARED = nn.Conv2d(3, 3, 1)
-
-
 @torch.no_grad()
 @pytest.mark.parametrize(
     "net",
     [
-        Twice(),
-        Again(),
-        Before(),
-        nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU(), nn.BatchNorm2d(3)),
-        nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3, track_running_stats=False)),
-        nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1)),  # the last step is a convolution
-        nn.Sequential(SHARED, nn.BatchNorm2d(3), SHARED, nn.BatchNorm2d(3)),
+        Shared(lambda net, x: (y := net.conv(x)) + net.norm(y)),  # the sum reads the output, too
+        Shared(lambda net, x: net.norm(net.conv(net.norm(x)))),
+        Shared(lambda net, x: net.norm(net.conv(net.conv(x)))),
+        nn.Sequential(CONV, nn.ReLU(), nn.BatchNorm2d(3)),
+        nn.Sequential(CONV, nn.BatchNorm2d(3, track_running_stats=False)),
+        nn.Sequential(nn.BatchNorm2d(3), CONV),  # the last step is a convolution
+        nn.Sequential(CONV, nn.BatchNorm2d(3), CONV, nn.BatchNorm2d(3)),
     ],
 )
 def test_folding_leaves_what_has_other_readers_or_no_statistics(net, images):
@@ -133,30 +112,14 @@ def test_folding_leaves_what_has_other_readers_or_no_statistics(net, images):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(
-    ("name", "stages"),
-    [(LITE0, 3), ("refinenet-lw-mobilenet_v2", 0), ("refinenet-lw-rcu-efficientnet_lite0", 0)],
-)
-def test_merging_linear_maps_changes_no_answer(name, stages, images):
-    model = awake(name)
+@pytest.mark.parametrize(("form", "stages"), [("-lw", 3), ("-lw-rcu", 0), ("-norcu", 0)])
+def test_merging_linear_maps_changes_no_answer(form, stages, images):
+    model = awake(f"refinenet{form}-efficientnet_lite0")  # the last has 3x3 maps
     expected, before = model(images), sum(p.numel() for p in model.parameters())
     assert deploy.merge_linear(model) == stages
     assert close(model(images), expected)
     after = sum(p.numel() for p in model.parameters())
     assert before - after == stages * 256 * 256  # a 1x1 of 256 -> 256 in each
-
-
-def test_only_1x1_maps_without_bias_are_merged():
-    model = awake(LITE0)
-    stages = model.decoder.stages
-    stages[1].adapt = nn.Conv2d(256, 256, 1)  # with a bias
-    stages[2].adapt = nn.Conv2d(256, 256, 3, padding=1, bias=False)
-    assert deploy.merge_linear(model) == 1
-    assert [isinstance(s.adapt, nn.Identity) for s in stages] == [True, False, False, True]
-    assert deploy.merge_linear(nn.Sequential(nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1))) == 0
-
-
-# ---------------------------------------------------------------- one network, made fast
 
 
 @torch.no_grad()
@@ -175,8 +138,7 @@ def test_optimise_leaves_the_network_as_it_was_and_says_what_it_did(images, monk
         assert getattr(fast, entry) == getattr(model, entry)
     assert not any(p.requires_grad for p in fast.parameters())
     assert all(p.requires_grad for p in model.parameters())
-    nothing = dict.fromkeys(("fold", "merge", "channels_last", "pools", "compiled"), False)
-    plain = deploy.optimise(model, **nothing)
+    plain = deploy.optimise(model, compiled=False, **NOTHING)
     assert plain.steps == () and torch.equal(plain(images), model(images))
 
 
@@ -192,33 +154,23 @@ def test_compiled_computes_the_same_at_every_size(tiny, images, monkeypatch):
     assert "compiler" in without.left_out["compile"] and "compile" not in without.steps
 
 
-def test_code_is_made_with_constant_weights(tiny, monkeypatch):
+@pytest.mark.parametrize("graphs", [None, False])
+def test_graphs_are_for_cuda_and_code_has_constant_weights(tiny, monkeypatch, graphs):
     from torch._inductor import config
 
-    seen = []
-    monkeypatch.setattr(pooling, "can_compile", lambda: True)
-    monkeypatch.setattr(
-        torch, "compile", lambda net, **_: lambda x: seen.append(config.freezing) or net(x)
-    )
-    deploy.optimise(tiny, compiled=True)(torch.zeros(1, 3, 40, 40))
-    assert seen == [True] and not config.freezing
-
-
-@pytest.mark.parametrize("graphs", [None, False])
-def test_graphs_are_for_cuda_and_their_outputs_are_copied(tiny, monkeypatch, graphs):
-    held, modes = torch.zeros(1, 5, 10, 10), []
-    monkeypatch.setattr(
-        torch, "compile", lambda net, **options: modes.append(options["mode"]) or (lambda x: held)
-    )
-    monkeypatch.setattr(tiny, "parameters", lambda: iter([Mock(device=CUDA)]))
+    held, modes, frozen = torch.zeros(1, 5, 10, 10), [], []
+    code = lambda _: frozen.append(config.freezing) or held
+    monkeypatch.setattr(torch, "compile", lambda net, mode, **_: modes.append(mode) or code)
+    monkeypatch.setattr(tiny, "parameters", lambda: iter([Mock(device=torch.device("cuda"))]))
     monkeypatch.setattr(pooling, "can_compile", lambda: False)  # on CPUs
-    nothing = dict.fromkeys(("fold", "merge", "channels_last", "pools"), False)
-    fast = deploy.optimise(tiny, "fp16", graphs=graphs, **nothing)
+    fast = deploy.optimise(tiny, "fp16", graphs=graphs, **NOTHING)
     uses = graphs is None
     assert (fast.steps, fast.left_out) == (("fp16", "compile", "graphs")[: 2 + uses], {})
     assert modes == ["reduce-overhead" if uses else None]
     for _ in range(2):  # when the code is made, and later
-        assert (fast(torch.zeros(1, 3, 40, 40)).data_ptr() == held.data_ptr()) is not uses
+        copied = fast(torch.zeros(1, 3, 40, 40)).data_ptr() != held.data_ptr()
+        assert copied is uses  # a graph's output is overwritten by the next
+    assert frozen == [True, False]
 
 
 @pytest.mark.parametrize(("precision", "share"), [("bf16", 0.98), ("int8", 0.8)])
@@ -236,26 +188,41 @@ def test_lower_precisions_agree(tiny, scenes, precision, share):
         assert any("quantize_per_tensor" in str(node.target) for node in fast.net.graph.nodes)
 
 
-def test_precisions_that_cannot_be_had_are_refused(tiny, monkeypatch):
-    """Those that a device has not: test_device.py."""
-    image = np.zeros((40, 40, 3), np.uint8)
+def test_int8_leaves_the_encoder_s_early_layers_as_they_are(scenes, tmp_path):
+    net = Tiny()
+    layers = [*net.children()]
+    net = nn.Sequential()  # strides 4, 16, 16
+    net.encoder = nn.Sequential(*layers[:3], nn.Conv2d(8, 8, 3, 4, 1))
+    net.decoder = layers[-1]
+    net.name, net.num_classes, net.mean, net.std = Tiny.name, 5, Tiny.mean, Tiny.std
+    net.eval()
+    if not torch.__version__.startswith(("2.10.", "2.11.")):
+        fast = deploy.optimise(net, "int8", compiled=False, calibration=scenes)
+        assert sorted(v.shape[1:] for v in fast.net.buffers() if v.dtype == torch.int8) == [
+            (8, 1, 1),
+            (8, 3, 3),
+        ]
+    deploy.export(net, tmp_path / "net.onnx", calibration=scenes)
+    tensors = onnx.load(tmp_path / "net.onnx").graph.initializer
+    weights = [tensor.dims[1:] for tensor in tensors if tensor.name.endswith("weight_quantized")]
+    assert sorted(weights) == [[8, 1, 1], [8, 3, 3]]
+    # conv1, three blocks and their shortcut, four blocks and theirs, the first layer of the next
+    early = deploy._early(rflw.build("refinenet-lw-resnet50", 2, None))
+    assert len(early) == 1 + (3 * 3 + 1) + (4 * 3 + 1) + 1 and early[0] == "encoder.conv1"
 
-    def refused(words, precision="int8", calibration=(image,)):
+
+def test_int8_that_cannot_be_had_is_refused(tiny, monkeypatch):
+    def refused(words, *images):
         with pytest.raises(InputError, match=words):
-            deploy.optimise(tiny, precision, compiled=False, calibration=calibration)
+            deploy.optimise(tiny, "int8", compiled=False, calibration=images)
 
-    refused("choose from: fp32, bf16, fp16, int8", "fp8")
-    refused("no images", calibration=())
-    refused("calibrate", calibration=None)
-    quantiser = "torchao.quantization.pt2e.quantizer.x86_inductor_quantizer.X86InductorQuantizer"
+    refused("no images")
+    x86 = "torchao.quantization.pt2e.quantizer.x86_inductor_quantizer.X86InductorQuantizer"
     with monkeypatch.context() as patch:  # as some versions of PyTorch do
-        patch.setattr(f"{quantiser}.annotate", lambda self, graph: graph)
-        refused(f"finds nothing to quantise with PyTorch {re.escape(torch.__version__)}")
+        patch.setattr(f"{x86}.annotate", lambda self, graph: graph)
+        refused("finds nothing to quantise with PyTorch", np.zeros((40, 40, 3), np.uint8))
     monkeypatch.setitem(sys.modules, "torchao.quantization.pt2e", None)  # as if it were not there
     refused(r"needs torchao: pip install 'rflw\[deploy\]'")
-
-
-# ---------------------------------------------------------------- export
 
 
 @torch.no_grad()
@@ -293,22 +260,13 @@ def test_int8_from_image_to_classes(tiny, scenes, tmp_path):
     assert classes.dtype == torch.uint8 and classes.shape == (70, 101)
     written = onnx.load(path)
     assert written.opset_import[0].version == 18
-    assert {entry.key: entry.value for entry in written.metadata_props}[
-        "classes"
-    ] == "a, b, c, d, e"
+    kept = {entry.key: entry.value for entry in written.metadata_props}
+    assert kept["classes"] == "a, b, c, d, e"
     shapes = {tensor.name: list(tensor.dims) for tensor in written.graph.initializer}
     weights = [n for n in shapes if n.endswith("_quantized") and len(shapes[n]) == 4]
     assert len(weights) == sum(isinstance(m, nn.Conv2d) for m in tiny.modules())
     for name in weights:  # a scale for each channel of output
         assert shapes[name.replace("_quantized", "_scale")] == shapes[name][:1]
-
-
-def test_torch_export_takes_any_size(tiny, tmp_path):
-    deploy.export(tiny, tmp_path / "net.pt2", "torch-export")
-    program = torch.export.load(tmp_path / "net.pt2")
-    for shape in ((1, 3, 50, 81), (2, 3, 33, 90)):
-        x = torch.rand(shape)
-        assert close(program.module()(x), tiny(x))
 
 
 @pytest.mark.parametrize(
@@ -327,6 +285,10 @@ def test_a_wrong_file_is_refused_and_not_left(tiny, tmp_path, monkeypatch, facto
         facts = deploy.export(tiny, path, "torch-export", whole)
         assert facts["error"] == pytest.approx(3e-5, rel=0.2) and facts["agreement"] == 1
         assert (facts["file"], facts["mb"]) == (str(path), path.stat().st_size / 1e6)
+        run = torch.export.load(path).module()
+        for shape in ((1, 3, 50, 81), (2, 3, 33, 90)):
+            x = torch.rand(shape)
+            assert close(run(x), tiny(x))
         return
     with pytest.raises(InputError, match="does not compute what the network does"):
         deploy.export(tiny, path, "torch-export", whole)
@@ -334,18 +296,14 @@ def test_a_wrong_file_is_refused_and_not_left(tiny, tmp_path, monkeypatch, facto
 
 
 def test_what_cannot_be_exported_is_refused(tiny, tmp_path, monkeypatch):
-    def refused(words, form="onnx", **options):
+    monkeypatch.setattr(torch.onnx, "export", Mock(side_effect=RuntimeError("no\nway")))
+    for words, form, options in (
+        ("for onnx", "torch-export", {"calibration": [np.zeros((40, 40, 3))]}),
+        ("images to calibrate", "onnx", {"calibration": []}),
+        ("operator set 13: PyTorch writes those from 18 to", "onnx", {"opset": 13}),
+        ("operator set 99: PyTorch writes those from 18 to", "onnx", {"opset": 99}),
+        (r"^operator set 18: ONNX cannot be written \(no\)$", "onnx", {"opset": 18}),
+    ):
         with pytest.raises(InputError, match=words):
             deploy.export(tiny, tmp_path / "net", form, **options)
         assert list(tmp_path.iterdir()) == []
-
-    refused("choose from: onnx, torch-export", "tflite")
-    refused("for onnx", "torch-export", calibration=[np.zeros((40, 40, 3))])
-    refused("images to calibrate", calibration=[])
-    refused("operator set 13: PyTorch writes those from 18 to", opset=13)
-    refused("operator set 99: PyTorch writes those from 18 to", opset=99)
-    with monkeypatch.context() as patch:
-        patch.setattr(torch.onnx, "export", Mock(side_effect=RuntimeError("no\nway")))
-        refused(r"^operator set 18: ONNX cannot be written \(no\)$", opset=18)
-    monkeypatch.setattr(deploy, "import_module", Mock(side_effect=ImportError("onnx")))
-    refused(r"rflw\[deploy\]")

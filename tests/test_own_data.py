@@ -13,36 +13,39 @@ from rflw import InputError
 from rflw.data.check import check, check_labels, smoothed, unmeant
 from rflw.data.convert import convert
 from rflw.data.images import read_mask
-from rflw.data.readers import MEMORY, in_memory, open_dataset, own_labels, sizes
+from rflw.data.readers import open_dataset, own_labels
 
 LABELS = np.repeat(np.arange(4, dtype=np.uint8), 40).reshape(4, 40)[:, :37].repeat(12, 0)
-PHOTO = np.full((*LABELS.shape, 3), 90, np.uint8)
-CLASSES = "0\n1\n2\n3\n4\n5\n"
+MASK = Image.fromarray(LABELS)
 CODES = np.array([(0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0)], np.uint8)
 
 
-def paletted(labels, colours):
-    image = Image.fromarray(labels)
+def paletted(colours):
+    image = MASK.copy()
     image.putpalette([value for colour in colours for value in colour])
     return image
 
 
-def make(root, masks, photo=PHOTO, ending="png", names="abcde", classes="ground\na\nb\nc\n"):
-    """A data set: a mask for each name, an image or what writes it; photos differ by a pixel."""
+def make(
+    root, masks=(LABELS,), ending="png", names="abcde", classes="ground\na\nb\nc\n", exif=None
+):
+    """A data set: a mask for each name, an array or an image; photos differ by a pixel."""
     for part in ("images", "masks"):
         (root / part).mkdir(parents=True)
     (root / "classes.txt").write_text(classes)
     for i, name in enumerate(names):
         mask = masks[i % len(masks)]
-        if isinstance(mask, np.ndarray):
-            mask = Image.fromarray(mask)
-        pixels = photo.copy()
-        pixels[0, 0] = i
-        for folder, image in (("images", Image.fromarray(pixels)), ("masks", mask)):
-            file = root / folder / f"{name}.{ending if folder == 'images' else 'png'}"
-            file.parent.mkdir(exist_ok=True)
-            image.save(file)
+        mask = Image.fromarray(mask) if isinstance(mask, np.ndarray) else mask
+        photo = Image.new("RGB", MASK.size, (90, 90, 90))
+        photo.putpixel((0, 0), (i, i, i))
+        for folder, image in ((f"images/{name}.{ending}", photo), (f"masks/{name}.png", mask)):
+            (root / folder).parent.mkdir(exist_ok=True)
+            image.save(root / folder, **{"exif": exif} if exif and image is photo else {})
     return root
+
+
+def opened(root, split="train"):
+    return open_dataset(str(root), split)
 
 
 def faults(root):
@@ -53,68 +56,51 @@ def png_chunk(name, data):
     return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
 
-def png(mask, depth, kind=0):
-    """A grey PNG of few bits, by hand: rows of bits, from the highest."""
-    rows = b""
-    for row in mask:
-        bits = "".join(f"{value:0{depth}b}" for value in row)
-        bits += "0" * (-len(bits) % 8)
-        rows += b"\0" + int(bits, 2).to_bytes(len(bits) // 8)
-    header = struct.pack(">IIBBBBB", mask.shape[1], mask.shape[0], depth, kind, 0, 0, 0)
-    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+def png(width, height, depth, rows):
+    """A grey PNG by hand; rows: of bytes, each after a zero."""
+    header = struct.pack(">IIBBBBB", width, height, depth, 0, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows, 9)), (b"IEND", b""))
     return b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(*part) for part in chunks)
 
 
 class TestMaskFiles:
     @pytest.mark.parametrize("bits", [1, 2, 4, 8])
     def test_pngs_of_few_bits_hold_what_was_written(self, tmp_path, bits):
-        labels = LABELS & (2**bits - 1)
-        (tmp_path / "grey.png").write_bytes(png(labels, bits))
-        paletted(labels, CODES[: 2**bits]).save(tmp_path / "palette.png", bits=bits)
-        for name in ("grey.png", "palette.png"):
-            assert np.array_equal(read_mask(tmp_path / name, 4), labels)
+        labels, rows = LABELS & (2**bits - 1), b""
+        for row in labels:
+            text = "".join(f"{value:0{bits}b}" for value in row)
+            text += "0" * (-len(text) % 8)
+            rows += b"\0" + int(text, 2).to_bytes(len(text) // 8)
+        (tmp_path / "m.png").write_bytes(png(*MASK.size, bits, rows))
+        assert np.array_equal(read_mask(tmp_path / "m.png", 4), labels)
 
-    def test_lossy_files_are_refused_under_any_name(self, tmp_path):
-        for form in ("JPEG", "WEBP"):
-            Image.fromarray(LABELS).save(tmp_path / "m.png", format=form)
-            with pytest.raises(InputError, match=rf"m\.png: {form} changes .*convert --nearest"):
-                read_mask(tmp_path / "m.png", 4)
-        Image.fromarray(LABELS).save(tmp_path / "m.tif", compression="jpeg")
-        with pytest.raises(InputError, match=r"m\.tif: jpeg changes"):
-            read_mask(tmp_path / "m.tif", 4)
+    @pytest.mark.parametrize("name", ["m.png", "m.tif", "m.bmp", "m.gif"])
+    def test_exact_formats_are_read(self, tmp_path, name):
+        paletted(CODES).save(tmp_path / name, **{"bits": 2} if name == "m.png" else {})
+        assert np.array_equal(read_mask(tmp_path / name, 4), LABELS)
 
-    @pytest.mark.parametrize("ending", ["tif", "bmp", "gif"])
-    def test_other_exact_formats_are_read(self, tmp_path, ending):
-        paletted(LABELS, CODES).save(tmp_path / f"m.{ending}")
-        assert np.array_equal(read_mask(tmp_path / f"m.{ending}", 4), LABELS)
-
-    @pytest.mark.parametrize("ending", ["png", "tif", "gif"])
-    def test_several_pictures_in_a_mask_are_refused(self, tmp_path, ending):
-        pages = [Image.fromarray(LABELS == k) for k in (0, 1)]  # one for each class
-        pages[0].save(tmp_path / f"m.{ending}", save_all=True, append_images=pages[1:])
-        with pytest.raises(InputError, match=f"m.{ending}: holds 2 pictures"):
-            read_mask(tmp_path / f"m.{ending}", 4)
-
-    def test_a_tiff_where_0_is_white_is_refused(self, tmp_path):
-        Image.fromarray(LABELS).save(tmp_path / "m.tif", tiffinfo={262: 0})
-        with pytest.raises(InputError, match="the form L;I are not kept"):
-            read_mask(tmp_path / "m.tif", 4)
-
-    @pytest.mark.parametrize("mode", ["RGB", "LA", "I;16"])
-    def test_other_modes_name_the_way_out(self, tmp_path, mode):
-        image = Image.fromarray(LABELS.astype(np.uint16) if mode == "I;16" else LABELS)
-        (image if mode == "I;16" else image.convert(mode)).save(tmp_path / "m.png")
-        with pytest.raises(InputError, match=f"m.png: .*this is {mode}; `rflw data convert`"):
-            read_mask(tmp_path / "m.png", 4)
+    @pytest.mark.parametrize(
+        ("name", "image", "options", "words"),
+        [
+            ("m.png", MASK, {"format": "JPEG"}, "JPEG changes .*convert --nearest"),
+            ("m.png", MASK, {"format": "WEBP"}, "WEBP changes"),
+            ("m.tif", MASK, {"compression": "jpeg"}, "jpeg changes"),
+            ("m.tif", MASK, {"tiffinfo": {262: 0}}, "the form L;I are not kept"),  # 0 is white
+            *((f"m.{end}", None, {}, "holds 2 pictures") for end in ("png", "tif", "gif")),
+            ("m.png", MASK.convert("RGB"), {}, "this is RGB; `rflw data convert`"),
+            ("m.png", Image.fromarray(LABELS.astype(np.uint16)), {}, "this is I;16"),
+        ],
+    )
+    def test_others_are_refused_under_any_name(self, tmp_path, name, image, options, words):
+        if image is None:
+            image, other = (Image.fromarray(LABELS == k) for k in (0, 1))
+            options = {"save_all": True, "append_images": [other]}
+        image.save(tmp_path / name, **options)
+        with pytest.raises(InputError, match=f"{name}: .*{words}"):
+            read_mask(tmp_path / name, 4)
 
 
 class TestLabels:
-    def test_a_class_without_pixels_is_not_clean(self, tmp_path):
-        assert check(str(make(tmp_path / "good", [LABELS])))["clean"]
-        masks = [np.where(LABELS == 3, 255, LABELS).astype(np.uint8)]
-        [line] = faults(make(tmp_path / "d", masks))
-        assert "no pixel of the training images is c, and 25.0%" in line and "--map 255=N" in line
-
     @pytest.mark.parametrize(
         ("pixels", "void", "senseless"),
         [
@@ -138,198 +124,149 @@ class TestLabels:
     def test_masks_of_0_and_255_among_masks_of_0_and_1(self, tmp_path, odd):
         pair = (LABELS > 1).astype(np.uint8)
         rims = np.where(np.arange(37) % 9 == 8, 255, pair).astype(np.uint8)
-        unlabelled = np.full_like(pair, 255)
-        sound = [rims, pair, unlabelled, 0 * pair, pair]
+        sound = [rims, pair, np.full_like(pair, 255), 0 * pair, pair]
         assert check(str(make(tmp_path / "good", sound, classes="0\n1\n")))["clean"]
         masks = [pair * np.uint8(255 if i in odd else 1) for i in range(5)]
         root = make(tmp_path / "d", masks, classes="ground\nroad\n")
         assert "some masks have road, some 255, and none has both" in faults(root)[0]
         with pytest.raises(InputError, match="some masks have road, .* --map 255=N"):
-            check_labels(*(open_dataset(str(root), split) for split in ("train", "val")))
+            check_labels(opened(root), opened(root, "val"))
 
     def test_an_image_of_both_splits_is_named(self, tmp_path, capsys):
-        root = make(tmp_path / "d", [LABELS] * 5)
-        sets = [open_dataset(str(root), split) for split in ("train", "val")]
-        check_labels(*sets)
+        root = make(tmp_path / "d")
+        train, val = opened(root), opened(root, "val")
+        check_labels(train, val)
         assert not capsys.readouterr().err
-        sets[1].images[0] = sets[0].images[2]
-        check_labels(*sets)
-        assert (
-            capsys.readouterr().err
-            == f"rflw: {root}: e of val also trains: its score is too high\n"
-        )
+        val.images[0] = train.images[2]
+        check_labels(train, val)
+        said = f"rflw: {root}: e of val also trains: its score is too high\n"
+        assert capsys.readouterr().err == said
 
     def test_palettes_must_agree_on_the_labels_that_occur(self, tmp_path):
-        same = [
-            paletted(LABELS, CODES),
-            paletted(LABELS, [*CODES, (9, 9, 9)]),
-            Image.fromarray(LABELS),
-        ]
+        same = [paletted(CODES), paletted([*CODES, (9, 9, 9)]), MASK]
         assert check(str(make(tmp_path / "good", same)))["clean"]
-        other = make(
-            tmp_path / "d", [paletted(LABELS, CODES)] * 4 + [paletted(LABELS, CODES[::-1])]
-        )
+        other = make(tmp_path / "d", [paletted(CODES)] * 4 + [paletted(CODES[::-1])])
         [line] = faults(other)  # e.png is a mask of the other split
         assert f"{other / 'masks/e.png'}: label 0 has the colour (128, 128, 0), in a.png" in line
-        with pytest.raises(InputError, match="e.png: label 0 .* convert --colours"):
-            open_dataset(str(other), "train")
 
     def test_smoothed_masks_are_named(self, tmp_path):
         shapes = np.zeros((60, 80), np.uint8)
         shapes[10:50, 20:60], shapes[5:12, 5:75], shapes[30:50, 40:60] = 5, 3, 1
-        image, size = Image.fromarray(shapes), (120, 90)
-        assert not smoothed(shapes)
-        assert not smoothed(np.asarray(image.resize(size, Image.Resampling.NEAREST)))
+        image, ways = Image.fromarray(shapes), Image.Resampling
         for scale in (0.5, 0.7, 1.5, 3):
             size = (round(80 * scale), round(60 * scale))
-            assert smoothed(np.asarray(image.resize(size, Image.Resampling.BILINEAR))), scale
+            assert not smoothed(np.asarray(image.resize(size, ways.NEAREST))), scale
+            assert smoothed(np.asarray(image.resize(size, ways.BILINEAR))), scale
         outlined = np.where(shapes == 5, 2, 0).astype(np.uint8)  # 1 is the rim of 2, a pixel wide
         outlined[10:50, 20], outlined[10:50, 59], outlined[9, 20:60] = 1, 1, 1
         assert not smoothed(outlined)
-        masks = [image.resize((120, 90), Image.Resampling.BILINEAR)]
-        root = make(tmp_path / "d", masks, np.zeros((90, 120, 3), np.uint8), classes=CLASSES)
+        masks = [image.resize(MASK.size, ways.BILINEAR)]
+        root = make(tmp_path / "d", masks, classes="0\n1\n2\n3\n4\n5\n")
         assert "a: between its labels lie others" in faults(root)[0]
         with pytest.raises(InputError, match="a: between its labels lie others"):
-            check_labels(open_dataset(str(root), "train"))
+            check_labels(opened(root))
+
+    def test_small_pictures_are_named_where_they_are_validated(self, tmp_path):
+        root = make(tmp_path / "d")
+        for part in ("images", "masks"):
+            Image.open(root / part / "e.png").crop((0, 0, 20, 48)).save(root / part / "e.png")
+        found = check(str(root))
+        assert found["splits"]["val"]["faults"] == ["e: 20x48; networks take 33x33 and up"]
 
     def test_names_of_classes(self, tmp_path):
-        path = tmp_path / "classes.txt"
         for text, said in (
             ("a\n\nb\n", "2 names no"),
-            ("\na\nb\n", "1 names no"),
             ("a\n\u200b\nb", "2 names no"),  # a space without width
-            ("a\n// mine\nb", "2 names no"),
             ("__ignore__\n_background_\na", "1 names no"),
             ("name,r,g,b\na,0,0,0\nb,9,0,0", "1 names no"),
             ("1 a\n2 b", "1 is numbered 1"),
             ("id,name\n0,a\n1,b", "2 is numbered 0"),
         ):
-            path.write_text(text)
+            (tmp_path / "classes.txt").write_text(text)
             with pytest.raises(InputError, match=rf"classes.txt: line {said}.*; line n"):
                 own_labels(tmp_path)
         for text in (
             "0 a\n1 b",
             "ground\n2 wheels",
             "ground\n1 a\n2 b",
-            "1\n2",
             "a\x0cb\n\u0645\u06cc\u200c\u0631",
         ):
-            path.write_text(text)
+            (tmp_path / "classes.txt").write_text(text)
             assert len(own_labels(tmp_path).classes) == text.count("\n") + 1
-        decomposed = unicodedata.normalize("NFD", "Bäume")
-        path.write_bytes(f"\ufeffHaus\r\n{decomposed} \r\n\r\n \r\n".encode())
-        assert own_labels(tmp_path).classes == ("Haus", "Bäume")
 
 
 class TestNames:
     def test_folders_inside_are_read(self, tmp_path):
         names = ["a", "day2/a", "day2/b", "c", "\udcff"]  # the last is no valid text
-        root = make(tmp_path / "d", [LABELS], names=names)
+        root = make(tmp_path / "d", names=names)
         (root / "images/.trash").mkdir()
         for name in (".trash/x.png", "._a.png", "Thumbs.db", "day2/desktop.ini"):
             (root / "images" / name).write_text("")
-        assert open_dataset(str(root), "train").ids == ["a", "c", "day2/a", "day2/b"]
-        assert check(str(root))["clean"]
+        assert opened(root).ids == ["a", "c", "day2/a", "day2/b"] and check(str(root))["clean"]
         (root / "masks/day2/b.png").unlink()
         with pytest.raises(InputError, match=r"masks/day2/b\.png is missing"):
-            open_dataset(str(root), "train")
+            opened(root)
 
-    def test_masks_whose_names_differ_in_case_form_or_ending(self, tmp_path):
-        root = make(tmp_path / "d", [LABELS], names=["IMG_1", "Bäume", "c", "d", "e"], ending="JPG")
+    def test_names_may_differ_in_case_form_or_ending(self, tmp_path):
+        decomposed = unicodedata.normalize("NFD", "Bäume")
+        classes = f"\ufeffHaus\r\n{decomposed} \r\nb\r\nc\r\n \r\n"
+        names = ["IMG_1", "Bäume", "c", "d", "e"]
+        root = make(tmp_path / "d", names=names, ending="JPG", classes=classes)
+        assert opened(root).labels.classes == ("Haus", "Bäume", "b", "c")
         masks = root / "masks"
         (masks / "IMG_1.png").rename(masks / "img_1.PNG")
-        (masks / "Bäume.png").rename(masks / unicodedata.normalize("NFD", "Bäume.png"))
+        (masks / "Bäume.png").rename(masks / f"{decomposed}.png")
         Image.open(masks / "c.png").save(masks / "c.TIF")
         (masks / "c.png").unlink()
         (masks / "notes.txt").write_text("c is odd")
-        data = open_dataset(str(root), "train")
+        data = opened(root)
         assert all(np.array_equal(data[i][1], LABELS) for i in range(len(data)))
-        assert sorted(data.ids + open_dataset(str(root), "val").ids) == sorted(
-            ["IMG_1", "Bäume", "c", "d", "e"]
-        )
+        assert sorted(data.ids + opened(root, "val").ids) == sorted(names)
+        (root / "splits").mkdir()
+        (root / "splits/train.txt").write_text("img_1\n")
+        assert opened(root).ids == ["IMG_1"]
 
     @pytest.mark.parametrize(("part", "other"), [("images", "A.jpg"), ("masks", "a.tif")])
     def test_one_mask_is_never_that_of_two_images_nor_the_reverse(self, tmp_path, part, other):
-        root = make(tmp_path / "d", [LABELS])
-        Image.fromarray(LABELS).save(root / part / other)
+        root = make(tmp_path / "d")
+        MASK.save(root / part / other)
         with pytest.raises(InputError, match=f"{part}: .*{other}.* are one name"):
-            open_dataset(str(root), "train")
-
-    def test_lists_may_differ_in_case(self, tmp_path):
-        root = make(tmp_path / "d", [LABELS], names=["IMG_1", "IMG_2"])
-        (root / "splits").mkdir()
-        (root / "splits/train.txt").write_text("img_2\n")
-        assert open_dataset(str(root), "train").ids == ["IMG_2"]
+            opened(root)
 
 
-TURN = Image.Exif()
-TURN[0x112] = 3
-EXIF = TURN.tobytes().removeprefix(b"Exif\0\0")
-XMP = b'XML:com.adobe.xmp\0\0\0\0\0<x tiff:Orientation="3"/>'
+def turned(turn):
+    exif = Image.Exif()
+    exif[0x112] = turn
+    return exif
 
 
 class TestTurned:
     """Photos with EXIF; a mask may fit them as stored or as shown."""
 
-    def data(self, root, turn, photo, mask):
-        make(root, [mask], photo)
-        exif = Image.Exif()
-        exif[0x112] = turn
-        for file in (root / "images").iterdir():
-            Image.open(file).save(file.with_suffix(".jpg"), exif=exif)
-            file.unlink()
-        return root
-
     @pytest.mark.parametrize("turn", [0, 1, 2, 3, 6])
     def test_masks_drawn_on_the_stored_pixels(self, tmp_path, turn):
-        root = self.data(tmp_path / "d", turn, PHOTO, LABELS)
-        lines = faults(root)
-        told = [line for line in lines if f"EXIF turns it (orientation {turn})" in line]
+        root = make(tmp_path / "d", ending="jpg", exif=turned(turn))
+        told = [line for line in faults(root) if f"EXIF turns it (orientation {turn})" in line]
         assert len(told) == (0 if turn < 2 else 4)
         assert turn < 2 or str(root / "images/a.jpg") in told[0]
 
-    @pytest.mark.parametrize("turn", [5, 8])
-    def test_masks_drawn_on_what_is_shown(self, tmp_path, turn):
-        root = self.data(tmp_path / "d", turn, PHOTO, np.ascontiguousarray(LABELS.T))
-        assert check(str(root))["clean"]
+    def test_masks_drawn_on_what_is_shown(self, tmp_path):
+        masks = [np.ascontiguousarray(LABELS.T)]
+        assert check(str(make(tmp_path / "d", masks, "jpg", exif=turned(5))))["clean"]
+        root = make(tmp_path / "other", ending="jpg", exif=turned(3))
+        for file in (root / "masks").iterdir():  # a mask that is turned alike
+            MASK.save(file, exif=turned(3))
+        assert np.array_equal(opened(root)[0][1], LABELS[::-1, ::-1])
 
     @pytest.mark.parametrize("part", ["images", "masks"])
-    @pytest.mark.parametrize("chunk", [(b"eXIf", EXIF), (b"iTXt", XMP)])
-    def test_a_png_that_is_turned_behind_its_pixels(self, tmp_path, part, chunk):
-        root = make(tmp_path / "d", [LABELS])
+    def test_a_png_that_is_turned_behind_its_pixels(self, tmp_path, part):
+        root = make(tmp_path / "d")
         file = root / part / "b.png"
         sound = file.read_bytes()
-        file.write_bytes(sound[:-12] + png_chunk(*chunk) + sound[-12:])
+        exif = turned(3).tobytes().removeprefix(b"Exif\0\0")
+        file.write_bytes(sound[:-12] + png_chunk(b"eXIf", exif) + sound[-12:])
         [line] = faults(root)
         assert line.startswith(f"{file}: EXIF turns it (orientation 3) and not {root}")
-
-    def test_a_mask_that_is_turned_alike(self, tmp_path):
-        root = self.data(tmp_path / "d", 3, PHOTO, LABELS)
-        exif = Image.Exif()
-        exif[0x112] = 3
-        for file in (root / "masks").iterdir():
-            Image.open(file).save(file, exif=exif)
-        assert np.array_equal(open_dataset(str(root), "train")[0][1], LABELS[::-1, ::-1])
-
-
-def test_small_pictures_are_named_where_they_are_validated(tmp_path):
-    root = make(tmp_path / "d", [LABELS])
-    for part in ("images", "masks"):
-        Image.open(root / part / "e.png").crop((0, 0, 20, 48)).save(root / part / "e.png")
-    found = check(str(root))
-    assert found["splits"]["val"]["faults"] == ["e: 20x48; networks take 33x33 and up"]
-
-
-def test_memory_is_judged_by_all_images(tmp_path, monkeypatch):
-    root = make(tmp_path / "d", [LABELS])
-    Image.fromarray(np.zeros((600, 500, 3), np.uint8)).save(root / "images/c.png")
-    data = open_dataset(str(root), "train")
-    bytes_of_all = 4 * (3 * LABELS.size + 600 * 500)
-    assert MEMORY == 3e9
-    for limit, held in ((bytes_of_all, False), (bytes_of_all + 1, True)):
-        monkeypatch.setattr("rflw.data.readers.MEMORY", limit)
-        assert (in_memory(data) is not data) == held
-    assert sizes(in_memory(data)) == sizes(data) and (600, 500) in sizes(data)
 
 
 class TestConvert:
@@ -344,14 +281,13 @@ class TestConvert:
     @pytest.mark.parametrize(
         "image",
         [
-            Image.fromarray(LABELS),
             Image.fromarray(LABELS.astype(np.uint16)),
-            Image.fromarray(np.dstack([LABELS] * 3)),
-            Image.fromarray(LABELS).convert("LA"),
-            Image.fromarray(LABELS).convert("RGBA"),
-            paletted(LABELS, CODES[::-1]),
+            MASK.convert("RGB"),
+            MASK.convert("LA"),
+            MASK.convert("RGBA"),
+            paletted(CODES[::-1]),
         ],
-        ids=["grey", "16 bits", "grey as RGB", "grey with alpha", "RGBA", "palette"],
+        ids=["16 bits", "grey as RGB", "grey with alpha", "RGBA", "palette"],
     )
     def test_numbers(self, tmp_path, image):
         masks, out = self.masks(tmp_path, image)
@@ -370,23 +306,19 @@ class TestConvert:
         again = self.result(tmp_path / "again")
         assert np.array_equal(again, np.array([255, 0, 255, 1], np.uint8)[LABELS])
 
-    @pytest.mark.parametrize("image", [Image.fromarray(CODES[LABELS]), paletted(LABELS, CODES)])
+    @pytest.mark.parametrize("image", [Image.fromarray(CODES[LABELS]), paletted(CODES)])
     def test_colours_of_a_list(self, tmp_path, image):
         masks, out = self.masks(tmp_path, image)
-        (tmp_path / "list.txt").write_text(
-            "\ufeff128 128 0 olive\r\nvoid: 0, 128, 0\r\n\r\n#800000\r\nblack 0\t0\t0\r\n"
-        )
-        convert(masks, out, colours=str(tmp_path / "list.txt"))
+        file = tmp_path / "list.txt"
+        colours = "\ufeff128 128 0 olive\r\nvoid: 0, 128, 0\r\n\r\n#800000\r\nblack 0\t0\t0\r\n"
+        file.write_text(colours)
+        convert(masks, out, colours=str(file))
         assert np.array_equal(self.result(out), np.array([2, 1, 255, 0], np.uint8)[LABELS])
-        for line in (
-            "1 128 0 0 olive",
-            "128 0",
-            "300 0 0",
-            "#000000",
-        ):  # which three are the colour?
-            (tmp_path / "list.txt").write_text(f"0 0 0\n{line}\n")
+        # which three are the colour?
+        for line in ("1 128 0 0 olive", "128 0", "300 0 0", "#000000"):
+            file.write_text(f"0 0 0\n{line}\n")
             with pytest.raises(InputError, match="list.txt, line 2: .*(not a colour|there before)"):
-                convert(masks, tmp_path / "new", colours=str(tmp_path / "list.txt"), nearest=True)
+                convert(masks, tmp_path / "new", colours=str(file), nearest=True)
 
     def test_lossy_masks_by_the_nearest(self, tmp_path):
         masks, out = self.masks(tmp_path, Image.fromarray(LABELS * 85), "m.jpg", quality=95)
@@ -407,26 +339,20 @@ class TestConvert:
             ),
             (Image.fromarray(LABELS + np.uint16(254)), {}, "no label for 256 and 257: --map 256=N"),
             (Image.new("RGBA", (8, 8), (9, 9, 9, 0)), {}, "parts of it are transparent"),
-            (Image.fromarray(LABELS), {"nearest": True}, "says what may be near"),
+            (MASK, {"nearest": True}, "says what may be near"),
         ],
     )
-    def test_what_has_no_label_is_named_and_nothing_is_written(
-        self, tmp_path, image, options, message
-    ):
+    def test_what_has_no_label_is_named(self, tmp_path, image, options, message):
         masks, out = self.masks(tmp_path, image)
         with pytest.raises(InputError, match=message):
             convert(masks, out, **options)
         assert [path.name for path in tmp_path.iterdir()] == ["masks"]
 
-    def test_it_never_writes_over_or_into_its_input(self, tmp_path):
-        masks, _ = self.masks(tmp_path, Image.fromarray(LABELS))
-        for out in (masks, masks / "new", tmp_path):
+    def test_input_stays_and_half_done_work_is_taken_away(self, tmp_path, monkeypatch):
+        masks, out = self.masks(tmp_path, MASK)
+        for taken in (masks, masks / "new", tmp_path):
             with pytest.raises(InputError, match="not a new folder outside of"):
-                convert(masks, out)
-        assert len([*masks.rglob("*")]) == 2
-
-    def test_half_done_work_is_taken_away(self, tmp_path, monkeypatch):
-        masks, out = self.masks(tmp_path, Image.fromarray(LABELS))
+                convert(masks, taken)
 
         def full(*_, **__):
             raise OSError(28, "No space left on device")
@@ -434,7 +360,7 @@ class TestConvert:
         monkeypatch.setattr(Image.Image, "save", full)
         with pytest.raises(InputError, match="out: cannot be written .No space"):
             convert(masks, out)
-        assert [path.name for path in tmp_path.iterdir()] == ["masks"]
+        assert len([*tmp_path.rglob("*")]) == 3  # masks, day2 and the mask
 
     def test_the_command(self, tmp_path, capsys):
         from rflw import cli

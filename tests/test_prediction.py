@@ -1,4 +1,4 @@
-"""Prediction: what it takes and gives, views of an image, and tiles."""
+"""Prediction: what it takes and gives, views of an image, tiles; and how it is evaluated."""
 
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -7,33 +7,29 @@ import numpy as np
 from PIL import Image
 import pytest
 import torch
-from torch import nn
 import torch.nn.functional as F
 
-from rflw import InputError, build, checkpoint, prediction, tiles
+from rflw import InputError, checkpoint, cli, evaluation, prediction, tiles
+from rflw.data.labels import labels_for
 from rflw.data.synthetic import scene
+from rflw.metrics import confusion_matrix
 
-CPU = torch.device("cpu")
-PHOTO = np.random.RandomState(0).randint(0, 256, (50, 71, 3)).astype(np.uint8)
+DATA = [scene("val", i) for i in range(3)]
+PHOTO = DATA[0][0]  # 96 x 128
 
 
 @pytest.fixture(scope="module")
 def model():
-    torch.manual_seed(0)
-    model = build("refinenet-lw-mobilenet_v2", 6).eval()
-    with torch.no_grad():  # balance the classes, so that a random network predicts several of them
-        logits = model(prediction.normalise(PHOTO, model, CPU))
-        model.decoder.classifier.bias -= logits.mean((0, 2, 3))
-    return model
+    return checkpoint.load("embedded")
 
 
 def test_is_the_best_class_of_the_resized_logits(model):
     x = torch.from_numpy(PHOTO).permute(2, 0, 1)[None] / 255
     x = (x - torch.tensor(model.mean).view(1, 3, 1, 1)) / torch.tensor(model.std).view(1, 3, 1, 1)
     with torch.inference_mode():
-        logits = F.interpolate(model(x), size=(50, 71), mode="bilinear", align_corners=False)
+        logits = F.interpolate(model(x), size=(96, 128), mode="bilinear", align_corners=False)
     classes = prediction.predict(model, PHOTO)
-    assert classes.shape == (50, 71) and classes.dtype == np.uint8
+    assert classes.shape == (96, 128) and classes.dtype == np.uint8
     assert (classes == logits.argmax(1)[0].numpy()).mean() > 0.999
     assert len(np.unique(classes)) > 1
 
@@ -43,19 +39,13 @@ def test_takes_paths_pil_images_and_arrays(model, tmp_path):
     np.save(tmp_path / "x.npy", PHOTO)
     expected = prediction.predict(model, PHOTO)
     for image in (
-        tmp_path / "x.png",
         str(tmp_path / "x.png"),
-        Image.fromarray(PHOTO),
+        Image.fromarray(PHOTO).convert("RGBA").convert("RGBa"),
         torch.from_numpy(PHOTO),
         PHOTO[:, ::-1].copy()[:, ::-1],
-        np.lib.stride_tricks.as_strided(PHOTO, writeable=False),
         np.load(tmp_path / "x.npy", mmap_mode="r"),
-        Image.fromarray(PHOTO).convert("RGBA").convert("RGBa"),
     ):
         assert np.array_equal(prediction.predict(model, image), expected), type(image)
-
-
-def test_grey_is_three_equal_channels(model):
     grey = PHOTO[..., 0]
     expected = prediction.predict(model, np.dstack([grey] * 3))
     assert np.array_equal(prediction.predict(model, grey), expected)
@@ -65,12 +55,12 @@ def test_grey_is_three_equal_channels(model):
     ("image", "words"),
     [
         (PHOTO / 255, "a ndarray of float64"),
-        (np.dstack([PHOTO, PHOTO[..., :1]]), r"shape \(50, 71, 4\)"),
-        (PHOTO[None], r"shape \(1, 50, 71, 3\)"),
-        ({"a": 1}, "a dict of object"),
+        (np.dstack([PHOTO, PHOTO[..., :1]]), r"shape \(96, 128, 4\)"),
+        (PHOTO[None], r"shape \(1, 96, 128, 3\)"),
         (PHOTO.tobytes(), "a bytes of"),
         ([PHOTO, PHOTO[1:]], "a list cannot be made an array"),
         (np.zeros((40, 40), [(f"field{i}", "u1") for i in range(99)]), "a ndarray of "),
+        (PHOTO[:32], "128x32 pixels"),
     ],
 )
 def test_anything_else_is_refused_by_its_type(model, image, words):
@@ -79,49 +69,27 @@ def test_anything_else_is_refused_by_its_type(model, image, words):
     assert len(str(refusal.value)) < 400
 
 
-@pytest.mark.parametrize("size", [(1, 1), (32, 100)])
-def test_images_that_are_too_small_are_named(model, tmp_path, size):
-    with pytest.raises(InputError, match=f"image: {size[1]}x{size[0]} pixels"):
-        prediction.predict(model, np.zeros((*size, 3), np.uint8))
-    Image.new("RGB", size[::-1]).save(tmp_path / "x.png")
-    with pytest.raises(InputError, match=f"x.png: {size[1]}x{size[0]} pixels"):
-        prediction.predict(model, tmp_path / "x.png")
-
-
-def test_the_network_sees_the_short_side_and_the_image_keeps_its_size(model):
-    sizes = []
-    hook = model.encoder.register_forward_pre_hook(lambda _, x: sizes.append(tuple(x[0].shape)))
-    classes = prediction.predict(model, PHOTO, short_side=100)
-    hook.remove()
-    assert sizes == [(1, 3, 100, 142)] and classes.shape == (50, 71)
+def test_a_side_that_is_too_short_and_too_many_classes_are_refused(model):
     with pytest.raises(InputError, match="a shorter side of 20 pixels"):
-        prediction.predict(model, PHOTO, short_side=20)
+        prediction.predict(model, PHOTO, 20)
+    with pytest.raises(InputError, match="300 classes"):
+        prediction.predict(SimpleNamespace(num_classes=300), PHOTO)
 
 
 @pytest.mark.parametrize(
     ("asked", "card", "seen"),
-    [(None, 75, (75, 107)), (0, 75, (50, 71)), (None, 0, (50, 71)), (None, None, (50, 71))],
+    [(None, 75, (75, 106)), (100, 75, (100, 142)), (0, 75, (50, 71)), (None, None, (50, 71))],
 )
-def test_the_checkpoint_says_what_the_network_sees(asked, card, seen):
-    """75 / 50 * 71 is 106.5, which is rounded up, in whole numbers."""
+def test_the_network_sees_the_side_that_is_asked_or_its_checkpoints(
+    model, monkeypatch, asked, card, seen
+):
+    """75 / 50 * 71 is 106.5, which is rounded down, in whole numbers."""
     sizes = []
-
-    class Witness(nn.Module):
-        num_classes, mean, std = 2, (0.5,) * 3, (0.25,) * 3
-
-        def forward(self, x):
-            sizes.append(tuple(x.shape[2:]))
-            return torch.zeros(1, 2, 10, 10) + self.weight
-
-    witness = Witness()
-    witness.weight, witness.card = nn.Parameter(torch.zeros(1)), {"short_side": card}
-    prediction.predict(witness, PHOTO, asked)
+    monkeypatch.setattr(model, "card", {"short_side": card})
+    hook = model.encoder.register_forward_pre_hook(lambda _, x: sizes.append(tuple(x[0].shape[2:])))
+    assert prediction.predict(model, PHOTO[:50, :71], asked).shape == (50, 71)
+    hook.remove()
     assert sizes == [seen]
-
-
-def test_more_classes_than_a_byte_holds_are_refused(model):
-    with pytest.raises(InputError, match="300 classes"):
-        prediction.predict(SimpleNamespace(num_classes=300), PHOTO)
 
 
 def test_every_module_keeps_its_mode(model):
@@ -146,15 +114,15 @@ def test_every_module_keeps_its_mode(model):
 
 
 def test_scales_and_flips_are_averaged_as_probabilities(model):
-    image, size = scene("val", 0)[0], (96, 128)
-    x, expected = prediction.normalise(image, model, CPU), 0
+    size = (96, 128)
+    x, expected = prediction.normalise(PHOTO, model, torch.device("cpu")), 0
     with torch.inference_mode():
         for h, w in ((96, 128), (48, 64)):
             scaled = F.interpolate(x, (h, w), mode="bilinear", antialias=True)
             for dims in ((), (3,)):
                 logits = model(scaled.flip(dims)).flip(dims)
                 expected += F.interpolate(logits, size, mode="bilinear").softmax(1) / 4
-    logits = prediction.views(model, image, "fp32", (1.0, 0.5), flip=True)
+    logits = prediction.views(model, PHOTO, "fp32", (1.0, 0.5), flip=True)
     scores = prediction.combined(logits, lambda x: prediction.upsample(x, size))
     torch.testing.assert_close(scores, expected)
     assert torch.equal(prediction.best(logits, size), scores.argmax(1))
@@ -164,8 +132,6 @@ def test_large_images_are_resized_a_few_rows_at_a_time(monkeypatch):
     generator = torch.Generator().manual_seed(0)
     logits = [torch.randn(2, 3, *size, generator=generator) for size in ((13, 16), (20, 8))]
     expected = prediction.best(logits, (50, 61))
-    rows = prediction.upsampled_rows(logits[0], (50, 61), 7, 19)
-    torch.testing.assert_close(rows, prediction.upsample(logits[0], (50, 61))[:, :, 7:19])
     monkeypatch.setattr(prediction, "BAND", 61 * 7)
     assert torch.equal(prediction.best(logits, (50, 61)).long(), expected)
 
@@ -179,18 +145,9 @@ class TestTiles:
         for wrong in (1, 1000, -1):
             with pytest.raises(InputError, match=f"tiles of {wrong} pixels"):
                 tiles.side(wrong, (10, 10))
-
-    @pytest.mark.parametrize(
-        ("n", "tile"), [(4096, 2048), (2049, 2048), (10_001, 1024), (700, 1024)]
-    )
-    def test_spans_cover_a_side_and_overlap(self, n, tile):
-        spans = tiles.spans(n, tile)
-        assert spans[0][0] == 0 and spans[-1][1] == n
-        assert all(
-            start % 32 == (end - n) % 32 == 0 and end - start <= tile for start, end in spans
-        )
-        for (_, end), (start, _) in zip(spans, spans[1:]):
-            assert end - start >= tiles.OVERLAP
+        spans = tiles.spans(2049, 2048)
+        assert spans[0][0] == 0 and spans[-1][1] == 2049
+        assert all(end % 32 == 2049 % 32 and end - start <= 2048 for start, end in spans)
 
     def test_a_network_that_looks_at_single_pixels_gives_the_same_in_tiles(self):
         x = torch.rand(1, 3, 1100, 1500, generator=torch.Generator().manual_seed(0))
@@ -215,12 +172,89 @@ class TestTiles:
         assert logits[0] == 0 and logits[-1] == 2
         assert 0 <= steps.min() and steps.max() < 2 * 4 / tiles.OVERLAP
 
-    def test_a_long_scene_is_labelled_as_in_one_piece(self, monkeypatch):
-        """Aligned corners place the coarse maps of a tile a little differently: a few borders of objects move."""
+    def test_a_long_scene_is_labelled_as_in_one_piece(self, model, monkeypatch):
+        """Aligned corners place a tile's coarse maps a little differently: a few borders move."""
         image = np.concatenate([scene("val", i)[0][:40] for i in range(11)], 1)[:, :1300]
-        network = checkpoint.load("embedded")
-        whole = prediction.predict(network, image, tile=0)
+        whole = prediction.predict(model, image, 0, tile=0)
         calls, real = [], tiles.joined
         monkeypatch.setattr(tiles, "joined", lambda *args: calls.append(args[2]) or real(*args))
-        assert (prediction.predict(network, image, tile=1024) == whole).mean() > 0.99
+        assert (prediction.predict(model, image, 0, tile=1024) == whole).mean() > 0.99
         assert calls == [1024]
+
+
+def test_matrices_are_those_of_predictions_and_processes_share_them(model):
+    seen = []
+    matrices = evaluation.evaluate(
+        model, DATA, "fp32", each=lambda i, *maps: seen.append((i, *maps))
+    )
+    for n, ((i, classes, labels), (image, mask)) in enumerate(zip(seen, DATA, strict=True)):
+        assert np.array_equal(classes.numpy(), prediction.predict(model, image)) and i == n
+        assert np.array_equal(labels.numpy(), mask)
+        assert torch.equal(matrices[n], confusion_matrix(classes, labels, 6))
+    shares = [evaluation.evaluate(model, DATA, "fp32", rank=rank, world=2) for rank in (0, 1)]
+    assert torch.equal(sum(shares), matrices)
+    assert shares[0][1].sum() == 0 and shares[1][0].sum() == shares[1][2].sum() == 0
+
+
+def test_an_image_that_is_too_small_is_named(model):
+    class Small(list):
+        ids = ["fine", "tiny"]
+
+    data = Small((np.zeros((n, n, 3), np.uint8), np.zeros((n, n), np.uint8)) for n in (40, 8))
+    with pytest.raises(InputError, match="tiny: input of 8x8 pixels: the smallest is 33x33"):
+        evaluation.evaluate(model, data)
+
+
+def test_summary_by_hand():
+    matrices = torch.tensor([[[3, 1, 0], [1, 5, 0], [0, 0, 0]]])
+    assert evaluation.summary(matrices, ("a", "b", "c")) == {
+        "miou": pytest.approx((3 / 5 + 5 / 7) / 2),
+        "pixel_accuracy": 0.8,
+        "iou": {"a": pytest.approx(3 / 5), "b": pytest.approx(5 / 7), "c": None},
+        "miou_interval": pytest.approx(2 * [(3 / 5 + 5 / 7) / 2]),
+        "miou_absent_as_one": pytest.approx((3 / 5 + 5 / 7 + 1) / 3),
+        "frequency_weighted_iou": pytest.approx(0.4 * 3 / 5 + 0.6 * 5 / 7),
+    }
+
+
+def test_names_of_classes_are_compared_and_their_order():
+    model = SimpleNamespace(card={"classes": ["a", "b", "c"]})
+    for names, said in (
+        ("abc", None),
+        ("acb", "the same classes in another order: label 1 is c, of the network b"),
+        ("abd", "other classes: label 2 is d, of the network c"),
+        ("ab", "the network has 3 classes, d has 2"),
+    ):
+        dataset = SimpleNamespace(name="d", labels=labels_for(names))
+        if said is None:
+            evaluation.same_classes(model, dataset)
+            continue
+        with pytest.raises(InputError, match=said):
+            evaluation.evaluate(model, dataset)
+
+
+def test_the_interval_of_eval_draws_frames_that_are_alike_together(monkeypatch):
+    class Frames(list):
+        name, ids = "camvid", [f"0001TP_{i:06}" for i in range(24)]
+        labels = labels_for("ab")
+
+    torch.manual_seed(0)
+    matrices = torch.randint(1, 50, (24, 2, 2)) * torch.arange(1, 25)[:, None, None]
+    monkeypatch.setattr(evaluation, "evaluate", lambda *_, **__: matrices)
+    model, ways = SimpleNamespace(num_classes=2), ("fp32", (1.0,), False, None)
+    got = cli.measure(model, Frames(range(24)), ways)["miou_interval"]
+    blocks = [0] * 10 + [1] * 10 + [2] * 4
+    assert got == evaluation.summary(matrices, "ab", blocks)["miou_interval"]
+    assert got != evaluation.summary(matrices, "ab")["miou_interval"]
+
+
+def test_a_network_sees_images_at_the_scale_of_its_training(model, monkeypatch):
+    for card, scale in (
+        ({"data": "nyu", "short_side": 234}, 0.5),
+        ({"data": "nyu", "short_side": None}, 1.0),
+        ({"data": "photos"}, 1.0),
+    ):
+        monkeypatch.setattr(model, "card", card)
+        assert prediction.own_scale(model) == scale
+        seen = prediction.as_seen(PHOTO, model, torch.device("cpu"))
+        assert seen.shape == (1, 3, 96 * scale, 128 * scale)

@@ -15,6 +15,22 @@ CPU = torch.device("cpu")
 LIGHT = "refinenet-lw-efficientnet_lite0"
 
 
+def row(model, mode, mean, steps=(), size=(512, 512), batch=1, device="cpu", std=0.0):
+    latency = {"mean": mean, "std": std}
+    place = {"device": device, "size": list(size), "batch": batch}
+    return {"model": model, "mode": mode, "steps": list(steps), "latency_ms": latency} | place
+
+
+def record(name, *rows, passes=100, **hardware):
+    return {
+        "name": name,
+        "kind": "bench",
+        "config": {"passes": passes},
+        "hardware": {"cpu": "Fast", "cores": 2} | hardware,
+        "metrics": {"rows": list(rows), "peaks": {"fp32_gmacs": 100}},
+    }
+
+
 def test_calls_take_turns_in_milliseconds_and_warming_up_does_not_count(monkeypatch):
     order, clock = [], [0.0]
     monkeypatch.setattr(speed.time, "perf_counter", lambda: clock[0])
@@ -73,26 +89,10 @@ def test_roofline_and_memory_by_hand():
     assert found is None or 60 < found < 90
 
 
-def test_joules_are_per_pass(monkeypatch):
-    spent = [0.0]
-
-    def call():
-        spent[0] += 3
-
-    monkeypatch.setattr(speed, "_energy_counter", lambda device: lambda: spent[0])
-    assert speed.joules(call, CPU, passes=4) == 3
-    assert speed.joules(lambda: None, CPU) is None
-    monkeypatch.setattr(speed, "_energy_counter", lambda device: None)
-    assert speed.joules(call, CPU) is None
-
-
-# ------------------------------------------------------------ networks
-
-
 def test_rows_of_a_network(monkeypatch):
     monkeypatch.setattr(speed, "peaks", lambda *_: {"fp32_gmacs": 100.0, "copy_gb_s": 10.0})
     modes = ["eager-fp32", "channels-last-fp32", "channels-last+fold+merge-fp32"]
-    options = {"batch": 2, "passes": 2, "classes": 4, "whole_way": True}
+    options = {"batch": 2, "passes": 2, "classes": 4, "whole_way": True, "layers": True}
     found = speed.network_speed([LIGHT], modes, (48, 64), **options)
     first, second, third = found["rows"]
     assert [row["mode"] for row in found["rows"]] == modes
@@ -108,90 +108,84 @@ def test_rows_of_a_network(monkeypatch):
         way = dict(row["whole_way_ms"])
         assert way.pop("total") == pytest.approx(sum(way.values()), abs=0.01)
         assert list(way) == ["decode", "prepare", "network", "classes"]
+        assert {layer["part"] for layer in row["layers"]} >= {"encoder", "decoder"}
     assert first["faster"] == {"ratio": 1, "low": 1, "high": 1} and first["error"] == 0
     assert third["weights_mb"] < second["weights_mb"] and "fold" in third["steps"]
 
 
-@pytest.mark.parametrize("name", ["torchvision:lraspp_mobilenet_v3_large", "smp:FPN-mobilenet_v2"])
-def test_other_peoples_networks(name):
-    assert name in speed.PEERS["mobilenet_v2"]
-    with torch.no_grad():
-        assert speed.network(name, 3)(torch.zeros(1, 3, 64, 64)).shape == (1, 3, 64, 64)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"passes": 0}, "one at least"),
-        ({"size": (32, 64)}, "32x64"),
-        ({"batch": 10**9}, "1000000000 images of 512x512: too large for the memory"),
-        *(({"names": [name]}, "(?i)nope") for name in ("torchvision:nope", "smp:Nope-x", "nope")),
-    ],
-)
-def test_bad_settings_are_refused(options, message):
-    with pytest.raises(InputError, match=message):
-        speed.network_speed(**{"names": ["refinenet-lw-mobilenet_v2"]} | options)
-
-
-@pytest.mark.parametrize("mode", "fast eager-bf16 fold+melt-fp32 merge+fold-fp32 onnx-fp8".split())
-def test_unknown_modes_are_refused(mode):
-    with pytest.raises(InputError, match=f"unknown mode '{mode}'".replace("+", r"\+")):
-        speed.prepared(nn.Conv2d(3, 2, 1), mode, CPU)
-    with pytest.raises(InputError, match="networks of this package in fp32 or int8, on CPUs"):
-        speed.prepared(nn.Conv2d(3, 2, 1), "onnx-bf16", CPU)
-    with pytest.raises(InputError, match="optimised-int8: .* calibrate"):
-        speed.prepared(nn.Conv2d(3, 2, 1), "optimised-int8", CPU)
-
-
-# ------------------------------------------------------------ records
-
-
-def row(model, mode, mean, steps=(), size=(512, 512), batch=1, device="cpu", std=0.0):
-    latency = {"mean": mean, "std": std}
-    place = {"device": device, "size": list(size), "batch": batch}
-    return {"model": model, "mode": mode, "steps": list(steps), "latency_ms": latency} | place
-
-
-def record(name, *rows, passes=100, **hardware):
-    return {
-        "name": name,
-        "kind": "bench",
-        "config": {"passes": passes},
-        "hardware": {"cpu": "Fast", "cores": 2} | hardware,
-        "metrics": {"rows": list(rows), "peaks": {"fp32_gmacs": 100}},
+def test_layers_of_a_pass():
+    net, images = nn.Module(), torch.randn(2, 6, 20, 30)
+    net.first = nn.Conv2d(6, 6, 3, groups=6, bias=False)
+    net.second = nn.Sequential(nn.Conv2d(6, 5, 1), nn.ReLU(), nn.MaxPool2d(2))
+    net.forward = lambda x: net.second(net.first(x)) + 1
+    rows = speed.layer_times(net, images, {"fp32_gmacs": 2.0, "copy_gb_s": 4.0}, passes=2)
+    assert [row["ms"] for row in rows] == sorted((row["ms"] for row in rows), reverse=True)
+    found = {(row["part"], row["kind"]): row for row in rows}
+    before, after, pooled = 2 * 6 * 18 * 28, 2 * 5 * 18 * 28, 2 * 5 * 9 * 14  # values
+    expected = {  # multiply-adds, values that are read or written
+        ("first", "depthwise 3x3 conv"): (9 * before, images.numel() + 54 + before),
+        ("second", "1x1 conv"): (6 * after, before + 30 + 5 + after),
+        ("second", "activation"): (0, 2 * after),
+        ("second", "pool"): (0, after + pooled),
+        ("second", "sum"): (0, 2 * pooled),
     }
+    assert found.keys() == expected.keys()
+    for key, (macs, values) in expected.items():
+        row = found[key]
+        assert (row["operations"], row["macs"], row["bytes"]) == (1, macs, 4 * values)
+        assert row["roofline_ms"] == pytest.approx(max(macs / 2, values) / 1e6, abs=5e-4)
+        assert row["ms"] > 0
+    assert speed.layer_times(net, images, {}, passes=1)[0]["roofline_ms"] is None
+
+
+def test_other_peoples_networks():
+    for name in ("torchvision:lraspp_mobilenet_v3_large", "smp:FPN-mobilenet_v2"):
+        assert name in speed.PEERS["mobilenet_v2"]
+        with torch.no_grad():
+            assert speed.network(name, 3)(torch.zeros(1, 3, 64, 64)).shape == (1, 3, 64, 64)
+
+
+def test_settings_and_modes_that_cannot_be_are_refused():
+    for options, message in (
+        ({"passes": 0}, "one at least"),
+        ({"batch": 10**9}, "1000000000 images of 512x512: too large for the memory"),
+        ({"names": ["torchvision:nope"]}, "nope"),
+        ({"names": ["smp:Nope-x"]}, "Nope"),
+    ):
+        with pytest.raises(InputError, match=message):
+            speed.network_speed(**{"names": ["refinenet-lw-mobilenet_v2"]} | options)
+    for mode, message in (
+        ("eager-bf16", "unknown mode"),
+        ("merge+fold-fp32", "unknown mode"),
+        ("onnx-bf16", "networks of this package in fp32 or int8, on CPUs"),
+        ("optimised-int8", "optimised-int8: .* calibrate"),
+    ):
+        with pytest.raises(InputError, match=message):
+            speed.prepared(nn.Conv2d(3, 2, 1), mode, CPU)
 
 
 def test_rows_know_their_record_and_machine():
     plain, card = row("lw", "eager-fp32", 5), row("lw", "eager-fp32", 1, device="cuda")
-    found = timings.timings(
-        [
-            record("bench-runtime-a", plain, card, gpu="Card"),
-            record("bench-train-a", plain),
-            {"kind": "train", "name": "bench-runtime-x"},
-        ]
-    )
+    runtime, train = (record("bench-runtime-a", plain, card, gpu="Card"), record("bench-x", plain))
+    found = timings.timings([runtime, train, {"kind": "train", "name": "bench-runtime-x"}])
     assert [one["where"] for one in found] == ["Fast, 2 cores", "Card"]
     for one in found:
         assert (one["record"], one["passes"], one["precision"]) == ("bench-runtime-a", 100, "fp32")
         assert one["peaks"] == {"fp32_gmacs": 100}
 
 
-@pytest.mark.parametrize(
-    ("mode", "steps", "device", "done"),
-    [
+def test_steps_are_those_that_were_done():
+    for mode, steps, device, done in (
         ("eager-fp32", "", "cpu", ""),
         ("onnx-int8", "", "cpu", "onnx memory"),
         ("memory+channels-last-fp32", "channels-last", "cpu", "memory channels-last"),
         ("optimised-bf16", "fold pools:maxima bf16 compile", "cpu", "memory fold pools compile"),
         ("channels-last+fold+merge-fp32", "fold channels-last", "cpu", "fold channels-last"),
         ("optimised-fp32", "fold compile graphs", "cuda", "fold compile graphs"),
-    ],
-)
-def test_steps_are_those_that_were_done(mode, steps, device, done):
-    one = row("lw", mode, 1, steps.split(), device=device)
-    (found,) = timings.timings([record("bench-runtime-a", one)])
-    assert found["done"] == set(done.split())
+    ):
+        one = row("lw", mode, 1, steps.split(), device=device)
+        (found,) = timings.timings([record("bench-runtime-a", one)])
+        assert found["done"] == set(done.split())
 
 
 def test_pairs_are_of_one_record_mode_size_and_batch():
@@ -213,8 +207,9 @@ def test_pairs_are_of_one_record_mode_size_and_batch():
 
 
 def test_ratios_are_of_medians_where_they_are_known():
-    random, rows = np.random.default_rng(0), []
+    random = np.random.default_rng(0)
     draws = random.normal(30, 3, (4000, 100)), random.normal(10, 2, (4000, 100))
+    rows = []
     for values in draws:  # in each, one pass was interrupted for long
         p5, median, p95 = np.percentile(values, [5, 50, 95])
         latency = {"mean": 1e9, "std": 1e9, "median": median, "p5": p5, "p95": p95}
@@ -242,25 +237,15 @@ def test_gains_are_of_one_step_or_of_the_precision():
     }
 
 
-def test_the_fastest_of_each_network():
+def test_the_fastest_of_each_network_and_that_with_most_passes():
     modes = [("a", "eager-fp32", 3), ("b", "eager-fp32", 1), ("a", "fold-fp32", 2)]
-    rows = timings.timings([record("bench-runtime-a", *(row(*mode) for mode in modes))])
-    fastest = [(best["model"], best["mode"]) for best in timings.fastest(rows)]
-    assert fastest == [("a", "fold-fp32"), ("b", "eager-fp32")]
-
-
-def test_of_several_records_that_with_most_passes_is_chosen():
-    plain = row("lw", "eager-fp32", 5)
-    records = [record(f"bench-runtime-{n}", plain, passes=n) for n in (10, 30, 20)]
-    rows = timings.timings([*records, record("bench-runtime-x", row("lw", "fold-fp32", 5))])
-    assert [one["passes"] for one in timings.chosen(rows, mode="eager-fp32")] == [30]
-    assert len(timings.chosen(rows)) == 2 and timings.chosen(rows, batch=2) == []
-
-
-def test_tables_write_what_all_lines_share_once():
-    lines = [{"device": "Fast", "batch": 1, "network": name, "ms": 1} for name in "ab"]
-    frame = timings.table(lines, "device", "batch", "network")
-    assert frame.columns.name == "Fast, batch 1" and frame.index.names == ["network"]
-    empty = timings.table([], "device", "network")
-    assert empty["on record"].tolist() == ["not measured"]
-    assert timings.pixels((480, 640)) == "640x480"
+    rows = [row(*mode) for mode in modes]
+    records = [record(f"bench-runtime-{n}", *rows, passes=n) for n in (10, 30, 20)]
+    fastest = timings.fastest(timings.timings(records[:1]))
+    found = [(best["model"], best["mode"]) for best in fastest]
+    assert found == [("a", "fold-fp32"), ("b", "eager-fp32")]
+    rows = timings.timings(records)
+    for mode, models in (("eager-fp32", ["a", "b"]), ("fold-fp32", ["a"])):
+        chosen = timings.chosen(rows, mode=mode)
+        assert [(one["model"], one["passes"]) for one in chosen] == [(m, 30) for m in models]
+    assert len(timings.chosen(rows)) == 3 and timings.chosen(rows, batch=2) == []

@@ -1,10 +1,12 @@
 """Every path that places tensors, on a device that is not the CPU: see `tests.standin`."""
 
+from copy import deepcopy
+
 import numpy as np
 import pytest
 import torch
 
-from rflw import InputError, deploy, device, evaluation, prediction, steps, tiles, training
+from rflw import InputError, deploy, evaluation, prediction, tiles, training
 from rflw.data.synthetic import Embedded
 from rflw.nn.refinenet import build
 from rflw.training import fit
@@ -12,8 +14,7 @@ from rflw_study import fields, heads, saturation, speed
 from tests import standin
 from tests.test_training import tiny
 
-CPU, PLACE = torch.device("cpu"), standin.NAME
-NETWORK = "refinenet-lw-rcu-efficientnet_lite0"
+PLACE, NETWORK = standin.NAME, "refinenet-lw-rcu-efficientnet_lite0"
 
 
 class Few(Embedded):
@@ -39,10 +40,7 @@ def networks():
     torch.manual_seed(0)
     here = build(NETWORK, 6).eval()
     here.card = {"data": "embedded"}
-    there = build(NETWORK, 6).eval().to(PLACE)
-    there.load_state_dict(here.state_dict())
-    there.card = here.card
-    return here, there
+    return here, deepcopy(here).to(PLACE)
 
 
 def same(a, b) -> None:
@@ -60,44 +58,29 @@ def close(a, b) -> None:
         assert a == (pytest.approx(b, rel=1e-3, nan_ok=True) if isinstance(b, float) else b)
 
 
-def test_it_is_chosen_by_itself_and_by_name():
-    assert device.pick_device().type == device.pick_device("standin").type == standin.NAME
-    with pytest.raises(InputError, match="no cuda device here: use --device cpu"):
-        device.pick_device("cuda")
-    assert device.pick_device("cpu") == CPU
-
-
-def test_a_tensor_that_was_left_on_the_cpu_is_refused(networks):
-    logits, mask = networks[1](torch.zeros(1, 3, 40, 48, device=PLACE)), torch.zeros(1, 40, 48)
-    steps.loss_of(logits, mask.to(PLACE), 1).backward()
-    with pytest.raises(RuntimeError, match="same device"):
-        steps.loss_of(logits, mask, 1)
-    with pytest.raises(RuntimeError, match="same device"):
-        logits + torch.ones(2, 1, 1, 1)
-
-
 def test_a_mask_left_on_the_cpu_is_seen_in_training(monkeypatch, tmp_path):
     real = training.remaining
-    monkeypatch.setattr(
-        training, "remaining", lambda job: ((images, masks.cpu()) for images, masks in real(job))
-    )
+    left = lambda job: ((images, masks.cpu()) for images, masks in real(job))
+    monkeypatch.setattr(training, "remaining", left)
     with pytest.raises(RuntimeError, match="same device"):
-        fit(tiny(1), tmp_path / "run", device=standin.NAME)
+        fit(tiny(1), tmp_path / "run", device=PLACE)
 
 
 @pytest.mark.parametrize("resident", [False, True])
 def test_trains_and_resumes_as_on_the_cpu(tmp_path, resident):
-    recipe = tiny(2, jitter=0.0, balance=0.5, clip=1.0)
+    recipe = tiny(1, jitter=0.0, balance=0.5, clip=1.0)
     here, record = fit(recipe, tmp_path / "here", device="cpu", resident=resident, compiled=False)
-    out, options = tmp_path / "there", {"resident": resident, "accumulate": 2}
+    out = tmp_path / "there"
     with pytest.raises(TimeoutError):  # stops after the first step
-        fit(recipe, out, device="auto", until=0.0, **options)
-    there, resumed = fit(recipe, out, device="auto", resume=True, **options)
-    assert next(there.parameters()).device.type == standin.NAME
-    assert resumed["hardware"]["gpu"] == standin.NAME and resumed["resident"] is resident
+        fit(recipe, out, device="auto", until=0.0, accumulate=2, resident=resident)
+    assert torch.load(out / "last.pt", weights_only=True)["step"] == 1
+    with pytest.raises(InputError, match="another run"):
+        fit(recipe, out, resume=True, resident=not resident)
+    there, resumed = fit(recipe, out, resume=True)  # as it began
+    assert next(there.parameters()).device.type == PLACE
+    assert resumed["hardware"]["gpu"] == PLACE and resumed["resident"] is resident
     for ours, theirs in zip(record["curve"], resumed["curve"], strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
-    (out / "last.pt").rename(tmp_path / "last.pt")
     for a, b in zip(here.parameters(), there.parameters(), strict=True):
         torch.testing.assert_close(a, b.cpu(), rtol=0, atol=2e-3)  # weights are kept in fp16
 
@@ -116,21 +99,19 @@ def test_predicts_and_evaluates_as_on_the_cpu(networks, monkeypatch):
         same(tiles.joined(networks[0], x, 64), tiles.joined(networks[1], x.to(PLACE), 64))
 
 
-def test_heads_learn_the_same(networks, monkeypatch):
+def test_heads_saturation_and_what_is_deployed_are_the_same(networks, monkeypatch):
     monkeypatch.setitem(heads.HEADS, "conv", heads.Head(epochs=1))
     close(*(heads.probe(n, Few("train"), Few(), 4, ["conv"], 1) for n in networks))
-
-
-def test_saturation_is_the_same(networks):
     close(*(saturation.saturate(n, Few(), 1) for n in networks))
+    x, nets = torch.rand(1, 3, 40, 48), [deploy.optimise(n, compiled=False) for n in networks]
+    same(nets[0](x), nets[1](x.to(PLACE)))
+    assert nets[1].device.type == PLACE
 
 
 @pytest.mark.parametrize("method", fields.METHODS)
 def test_fields_are_the_same(networks, method):
     layers = {"crp": "decoder.stages.0.crp"}
-    options = (
-        {"units": 1} if method == "gradient" else {"stride": 24} if method == "occlusion" else {}
-    )
+    options = {"gradient": {"units": 1}, "occlusion": {"stride": 24}}.get(method, {})
     found = [fields.erf(n, Few(), method, layers, 2, top=1, **options) for n in networks]
     close(*(metrics for metrics, _ in found))
     rows = [
@@ -141,17 +122,8 @@ def test_fields_are_the_same(networks, method):
         np.testing.assert_allclose(ours[1], theirs[1], rtol=1e-3, atol=1e-5)
 
 
-def test_deployed_without_compiling(networks):
-    x = torch.rand(1, 3, 40, 48)
-    nets = [deploy.optimise(n, compiled=False) for n in networks]
-    same(nets[0](x), nets[1](x.to(PLACE)))
-    assert nets[1].device.type == standin.NAME
-
-
 def test_times_what_is_there(monkeypatch):
     monkeypatch.setattr(speed, "peaks", lambda *_: {"fp32_gmacs": 100.0, "copy_gb_s": 10.0})
     options = {"size": (40, 48), "passes": 1, "classes": 3, "whole_way": True}
-    found = speed.network_speed(
-        [NETWORK], ["channels-last+fold-fp32"], device=standin.NAME, **options
-    )
-    assert found["gpu"] == standin.NAME and found["rows"][0]["device"] == standin.NAME
+    found = speed.network_speed([NETWORK], ["channels-last+fold-fp32"], device=PLACE, **options)
+    assert found["gpu"] == found["rows"][0]["device"] == PLACE

@@ -2,7 +2,6 @@
 
 import csv
 from dataclasses import replace
-import io
 import json
 import math
 import os
@@ -15,20 +14,18 @@ import time
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
-from tqdm import tqdm
 
 import rflw
-from rflw import InputError, build, checkpoint, evaluation, steps, training
+from rflw import InputError, build, checkpoint, evaluation, live, steps, training
 from rflw.config import Recipe, Stage
 from rflw.data.labels import LABELS
 from rflw.data.readers import Cached
 from rflw.data.synthetic import Embedded
+from rflw.nn import refinenet
 from rflw.nn.official import MOBILE, to_theirs
-from rflw.recipes import RECIPES
 from rflw.training import Run, begin_with, fit
 
-CPU = torch.device("cpu")
+CLASSES, NAME = LABELS["embedded"].classes, "refinenet-lw-mobilenet_v2"
 
 
 class Few(Embedded):
@@ -42,7 +39,7 @@ def tiny(epochs=3, **changes) -> Recipe:
     """Epochs of two steps."""
     stage = Stage("embedded", epochs, 1e-3, 5e-3, schedule="poly")
     settings = {
-        "model": "refinenet-lw-mobilenet_v2",
+        "model": NAME,
         "crop": (48, 48),
         "weights": None,
         "batch": 4,
@@ -77,25 +74,18 @@ def whole(tmp_path_factory):
         return out, *fit(tiny(), out)
 
 
-@pytest.fixture
-def counter(monkeypatch):
-    """What is called before each step of training: counter.before(number of the step)."""
-
-    class Steps:
-        count, real = 0, training.train_step
-        before = staticmethod(lambda number: None)
+def before_step(monkeypatch, number, action):
+    """Do something before a step of training -> the list of all steps' arguments."""
+    calls, real = [], training.train_step
 
     def counted(*args):
-        Steps.count += 1
-        Steps.before(Steps.count)
-        return Steps.real(*args)
+        calls.append(args)
+        if len(calls) == number:
+            action()
+        return real(*args)
 
     monkeypatch.setattr(training, "train_step", counted)
-    return Steps
-
-
-def at(number, action):
-    return staticmethod(lambda step: action() if step == number else None)
+    return calls
 
 
 class TestRun:
@@ -111,69 +101,61 @@ class TestRun:
         assert_equal(network, model)
         matrices = evaluation.evaluate(network, Few("val"), "fp32")
         assert (np.load(out / "validation-matrices.npz")["matrices"] == matrices.numpy()).all()
-        again = evaluation.summary(matrices, LABELS["embedded"].classes)
+        again = evaluation.summary(matrices, CLASSES)
         assert again["miou"] == record["metrics"]["miou"]
-        path = rflw.records.write(record, tmp_path)
-        assert rflw.records.read(path)["metrics"] == json.loads(json.dumps(record["metrics"]))
-
-    def test_batch_norm_statistics_stay_and_its_weights_are_trained(self, whole):
-        fresh = build("refinenet-lw-mobilenet_v2", 6).state_dict()
-        for key, tensor in whole[1].state_dict().items():
+        assert rflw.records.read(out / "record.json")["metrics"]["miou"] == again["miou"]
+        fresh = build(NAME, 6).state_dict()
+        for key, tensor in model.state_dict().items():  # batch norm keeps its statistics alone
             assert "running" not in key or torch.equal(tensor, fresh[key]), key
-        assert not torch.equal(whole[1].encoder.stem.bn.bias, fresh["encoder.stem.bn.bias"])
+        assert not torch.equal(model.encoder.stem.bn.bias, fresh["encoder.stem.bn.bias"])
 
     def test_the_log_and_tensorboard_say_what_the_record_says(self, whole):
         out, _, record = whole
         rows = list(csv.DictReader((out / "log.csv").read_text().splitlines()))
-        assert [(float(row["loss"]), row["miou"]) for row in rows] == [
-            (row["loss"], str(row.get("miou", ""))) for row in record["curve"]
+        assert [(float(row["loss"]), row["miou"], float(row["live"])) for row in rows] == [
+            (row["loss"], str(row.get("miou", "")), min(live.of_stages(row["live"]).values()))
+            for row in record["curve"]
         ]
         reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
         events = reader.EventAccumulator(str(out / "tensorboard"))
         events.Reload()
-        for key in ("loss", "miou", "images_per_s"):
-            expected = [(n, row[key]) for n, row in enumerate(record["curve"], 1) if key in row]
+        shares = ({f"live/{key}": x for key, x in row["live"].items()} for row in record["curve"])
+        curve = [row | live for row, live in zip(record["curve"], shares)]
+        for key in ("loss", "miou", "images_per_s", "live/stages.0.act"):
             assert [(event.step, event.value) for event in events.Scalars(key)] == [
-                (epoch, pytest.approx(value, rel=1e-6)) for epoch, value in expected
+                (n, pytest.approx(row[key], 1e-6)) for n, row in enumerate(curve, 1) if key in row
             ], key
 
-    def test_rates_and_the_optimisers_memory_in_every_stage(self, tmp_path, monkeypatch):
-        seen, real = [], training.train_step
-
-        def watched(fabric, model, optimiser, *args):
-            memory = len(optimiser.state_dict()["state"])
-            seen.append(([group["lr"] for group in optimiser.param_groups], bool(memory)))
-            return real(fabric, model, optimiser, *args)
-
-        monkeypatch.setattr(training, "train_step", watched)
-        once = tiny(1, restart=True)
-        fit(replace(once, stages=once.stages * 2), tmp_path)
-        factors = [1, 0.5**0.9, 1, 0.5**0.9]
-        assert [rates for rates, _ in seen] == [
-            [pytest.approx(1e-3 * factor), pytest.approx(5e-3 * factor)] for factor in factors
-        ]
-        assert [memory for _, memory in seen] == [False, True, False, True]
-
-    def test_learned_statistics_a_smaller_scale_and_a_test_split(self, tmp_path, monkeypatch):
-        seen, real = [], training.evaluate
+    def test_two_stages_learned_statistics_a_smaller_scale_and_a_test_split(
+        self, tmp_path, monkeypatch
+    ):
+        rates, memory, measured, real = [], [], [], training.evaluate
 
         def watched(model, data, *args, scales, **options):
-            seen.append((data.split, scales))
+            measured.append((data.split, scales))
             return real(model, data, *args, scales=scales, **options)
 
+        def step(fabric, model, optimiser, *args):
+            rates.append([group["lr"] for group in optimiser.param_groups])
+            memory.append(bool(optimiser.state_dict()["state"]))
+            return steps.train_step(fabric, model, optimiser, *args)
+
         monkeypatch.setattr(training, "evaluate", watched)
-        recipe = tiny(1, frozen_bn=False, val_scale=0.5, test="train")
-        model, record = fit(recipe, tmp_path)
-        fresh = build("refinenet-lw-mobilenet_v2", 6).encoder.stem.bn.running_mean
+        monkeypatch.setattr(training, "train_step", step)
+        once = tiny(1, restart=True, frozen_bn=False, val_scale=0.5, test="train")
+        model, record = fit(replace(once, stages=once.stages * 2), tmp_path)
+        expected = [[1e-3 * factor, 5e-3 * factor] for factor in (1, 0.5**0.9, 1, 0.5**0.9)]
+        assert rates == [pytest.approx(pair) for pair in expected]
+        assert memory == [False, True, False, True]
+        fresh = build(NAME, 6).encoder.stem.bn.running_mean
         assert not torch.equal(model.encoder.stem.bn.running_mean, fresh)
-        # validated after the epoch; the last weights are measured on both, and on the test once
-        assert seen == [("val", (0.5,)), ("val", (0.5,)), ("train", (0.5,))]
+        # validated after each epoch; the last weights are measured on both, on the test once
+        assert measured == [("val", (0.5,))] * 3 + [("train", (0.5,))]
         assert model.card["short_side"] == 48
         metrics = record["metrics"]
         assert (metrics["images"], metrics["test"]["images"]) == (2, 10)
         matrices = torch.from_numpy(np.load(tmp_path / "test-matrices.npz")["matrices"])
-        classes = LABELS["embedded"].classes
-        assert metrics["test"]["miou"] == evaluation.summary(matrices, classes)["miou"]
+        assert metrics["test"]["miou"] == evaluation.summary(matrices, CLASSES)["miou"]
 
     def test_the_best_and_the_last_weights_are_kept(self, tmp_path, monkeypatch):
         scores, real, write = iter([0.3, 0.5, 0.4, 0.4]), training.summary, training.write_whole
@@ -221,43 +203,32 @@ class TestRun:
         assert shared["metrics"]["miou"] == pytest.approx(record["metrics"]["miou"], abs=1e-3)
         assert losses(shared) == pytest.approx(losses(record), rel=1e-5)
 
-    def test_the_bar_shows_loss_score_and_speed(self):
-        terminal = io.StringIO()
-        state = training.State(step=11, losses=[0.25], curve=[{"miou": 0.5}, {"miou": None}, {}])
-        training.show(tqdm(total=12, file=terminal, ncols=120), state, 7.0)
-        assert "loss=0.250, mIoU=0.500, images/s=7.0" in terminal.getvalue()
-
 
 class TestResume:
-    @pytest.mark.parametrize(
-        ("options", "end", "error", "steps"),
-        [
-            # one step after last.pt was written, in the second epoch
-            ({"save_every": 0}, lambda: exec("raise RuntimeError('killed')"), RuntimeError, 7),
-            # at the end of an epoch; that step is finished and saved
-            ({}, lambda: os.kill(os.getpid(), signal.SIGINT), KeyboardInterrupt, 6),
-        ],
-    )
-    def test_a_broken_run_equals_an_unbroken_one(
-        self, whole, tmp_path, counter, options, end, error, steps
-    ):
-        counter.before = at(4, end)
-        with pytest.raises(error):
-            fit(tiny(), tmp_path, **options)
-        counter.before = at(0, None)
+    def test_a_killed_run_equals_an_unbroken_one(self, whole, tmp_path, monkeypatch):
+        """One step after last.pt was written, in the second epoch."""
+
+        def killed():
+            raise RuntimeError("killed")
+
+        calls = before_step(monkeypatch, 4, killed)
+        with pytest.raises(RuntimeError, match="killed"):
+            fit(tiny(), tmp_path, save_every=0)
         model, record = fit(tiny(), tmp_path, resume=True)
         assert_equal(model, whole[1])
-        assert losses(record) == losses(whole[2]) and counter.count == steps
+        assert losses(record) == losses(whole[2]) and len(calls) == 7
 
-    def test_the_memory_of_adamw_and_dropout_resume_too(self, tmp_path, counter):
-        recipe = tiny(1, model="refinenet-lw-timm:resnet18", optimiser="adamw")  # it has dropout
+    def test_the_memory_of_adamw_and_dropout_resume_too(self, tmp_path, monkeypatch):
+        wiring = replace(refinenet.MOBILE, dropout=0.5)
+        monkeypatch.setitem(refinenet.WIRINGS, "mobile", wiring)
+        recipe = tiny(1, optimiser="adamw")
         unbroken, _ = fit(recipe, tmp_path / "whole")
-        counter.count, counter.before = 0, at(1, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        calls = before_step(monkeypatch, 1, lambda: os.kill(os.getpid(), signal.SIGTERM))
         with pytest.raises(KeyboardInterrupt):
             fit(recipe, tmp_path / "broken")
         resumed, _ = fit(recipe, tmp_path / "broken", resume=True)
         assert_equal(unbroken, resumed)
-        assert counter.count == 2  # the step in which the signal came was finished and saved
+        assert len(calls) == 2  # the step in which the signal came was finished and saved
 
     def test_a_second_signal_interrupts_at_once(self):
         with training.asked_to_stop() as asked:
@@ -267,23 +238,8 @@ class TestResume:
                 os.kill(os.getpid(), signal.SIGINT)
                 time.sleep(1)
 
-    def test_images_on_the_device(self, tmp_path):
-        recipe = tiny(1, jitter=0.0)
-        unbroken, record = fit(recipe, tmp_path / "whole", resident=True)
-        assert record["resident"]
-        with pytest.raises(TimeoutError):
-            fit(recipe, tmp_path / "run", resident=True, until=0)
-        saved = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
-        assert saved["step"] == 1
-        with pytest.raises(InputError, match="another run"):
-            fit(recipe, tmp_path / "run", resident=False, resume=True)
-        # as it began, on a machine where that is not the default
-        resumed, record = fit(recipe, tmp_path / "run", resume=True)
-        assert_equal(unbroken, resumed)
-        assert record["resident"]
-
-    def test_other_runs_are_left_alone(self, whole):
-        before = (whole[0] / "last.pt").read_bytes()
+    def test_other_runs_other_data_and_damaged_files_are_left_alone(self, whole, tmp_path):
+        last = (whole[0] / "last.pt").read_bytes()
         for recipe, options, message in (
             (tiny(), {}, "--resume"),
             (tiny(), {"seed": 5, "resume": True}, "another run"),
@@ -291,26 +247,22 @@ class TestResume:
         ):
             with pytest.raises(InputError, match=message):
                 fit(recipe, whole[0], **options)
-        assert (whole[0] / "last.pt").read_bytes() == before
-
-    @pytest.mark.parametrize("part", ["classes", "embedded/val"])
-    def test_other_data_are_not_trained_on(self, whole, tmp_path, part):
+        assert (whole[0] / "last.pt").read_bytes() == last
         saved = torch.load(whole[0] / "last.pt", weights_only=True)
-        saved["data"][part] = "other"
-        torch.save(saved, tmp_path / "last.pt")
-        with pytest.raises(InputError, match=f"began with other data: {part}$"):
-            fit(tiny(), tmp_path, resume=True)
-
-    @pytest.mark.parametrize("content", [b"cut off", [1], {"identity": None}, "optimiser"])
-    def test_damaged_and_foreign_files(self, whole, tmp_path, content):
-        last = tmp_path / "last.pt"
-        if content == "optimiser":  # a part of it is missing
-            content = torch.load(whole[0] / "last.pt", weights_only=True)
-            del content["optimiser"]["param_groups"]
-        last.write_bytes(content) if isinstance(content, bytes) else torch.save(content, last)
-        with pytest.raises(InputError, match="last.pt: (cannot be read|damaged)[^\n]*$"):
-            fit(tiny(), tmp_path, resume=True)
-        assert not (tmp_path / "record.json").exists()
+        damaged = "last.pt: (cannot be read|damaged)"
+        for content, message in (
+            (saved | {"data": saved["data"] | {"classes": []}}, "other data: classes$"),
+            (saved | {"data": saved["data"] | {"embedded/val": ""}}, "other data: embedded/val$"),
+            (b"cut off", damaged),
+            ([1], damaged),
+            ({"identity": None}, damaged),
+            (saved | {"optimiser": {"state": {}}}, damaged),
+        ):
+            file = tmp_path / "last.pt"
+            file.write_bytes(content) if isinstance(content, bytes) else torch.save(content, file)
+            with pytest.raises(InputError, match=f"{message}[^\n]*$"):
+                fit(tiny(), tmp_path, resume=True)
+            assert not (tmp_path / "record.json").exists()
 
     def test_a_folder_in_use(self, tmp_path):
         with training.claimed(tmp_path, 0), pytest.raises(training.InUse, match="another process"):
@@ -335,8 +287,7 @@ class TestFailures:
         record = rflw.records.read(tmp_path / "record.json")
         assert record["status"] == "failed" and "nan" in record["error"]
         assert len(record["curve"]) == 1 and record["metrics"] == {}
-        saved = torch.load(tmp_path / "last.pt", weights_only=True)
-        assert saved["step"] == 2
+        assert torch.load(tmp_path / "last.pt", weights_only=True)["step"] == 2
         assert not (tmp_path / "model.safetensors").exists()
 
     def test_weights_that_are_not_finite_replace_no_good_ones(self, tmp_path, monkeypatch):
@@ -369,13 +320,9 @@ class TestFailures:
     def test_too_little_memory_says_what_takes_less(
         self, tmp_path, monkeypatch, function, frozen, good, message
     ):
-        real, calls = getattr(training, function), []
-
-        def fails(*args, **options):
-            calls.append(1)
-            return real(*args, **options) if len(calls) <= good else torch.empty(2**60)
-
-        monkeypatch.setattr(training, function, fails)
+        answers = iter([getattr(training, function)] * good)
+        fails = lambda *_, **__: torch.empty(2**60)
+        monkeypatch.setattr(training, function, lambda *a, **o: next(answers, fails)(*a, **o))
         with pytest.raises(training.Failed, match=message):
             fit(tiny(1, frozen_bn=frozen), tmp_path)
         assert rflw.records.read(tmp_path / "record.json")["status"] == "failed"
@@ -397,21 +344,15 @@ class TestFailures:
         assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(
-    ("steps", "able", "compiled"), [(6, True, True), (7, True, False), (6, False, False)]
-)
-def test_long_runs_on_cpus_are_compiled(tmp_path, monkeypatch, steps, able, compiled):
-    made = []
-    monkeypatch.setattr(training, "WORTH_COMPILING", steps)
-    monkeypatch.setattr(training.pooling, "can_compile", lambda: able)
-    monkeypatch.setattr(training.pooling, "compile_pools", made.append)
-    run = Run(tiny(3, ema=0.0), tmp_path, device="cpu")  # 6 steps
+def test_long_runs_on_cpus_are_compiled_and_elsewhere_the_whole_network(tmp_path, monkeypatch):
+    run, made = Run(tiny(3, ema=0.0), tmp_path, device="cpu"), []  # 6 steps
     fabric, precision = training.settings(run)
-    job = training.make_job(run, training.open_data(run), fabric, precision, None)
-    assert job.compiled == compiled == bool(made)
-
-
-def test_elsewhere_the_whole_network_is_compiled(monkeypatch):
+    monkeypatch.setattr(training.pooling, "compile_pools", made.append)
+    for least, able, compiled in ((6, True, True), (7, True, False), (6, False, False)):
+        monkeypatch.setattr(training, "WORTH_COMPILING", least)
+        monkeypatch.setattr(training.pooling, "can_compile", lambda able=able: able)
+        job = training.make_job(run, training.open_data(run), fabric, precision, None)
+        assert job.compiled == compiled and len(made) == 1
     monkeypatch.setattr(torch, "compile", lambda model: f"compiled {model}")
     assert steps.compiled_for("it", torch.device("cuda")) == "compiled it"
 
@@ -425,89 +366,60 @@ def test_sets_of_one_size_and_no_jitter_can_be_held():
     assert not training.can_be_held(plain, [Few("val")])
 
 
-class TestBeginWith:
-    """First weights from a checkpoint of ours and of the authors."""
+@pytest.fixture
+def ours(tmp_path):
+    """A checkpoint to begin with."""
+    torch.manual_seed(1)
+    model, path = build(NAME, 6), tmp_path / "x.safetensors"
+    checkpoint.save(model, path, {"classes": CLASSES, "data": "embedded"}, torch.float32)
+    return model, path
 
-    CLASSES = LABELS["embedded"].classes
-    NAME = "refinenet-lw-mobilenet_v2"
 
-    @pytest.fixture
-    def ours(self, tmp_path):
-        torch.manual_seed(1)
-        model, path = build(self.NAME, 6, weights=None), tmp_path / "x.safetensors"
-        card = {"classes": self.CLASSES, "data": "embedded"}
-        checkpoint.save(model, path, card, torch.float32)
-        return model, path
-
-    # as many of other names, and fewer
-    @pytest.mark.parametrize("classes", [CLASSES, tuple("abcdef"), tuple("ab")])
-    def test_only_the_same_classes_keep_the_classifier(self, ours, classes):
-        model = build(self.NAME, len(classes), weights=None)
+def test_only_the_same_classes_keep_the_classifier_of_our_checkpoints(ours):
+    for classes in (CLASSES, tuple("abcdef"), tuple("ab")):
+        model = build(NAME, len(classes))
         before = {k: v.clone() for k, v in model.state_dict().items() if "classifier" in k}
         same = begin_with(model, ours[1], classes)
-        assert same == (classes == self.CLASSES) and len(before) == 2
+        assert same == (classes == CLASSES) and len(before) == 2
         for key, value in model.state_dict().items():
             fresh = key in before and not same
             assert torch.equal(value, before[key] if fresh else ours[0].state_dict()[key]), key
 
-    def test_the_authors_checkpoints(self, tmp_path):
-        theirs, path = build(self.NAME, 21, weights=None), tmp_path / "x.pth.tar"
-        state = {f"module.{to_theirs(k, MOBILE)}": v for k, v in theirs.state_dict().items()}
-        torch.save({"segmenter": state}, path)
-        model = build(self.NAME, 21, weights=None)
-        assert begin_with(model, path, LABELS["voc"].classes)
-        assert_equal(model, theirs)
-        for classes in (("yes", "no"), tuple(map(str, range(21)))):
-            assert not begin_with(build(self.NAME, len(classes), weights=None), path, classes)
 
-    def test_another_networks_checkpoint_is_refused(self, ours):
-        other = build("refinenet-lw-efficientnet_lite0", 6, weights=None)
-        with pytest.raises(InputError, match=f"a {self.NAME}, this is a {other.name}"):
-            begin_with(other, ours[1], self.CLASSES)
-
-    def test_a_run_begins_with_it(self, ours, tmp_path):
-        still = (Stage("embedded", 1, 0.0, 0.0),)
-        recipe = replace(tiny(init=str(ours[1]), ema=0.0), stages=still)
-        assert_equal(fit(recipe, tmp_path / "run")[0], ours[0], 1e-3)  # kept as float16
+def test_only_as_many_classes_of_the_paper_keep_that_of_the_authors(tmp_path):
+    theirs, path = build(NAME, 21), tmp_path / "x.pth.tar"
+    state = {f"module.{to_theirs(k, MOBILE)}": v for k, v in theirs.state_dict().items()}
+    torch.save({"segmenter": state}, path)
+    model = build(NAME, 21)
+    assert begin_with(model, path, LABELS["voc"].classes)
+    assert_equal(model, theirs)
+    for classes in (("yes", "no"), tuple(map(str, range(21)))):
+        assert not begin_with(build(NAME, len(classes)), path, classes)
 
 
-class TestRehearsal:
-    @pytest.mark.parametrize(
-        "name",
-        ["paper-voc-lw-nasnet_mobile", "camvid-lw-resnet50", "nyu-long-lw-mobilenet_v2"],
-    )
-    def test_a_recipe_makes_a_step_on_no_data(self, name):
-        recipe = RECIPES[name]
-        plan = steps.rehearse(recipe)
-        first, last = recipe.stages[0], recipe.stages[-1]
-        assert [stage["epochs"] for stage in plan["stages"]] == [s.epochs for s in recipe.stages]
-        assert plan["stages"][0]["encoder_lr"][0] == first.encoder_lr * first.lr_factor(0, 1)
-        end = last.decoder_lr * last.lr_factor(last.epochs - 1, 1)
-        assert plan["stages"][-1]["decoder_lr"][1] == end and plan["params"] > 1e6
-
-    def test_classes_of_all_stages_are_the_same(self):
-        stages = (Stage("voc", 1, 1e-3, 1e-3), Stage("embedded", 1, 1e-3, 1e-3))
-        with pytest.raises(InputError, match="voc and embedded have different classes"):
-            steps.rehearse(replace(tiny(), stages=stages))
+def test_a_run_begins_with_a_checkpoint(ours, tmp_path):
+    still = (Stage("embedded", 1, 0.0, 0.0),)
+    recipe = replace(tiny(init=str(ours[1]), ema=0.0), stages=still)
+    assert_equal(fit(recipe, tmp_path / "run")[0], ours[0], 1e-3)  # kept as float16
 
 
-class TestBatches:
-    WHOLE = list(steps.batches(range(10), tiny(3, batch=5), 0, 0, 0, 2))
+def test_classes_of_all_stages_are_the_same():
+    stages = (Stage("voc", 1, 1e-3, 1e-3), Stage("embedded", 1, 1e-3, 1e-3))
+    with pytest.raises(InputError, match="voc and embedded have different classes"):
+        steps.rehearse(replace(tiny(), stages=stages))
 
-    def test_every_epoch_is_a_permutation_of_its_own(self):
-        epochs = [[i for batch in self.WHOLE[2 * e : 2 * e + 2] for _, i in batch] for e in (0, 1)]
-        assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
-        assert epochs[0] != epochs[1]
-        assert len({seed for batch in self.WHOLE for seed, _ in batch}) == 30
-        other = list(steps.batches(range(10), tiny(3, batch=5), 0, 1, 0, 2))  # seed 1
-        assert other != self.WHOLE
 
-    def test_may_start_anywhere(self):
-        assert list(steps.batches(range(10), tiny(3, batch=5), 0, 0, 3, 2)) == self.WHOLE[3:]
+def test_every_epoch_is_a_permutation_of_its_own_which_may_start_anywhere_and_be_shared():
+    def batches(seed=0, first=0, *share):
+        return list(steps.batches(range(10), tiny(3, batch=5), 0, seed, first, 2, *share))
 
-    def test_processes_share_every_batch(self):
-        a, b = (steps.batches(range(10), tiny(3, batch=5), 0, 0, 0, 2, rank, 2) for rank in (0, 1))
-        assert [sorted(x + y) for x, y in zip(a, b)] == [sorted(batch) for batch in self.WHOLE]
+    whole = batches()
+    epochs = [[i for batch in whole[2 * e : 2 * e + 2] for _, i in batch] for e in (0, 1)]
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs) and epochs[0] != epochs[1]
+    assert len({seed for batch in whole for seed, _ in batch}) == 30
+    assert batches(seed=1) != whole and batches(first=3) == whole[3:]
+    shared = zip(batches(0, 0, 0, 2), batches(0, 0, 1, 2))
+    assert [sorted(x + y) for x, y in shared] == [sorted(batch) for batch in whole]
 
 
 class TestStep:
@@ -515,7 +427,7 @@ class TestStep:
     @pytest.mark.parametrize("accumulate", [1, 2])
     def test_gradients_are_clipped_and_parts_add_up(self, clip, accumulate):
         torch.manual_seed(0)
-        fabric = steps.make_fabric(CPU, "fp32")
+        fabric = steps.make_fabric(torch.device("cpu"), "fp32")
         bare = torch.nn.Conv2d(3, 2, 1)
         model, optimiser = fabric.setup(bare, torch.optim.SGD(bare.parameters(), lr=1.0))
         images, masks = 50 * torch.randn(2, 3, 8, 8), torch.randint(0, 2, (2, 8, 8))
@@ -545,19 +457,13 @@ class TestStep:
             assert averaged.module.running_mean.item() == pytest.approx(mean)
 
 
-class TestLoss:
-    def test_logits_are_resized_to_the_labels(self):
-        logits, masks = torch.randn(1, 3, 2, 2), torch.zeros(1, 8, 8, dtype=torch.uint8)
-        expected = F.cross_entropy(F.interpolate(logits, (8, 8), mode="bilinear"), masks.long())
-        torch.testing.assert_close(steps.loss_of(logits, masks, 64), expected)
-
-    @pytest.mark.parametrize("weights", [None, torch.tensor([2.0, 5.0])])
-    def test_void_does_not_count_and_classes_may_weigh(self, weights):
-        logits, masks = torch.randn(1, 2, 2, 2), torch.tensor([[[0, 1], [1, 255]]])
-        logs, (a, b) = -torch.log_softmax(logits[0], 0), (1, 1) if weights is None else weights
-        expected = (a * logs[0, 0, 0] + b * logs[1, 0, 1] + b * logs[1, 1, 0]) / 3
-        torch.testing.assert_close(steps.loss_of(logits, masks, 3, weights), expected)
-        assert steps.loss_of(logits, torch.full_like(masks, 255), 1, weights) == 0
+@pytest.mark.parametrize("weights", [None, torch.tensor([2.0, 5.0])])
+def test_void_does_not_count_and_classes_may_weigh(weights):
+    logits, masks = torch.randn(1, 2, 2, 2), torch.tensor([[[0, 1], [1, 255]]])
+    logs, (a, b) = -torch.log_softmax(logits[0], 0), (1, 1) if weights is None else weights
+    expected = (a * logs[0, 0, 0] + b * logs[1, 0, 1] + b * logs[1, 1, 0]) / 3
+    torch.testing.assert_close(steps.loss_of(logits, masks, 3, weights), expected)
+    assert steps.loss_of(logits, torch.full_like(masks, 255), 1, weights) == 0
 
 
 def test_class_weights_by_hand():
