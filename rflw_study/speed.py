@@ -575,7 +575,7 @@ def layer_times(
         Rows {"part", "kind", "operations", "ms" (median over passes, summed), "macs", "bytes",
         "roofline_ms" (summed over the operations; None if the peak is unknown)}, slowest first.
     """
-    if getattr(net, "compiled", None) or isinstance(net, InONNXRuntime):
+    if getattr(net, "compiled", None) is not None or isinstance(net, InONNXRuntime):
         return []
     inner = getattr(net, "net", net)
     clock, turns = _Clock(images.device), []

@@ -136,6 +136,8 @@ def test_layers_of_a_pass():
         assert row["roofline_ms"] == pytest.approx(max(macs / 2, values) / 1e6, abs=5e-4)
         assert row["ms"] > 0
     assert speed.layer_times(net, images, {}, passes=1)[0]["roofline_ms"] is None
+    net.compiled = nn.Sequential()  # is false by itself, as what torch.compile returns may be
+    assert speed.layer_times(net, images, {}, passes=1) == []
 
 
 def test_other_peoples_networks():
