@@ -523,7 +523,7 @@ def print_speed(rows: list[dict], as_json: bool) -> None:
         if "whole_way_ms" in row:
             parts = ", ".join(f"{part} {ms:.1f}" for part, ms in row["whole_way_ms"].items())
             print(f"{name}: from a JPEG to its classes: {parts} ms")
-        if "layers" in row:
+        if row.get("layers"):
             print(f"{name}, by kind of layer:")
             show(row["layers"], layer_columns)
 
