@@ -19,7 +19,8 @@ unexport MPLBACKEND PYTHONPATH PYTHONDONTWRITEBYTECODE
 # Notebooks print the same whoever runs them: no warnings, no progress bars, nobody's own settings; `!rflw` finds ours.
 QUIET := PYTHONWARNINGS=ignore PYTHONHASHSEED=0 TQDM_DISABLE=1 PYDEVD_DISABLE_FILE_VALIDATION=1 JUPYTER_NO_CONFIG=1 \
 	IPYTHONDIR="$(CURDIR)/_build/ipython" PATH="$(CURDIR)/$(BIN):$$PATH"
-EXECUTE := $(QUIET) $(BIN)/jupyter nbconvert --log-level WARN --to notebook --execute --inplace \
+# Takes the paths of notebooks and executes PROCESSES of them at a time.
+EXECUTE := $(QUIET) xargs -n 1 -P $(PROCESSES) $(BIN)/jupyter nbconvert --log-level WARN --to notebook --execute --inplace \
 	--ExecutePreprocessor.kernel_name=python3 --ExecutePreprocessor.timeout=900 \
 	--ExecutePreprocessor.record_timing=False
 # All pages anew each time: Sphinx warns of a page only when it reads it, and every warning counts as an error.
@@ -72,7 +73,7 @@ $(WEB)/networks.json: $(WEB)/ort.wasm.min.mjs $(wildcard data/checkpoints/*.safe
 
 book: web ## execute a copy of every notebook here, then render the book to _build/html
 	$(COPY)
-	$(EXECUTE) $(SOURCE)/notebooks/*.ipynb
+	ls $(SOURCE)/notebooks/*.ipynb | $(EXECUTE)
 	$(RENDER)
 
 html: web ## render the book from the notebooks as they are stored, executing nothing
@@ -83,7 +84,7 @@ serve: ## show the book in _build/html at http://localhost:8000
 	$(PYTHON) -m http.server --directory $(HTML) --bind localhost 8000
 
 notebooks: $(READY) ## execute the notebooks in place and keep their new outputs (for maintainers)
-	$(EXECUTE) notebooks/*.ipynb
+	ls notebooks/*.ipynb | $(EXECUTE)
 	$(BIN)/python notebooks/stamps.py
 
 test: $(READY) ## unit tests, then every notebook's outputs against the stored ones; both run, both count
