@@ -264,7 +264,6 @@ def _quantise(net: nn.Module, batches: list[Tensor]) -> nn.Module:
         raise InputError("int8 needs torchao: pip install 'rflw[deploy]'") from e
     if not batches:
         raise InputError("int8: no images to calibrate it")
-    early = _early(net)
     sizes = dict(enumerate((torch.export.Dim(n, min=MIN_SIZE) for n in ("height", "width")), 2))
     exported = torch.export.export(net, (batches[0],), dynamic_shapes=(sizes,)).module()
     with warnings.catch_warnings():
@@ -272,7 +271,7 @@ def _quantise(net: nn.Module, batches: list[Tensor]) -> nn.Module:
         narrow = not torch.cpu._is_vnni_supported()  # there, sums of products overflow 16 bits
         ranges = x86.get_default_x86_inductor_quantization_config(reduce_range=narrow)
         quantiser = x86.X86InductorQuantizer().set_global(ranges)
-        for name in early:
+        for name in _early(net):
             quantiser.set_module_name_qconfig(name, None)
         prepared = prepare_pt2e(exported, quantiser)
         for batch in batches:
@@ -436,10 +435,10 @@ def _write_onnx(program, path: str, names: dict, opset: int | None, model: Refin
 
 def _quantise_onnx(path: str, model: RefineNet, whole: bool, images: list[np.ndarray]) -> None:
     """Replace an ONNX file by one with int8 convolutions, with the ranges that the images show."""
-    import onnx
     from onnxruntime.quantization import QuantType, quantize_static
 
-    convolutions = [node.name for node in onnx.load(path).graph.node if node.op_type == "Conv"]
+    nodes = _onnx_modules()[0].load(path).graph.node
+    convolutions = [node.name for node in nodes if node.op_type == "Conv"]
     arrays = images if whole else (_as_input(image, model).numpy() for image in images)
     feeds = ({"image": array} for array in arrays)
     quantize_static(

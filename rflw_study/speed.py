@@ -379,13 +379,12 @@ def network_speed(
     """Time forward passes by the paper's protocol, all on the same random images.
 
     Args:
-        modes: As `prepared` takes; none: the plain graph, and all steps in fp32 and bf16.
+        modes: As `prepared` takes; none: the plain graph; all steps in fp32 and, if possible, bf16.
         calibration: Images (H, W, 3) that calibrate int8.
         whole_way, layers: Also time what `way_of_a_photo` and `layer_times` tell.
 
     Returns:
-        dict: {"rows": see `_described` and `_measured`, one for each network and mode, "peaks": see
-        `peaks`, "threads", "gpu"}.
+        dict: {"rows": one for each network and mode, "peaks": see `peaks`, "threads", "gpu"}.
 
     Raises:
         InputError: For unknown networks and modes, and sizes that a network does not take.
@@ -420,7 +419,8 @@ def network_speed(
         row |= _difference(outputs[key], outputs[first]) | _costs(nets[key], calls[key], where)
         if whole_way:
             row["whole_way_ms"] = way_of_a_photo(nets[key], size, where, min(passes, 20))
-        row |= {"layers": layer_times(nets[key], images, best, min(passes, 20))} if layers else {}
+        if layers:
+            row["layers"] = layer_times(nets[key], images, best, min(passes, 20))
     gpu = None if where.type == "cpu" else card(where)
     return {"rows": rows, "peaks": best, "threads": torch.get_num_threads(), "gpu": gpu}
 

@@ -27,8 +27,10 @@ ENCODERS = {
 }
 
 
-def timings(records: Iterable[dict]) -> list[dict]:
+def timings(records: Iterable[dict], scaling: bool = False) -> list[dict]:
     """The rows of records named "bench-runtime...", with what their records tell about them.
+
+    Those named "bench-runtime-scaling..." are for comparing image sizes: left out, or all there is.
 
     Returns:
         Rows of `speed.network_speed`, each with "record" (its name), "where" (the graphics card,
@@ -38,6 +40,8 @@ def timings(records: Iterable[dict]) -> list[dict]:
     rows = []
     for record in records:
         if record["kind"] != "bench" or not record["name"].startswith("bench-runtime"):
+            continue
+        if record["name"].startswith("bench-runtime-scaling") != scaling:
             continue
         hardware, metrics = record["hardware"], record["metrics"]
         cpu = f"{hardware['cpu']}, {hardware['cores']} cores"

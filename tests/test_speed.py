@@ -169,7 +169,11 @@ def test_settings_and_modes_that_cannot_be_are_refused():
 def test_rows_know_their_record_and_machine():
     plain, card = row("lw", "eager-fp32", 5), row("lw", "eager-fp32", 1, device="cuda")
     runtime, train = (record("bench-runtime-a", plain, card, gpu="Card"), record("bench-x", plain))
-    found = timings.timings([runtime, train, {"kind": "train", "name": "bench-runtime-x"}])
+    sizes = record("bench-runtime-scaling-64", card)
+    records = [runtime, train, sizes, {"kind": "train", "name": "bench-runtime-x"}]
+    (size,) = timings.timings(records, scaling=True)
+    assert size["record"] == "bench-runtime-scaling-64"
+    found = timings.timings(records)
     assert [one["where"] for one in found] == ["Fast, 2 cores", "Card"]
     for one in found:
         assert (one["record"], one["passes"], one["precision"]) == ("bench-runtime-a", 100, "fp32")
