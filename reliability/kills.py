@@ -44,7 +44,7 @@ TINY = Recipe(
 )
 
 
-class Few(synthetic.Embedded):
+class Few(synthetic.Scenes):
     """The first scenes of the synthetic set."""
 
     def __len__(self) -> int:

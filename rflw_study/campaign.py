@@ -51,7 +51,7 @@ def _grid(data: str) -> list[Experiment]:
     return [
         experiment
         for form in reversed(COMPARED)
-        for how, init in cells(form)
+        for how, init in cells(data, form)
         for experiment in _group(
             f"{data}-grid-{how}-{init}", short(form), 1, why, COMPARED_ON[data]
         )
@@ -62,7 +62,9 @@ def _grid(data: str) -> list[Experiment]:
 # second one, so that forms can be compared at any time.
 GROUPS = (
     _tuned("camvid", 5, 3),
+    _tuned("clutter", 5, 3),
     _tuned("nyu", 3, 3),
+    _grid("clutter"),
     _grid("camvid"),
     _grid("nyu"),
     _group("camvid-long", "lw", 1, "the best network for CamVid, to use", "efficientnet_lite2")

@@ -285,7 +285,7 @@ def _expand(entry: Entry, file: File) -> Iterator[Claim]:
             test=evidence.parse(_place(cell, file.networks) | entry.test),
             note=entry.note,
             level=getattr(evidence, entry.level.upper()),
-            fixed=evidence.protocol().fixed if "compare" in entry.test else rule.fixed,
+            fixed=rule.fixed,
             construction=claim.id in entry.construction
             if isinstance(entry.construction, tuple)
             else entry.construction,
@@ -385,12 +385,13 @@ def judge(claim: Claim, recorded: list[dict]) -> Verdict:
 
 def _refuse_newer(claim: Claim, voting: list[Answer], recorded: list[dict]) -> None:
     """A tolerance judges no run that is older than itself; counts are no runs."""
-    since = claim.fixed.partition(" ")[2]
     started = {record["name"]: record.get("started", "") for record in recorded}
-    for name in (name for answer in voting for name in answer.records):
+    for name, of in ((name, answer) for answer in voting for name in answer.records):
+        fixed = of.fixed or claim.fixed
+        since = fixed.partition(" ")[2]
         if claim.kind != "count" and since and started[name] and started[name] < since:
             raise InputError(
-                f"claim {claim.id}: its tolerance ({claim.fixed}) is newer than {name} "
+                f"claim {claim.id}: its tolerance ({fixed}) is newer than {name} "
                 f"({started[name]}), which it may not judge"
             )
 

@@ -63,6 +63,9 @@ class Answer:
     against: str = ""  # why it does not vote; empty where it does
     holds: bool | None = None  # as claimed; None: open. Of a comparison, after Holm's correction
     contrary: bool = False  # one of its runs says the opposite: nothing is "supported" beside it
+    fixed: str = (
+        ""  # commit and time of the margin that judges its runs, where the claim's does not
+    )
 
 
 Answers = tuple[list[Answer], str]  # and what is missing where there is none
@@ -120,6 +123,7 @@ class Test(Strict):
 class OnData(Strict):
     """What the protocol says of a data set."""
 
+    fixed: str  # commit and time of the last change of what decides here: it judges no older run
     margin: float = Field(gt=0)  # points of mIoU
     reason: str
     recipes: str  # "nyu-tuned-*-mobilenet_v2"
@@ -148,7 +152,6 @@ class Votes(Strict):
 class Protocol(Strict):
     """data/protocol.yaml."""
 
-    fixed: str  # commit and time of the last change of what decides: margins, bounds, splits, pairs
     outcomes: dict[str, str]
     least_seeds: int
     votes: Votes
@@ -375,6 +378,7 @@ class CompareTest(Test):
                     mine.against or few,
                     expected.get(mine.outcome),
                     contrary,
+                    on.fixed,
                 )
             )
         return (

@@ -20,7 +20,7 @@ import torch
 
 from rflw import build, list_models, training
 from rflw.complexity import count
-from rflw.data.synthetic import Embedded
+from rflw.data.synthetic import Scenes
 from rflw.recipes import recipe
 
 FILE = Path(__file__).parent / "data" / "golden.json"
@@ -88,7 +88,7 @@ def measure(name: str) -> dict:
     }
 
 
-class Few(Embedded):
+class Few(Scenes):
     """The embedded set's first scenes only."""
 
     def __len__(self):

@@ -163,7 +163,11 @@ def test_the_protocol_and_the_shipped_campaign_are_complete():
 # Of each data set what the protocol states: frames, split that is scored, epochs.
 @pytest.mark.parametrize(
     ("data", "frames", "split", "epochs"),
-    [("camvid", "233 test frames", "test", 20), ("nyu", "654 frames of val", "val", 15)],
+    [
+        ("camvid", "233 test frames", "test", 20),
+        ("clutter", "256 scenes of val", "val", 8),
+        ("nyu", "654 frames of val", "val", 15),
+    ],
 )
 def test_recipes_are_those_of_the_protocol(data, frames, split, epochs):
     stated, cell = PROTOCOL.data[data], recipes.GRID[0]
@@ -183,10 +187,12 @@ def test_recipes_are_those_of_the_protocol(data, frames, split, epochs):
         (stage,) = plan.stages
         assert (stage.data, stage.split, stage.epochs) == (data, "train", epochs)
         assert (plan.test or plan.validation) == split
-        assert plan.val_scale == 0.5 and plan.val_every == epochs  # scored once, at half size
+        assert plan.val_scale == (1.0 if data == "clutter" else 0.5)
+        assert plan.val_every == epochs  # scored once
         assert plan.crop == plans[0].crop
     # settings are chosen on held-out training data; the original forms have one initialisation
     grid = [plan for name, plan in RECIPES.items() if name.startswith(f"{data}-grid-")]
-    assert len(grid) == 3 * 6 + 2 * 3
+    assert len(grid) == (5 * 2 if data == "clutter" else 3 * 6 + 2 * 3)
+    trained = "train" if data == "clutter" else "fit"
     for plan in grid:
-        assert (plan.validation, plan.test, plan.stages[0].split) == ("holdout", "", "fit")
+        assert (plan.validation, plan.test, plan.stages[0].split) == ("holdout", "", trained)

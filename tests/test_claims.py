@@ -6,6 +6,7 @@ import math
 import subprocess
 
 import pytest
+import yaml
 
 from rflw import InputError, records
 from rflw.recipes import COMPARED, COMPARED_ON, RECIPES, _compared
@@ -288,7 +289,13 @@ HALF = 2.919986 / math.sqrt(3)  # of an interval of 90 % of three values, times 
         (CELL.replace("50", "101"), train(VOC, 80.0, 80.0, 80.0), UNTESTED, None, ""),
         (CELL.replace("val", "test"), train(VOC, 81, 81, 81), UNTESTED, None, "benchmark's server"),
         # the protocol
-        (KEPT, OLD, OPEN, None, "no trainings of both decoders by the protocol yet on camvid, nyu"),
+        (
+            KEPT,
+            OLD,
+            OPEN,
+            None,
+            "no trainings of both decoders by the protocol yet on camvid, clutter",
+        ),
         (KEPT, EQUAL, SUPPORTED, 0.0, "5 of 5 seeds"),
         (KEPT, pair(KEPT, around(-0.5)), SUPPORTED, -0.5, ", worse by less than the margin, "),
         (KEPT, pair(KEPT, around(3.0)), SUPPORTED, 3.0, ", better, "),
@@ -384,27 +391,38 @@ def test_verdicts_by_records(id, recorded, verdict, ours, says):
     assert ours == (judged.ours and pytest.approx(judged.ours.mean, abs=1e-6))
 
 
-def test_a_margin_that_is_newer_than_its_runs_is_named():
+def test_a_margin_that_is_newer_than_its_runs_is_named(monkeypatch):
+    newer = "claim {}: its tolerance .abc1234.* is newer than"
     fixed = "abc1234 2027-06-01T00:00:00+00:00"
-    for id, recorded in ((KEPT, EQUAL), (TWO, CPU_BENCH)):
-        with pytest.raises(InputError, match=f"claim {id}: its tolerance .abc1234.* is newer than"):
-            judge(id, recorded, fixed=fixed)
+    with pytest.raises(InputError, match=newer.format(TWO)):
+        judge(TWO, CPU_BENCH, fixed=fixed)
+    on = evidence.protocol().data
+    monkeypatch.setitem(on, "nyu", on["nyu"].model_copy(update={"fixed": fixed}))
+    judge(KEPT, EQUAL)  # on another data set
+    with pytest.raises(InputError, match=newer.format(KEPT)):
+        judge(KEPT, EQUAL + pair(KEPT, around(0.0), "nyu"))
 
 
 def test_tolerances_stand_since_the_commit_that_they_name():
-    """Where the history is at hand. Of the protocol it is the last that changed what decides."""
+    """Where the history is at hand. What the protocol decides by stood in that commit as today."""
 
     def git(*words):
         run = subprocess.run(["git", *words], cwd=paper.FOLDER, capture_output=True, text=True)
         return run.stdout.strip()
 
-    for commit, day in {tuple(c.fixed.split()) for c in CLAIMS.values() if c.fixed}:
+    def deciding(rules, data):
+        on = rules["data"][data]
+        shared = [rules[key] for key in ("least_seeds", "votes", "comparisons")]
+        return [on["margin"], on["recipes"], on["seeds"], on["scored"].split(), *shared]
+
+    today = yaml.safe_load(evidence.PROTOCOL.read_text())
+    stands = {name: on["fixed"] for name, on in today["data"].items()}
+    for fixed in {*stands.values(), *(c.fixed for c in CLAIMS.values() if c.fixed)}:
+        commit, day = fixed.split()
         assert git("show", "-s", "--format=%aI", commit) in ("", day)
-    if git("rev-parse", "--is-shallow-repository") == "false":
-        decides = r"-G^ *(margin|least_seeds|live_share|ceiling|scored):|better:"
-        log = ("log", "-1", "-s", "--diff-merges=first-parent", "--format=%aI", decides)
-        last = git(*log, "--", "../protocol.yaml")
-        assert last in ("", evidence.protocol().fixed.partition(" ")[2])
+        then = yaml.safe_load(git("show", f"{commit}:data/protocol.yaml"))
+        for name in (name for name, since in stands.items() if then and since == fixed):
+            assert deciding(then, name) == deciding(today, name)
 
 
 def test_the_paper_s_own_numbers():

@@ -243,7 +243,8 @@ REFUSED = (  # a command, and what its one line on stderr names
 def test_bad_input_is_one_line_and_exit_code_2(folder, words, named, monkeypatch):
     monkeypatch.chdir(folder / "empty")
     monkeypatch.delenv("RFLW_DATA", raising=False)
-    monkeypatch.setattr(synthetic, "SIZES", {"train": 16, "val": 2})
+    few = replace(synthetic.KINDS["embedded"], sizes={"train": 16, "val": 2})
+    monkeypatch.setitem(synthetic.KINDS, "embedded", few)
     code, out, err = rflw(words.format(tmp=folder))
     assert (code, out) == (2, "")
     assert err.startswith("rflw: ") and err.count("\n") == 1 and named in err

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from rflw import InputError, build
 from rflw.data.labels import LABELS
-from rflw.data.synthetic import Embedded
+from rflw.data.synthetic import Scenes
 from rflw_study import fields
 from rflw_study.layers import feature_maps
 from rflw_study.reach import Span, theoretical
@@ -51,7 +51,7 @@ class Skip(nn.Module):
         return x * x.mean((2, 3), keepdim=True).sigmoid() if self.scale else x
 
 
-class Few(Embedded):
+class Few(Scenes):
     """Corners of the first scenes of the embedded set."""
 
     def __init__(self, number: int = 3, rows: int = 96, columns: int = 128):

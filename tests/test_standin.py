@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rflw import InputError, deploy, evaluation, prediction, tiles, training
-from rflw.data.synthetic import Embedded
+from rflw.data.synthetic import Scenes
 from rflw.nn.refinenet import build
 from rflw.training import fit
 from rflw_study import fields, heads, saturation, speed
@@ -17,7 +17,7 @@ from tests.test_training import tiny
 PLACE, NETWORK = standin.NAME, "refinenet-lw-rcu-efficientnet_lite0"
 
 
-class Few(Embedded):
+class Few(Scenes):
     """Corners of the first scenes; a training set of ten, so that an epoch has two steps."""
 
     def __init__(self, split="val"):

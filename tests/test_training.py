@@ -20,7 +20,7 @@ from rflw import InputError, build, checkpoint, evaluation, live, steps, trainin
 from rflw.config import Recipe, Stage
 from rflw.data.labels import LABELS
 from rflw.data.readers import Cached
-from rflw.data.synthetic import Embedded
+from rflw.data.synthetic import Scenes
 from rflw.nn import refinenet
 from rflw.nn.official import MOBILE, to_theirs
 from rflw.training import Run, begin_with, fit
@@ -28,7 +28,7 @@ from rflw.training import Run, begin_with, fit
 CLASSES, NAME = LABELS["embedded"].classes, "refinenet-lw-mobilenet_v2"
 
 
-class Few(Embedded):
+class Few(Scenes):
     """The first scenes of the synthetic set."""
 
     def __len__(self):

