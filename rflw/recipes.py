@@ -176,6 +176,9 @@ CHOSEN: dict[tuple[str, str], tuple[str, str]] = {
     ("camvid", "refinenet-lw"): ("adamw", "default"),
     ("camvid", "refinenet-lw-nocrp"): ("adamw", "default"),
     ("camvid", "refinenet-lw-rcu"): ("adamw", "default"),
+    ("clutter", "refinenet-lw"): ("adamw", "default"),
+    ("clutter", "refinenet-lw-nocrp"): ("adamw", "default"),
+    ("clutter", "refinenet-lw-rcu"): ("adamw", "default"),
 }
 
 
