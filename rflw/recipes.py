@@ -163,6 +163,11 @@ COMPARED_FOR = {"camvid": 20, "clutter": 8, "nyu": 15}  # epochs
 COMPARED_ON = {"camvid": LITE0, "clutter": LITE0, "nyu": "mobilenet_v2"}
 
 
+def compared(data: str) -> tuple[str, ...]:
+    """The forms that are trained alike on a data set; the coarse one only for receptive fields."""
+    return FORMS if data == "clutter" else COMPARED
+
+
 def cells(data: str, form: str) -> list[tuple[str, str]]:
     """The cells of a form's grid; the protocol says why some of them are left out."""
     if data == "clutter":
@@ -287,7 +292,7 @@ RECIPES = {
         *(
             _grid(data, form, *cell)
             for data in COMPARED_ON
-            for form in COMPARED
+            for form in compared(data)
             for cell in cells(data, form)
         ),
         *(

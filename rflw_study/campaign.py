@@ -11,7 +11,7 @@ import time
 from rflw import records
 from rflw.config import Recipe
 from rflw.errors import InputError
-from rflw.recipes import CHOSEN, COMPARED, COMPARED_ON, RECIPES, cells, recipe, short
+from rflw.recipes import CHOSEN, COMPARED_ON, RECIPES, cells, compared, recipe, short
 
 TIERS = ("cpu", "gpu")
 
@@ -39,7 +39,7 @@ def _tuned(data: str, seeds: int, seeds_of_original: int) -> list[Experiment]:
         "the light-weight decoder keeps the original's accuracy; its RCUs are redundant, CRP is not"
     )
     experiments = []
-    for form in reversed(COMPARED):  # from the lightest
+    for form in reversed(compared(data)):  # from the lightest
         if (data, form) in CHOSEN:
             repeats = seeds if form.startswith("refinenet-lw") else seeds_of_original
             experiments += _group(f"{data}-tuned", short(form), repeats, why, COMPARED_ON[data])
@@ -50,7 +50,7 @@ def _grid(data: str) -> list[Experiment]:
     why = "each form's own settings, chosen on held-out training data"
     return [
         experiment
-        for form in reversed(COMPARED)
+        for form in reversed(compared(data))
         for how, init in cells(data, form)
         for experiment in _group(
             f"{data}-grid-{how}-{init}", short(form), 1, why, COMPARED_ON[data]

@@ -172,12 +172,13 @@ def test_the_protocol_and_the_shipped_campaign_are_complete():
 def test_recipes_are_those_of_the_protocol(data, frames, split, epochs):
     stated, cell = PROTOCOL.data[data], recipes.GRID[0]
     plans = [
-        recipes._compared(data, form, *cell, f"{data}-tuned", epochs) for form in recipes.COMPARED
+        recipes._compared(data, form, *cell, f"{data}-tuned", epochs)
+        for form in recipes.compared(data)
     ]
     assert all(fnmatch(plan.name, stated.recipes) for plan in plans)
     chosen = {name for name in RECIPES if fnmatch(name, stated.recipes)}
     forms = [form for on, form in recipes.CHOSEN if on == data]
-    assert chosen == {plans[[*recipes.COMPARED].index(form)].name for form in forms}
+    assert chosen == {plans[[*recipes.compared(data)].index(form)].name for form in forms}
     for experiment in sum(campaign.GROUPS, []):
         if experiment.recipe in chosen:
             light = "-tuned-lw" in experiment.recipe
@@ -192,7 +193,7 @@ def test_recipes_are_those_of_the_protocol(data, frames, split, epochs):
         assert plan.crop == plans[0].crop
     # settings are chosen on held-out training data; the original forms have one initialisation
     grid = [plan for name, plan in RECIPES.items() if name.startswith(f"{data}-grid-")]
-    assert len(grid) == (5 * 2 if data == "clutter" else 3 * 6 + 2 * 3)
+    assert len(grid) == (6 * 2 if data == "clutter" else 3 * 6 + 2 * 3)
     trained = "train" if data == "clutter" else "fit"
     for plan in grid:
         assert (plan.validation, plan.test, plan.stages[0].split) == ("holdout", "", trained)
