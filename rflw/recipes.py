@@ -184,6 +184,8 @@ CHOSEN: dict[tuple[str, str], tuple[str, str]] = {
     ("clutter", "refinenet-lw"): ("adamw", "default"),
     ("clutter", "refinenet-lw-nocrp"): ("adamw", "default"),
     ("clutter", "refinenet-lw-rcu"): ("adamw", "default"),
+    ("clutter", "refinenet-lw-top2"): ("adamw", "default"),
+    ("clutter", "refinenet-norcu"): ("adamw", "default"),
 }
 
 
