@@ -611,7 +611,7 @@ class SaturationTest(Test):
                     why = f"too close to a perfect score: {100 * metrics['miou']:.1f} %"
                 elif not moved or abs(np.median(moved) - 1) < MOVED:
                     now = f"{np.median(moved):.3f} times the untrained norm" if moved else "unknown"
-                    why = f"training did not change the norm of its RCU weights ({now})"
+                    why = f"training changed the norm of its RCU weights by less than {100 * MOVED:.0f} % ({now})"
                 gap = 100 * (without - metrics["miou"])
                 group = groups.setdefault((recipe, record["config"]["data"]), {})
                 group[seed] = gap, (record["name"],), why
