@@ -186,6 +186,7 @@ CHOSEN: dict[tuple[str, str], tuple[str, str]] = {
     ("clutter", "refinenet-lw-rcu"): ("adamw", "default"),
     ("clutter", "refinenet-lw-top2"): ("adamw", "default"),
     ("clutter", "refinenet-norcu"): ("adamw", "default"),
+    ("clutter", "refinenet"): ("adamw", "default"),
 }
 
 
