@@ -186,6 +186,7 @@ CHOSEN: dict[tuple[str, str], tuple[str, str]] = {
     ("clutter", "refinenet-lw-nocrp"): ("adamw", "default"),
     ("clutter", "refinenet-lw-rcu"): ("adamw", "default"),
     ("clutter", "refinenet-lw-top2"): ("adamw", "default"),
+    ("clutter", "refinenet"): ("slow-adamw", "default"),
     ("clutter", "refinenet-norcu"): ("slow-adamw", "default"),
 }
 
