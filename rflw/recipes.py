@@ -208,13 +208,13 @@ def _compared(
     """
     how = dict(OPTIMISED[how])
     stage = Stage(data, epochs, *how.pop("rates"), split=split, schedule="poly", warmup=WARMUP)
+    both = {"balance": 0.5, "batch": 4}
     settings = {
-        "camvid": {"crop": (128, 176), "scale": (0.375, 1.0), "balance": 0.5, "batch": 4},
-        "clutter": {"crop": (96, 128), "scale": (1.0, 1.0), "balance": 0.5, "batch": 4},
-        "nyu": {"crop": (160, 208), "scale": (0.25, 0.75)},
+        "camvid": both | {"crop": (128, 176), "scale": (0.375, 1.0), "val_scale": 0.5},
+        "clutter": both | {"crop": (96, 128), "scale": (1.0, 1.0)},
+        "nyu": {"crop": (160, 208), "scale": (0.25, 0.75), "val_scale": 0.5},
     }[data] | {"test": "test" if data == "camvid" else ""}
     settings |= {"ema": 0.99, "decoder_init": init, "val_every": epochs}
-    settings |= {"val_scale": 1.0 if data == "clutter" else 0.5}
     settings |= how | changes
     name = _name(kind, form, COMPARED_ON[data])
     return Recipe(name, f"{form}-{COMPARED_ON[data]}", (stage,), **settings)

@@ -386,14 +386,15 @@ def judge(claim: Claim, recorded: list[dict]) -> Verdict:
 def _refuse_newer(claim: Claim, voting: list[Answer], recorded: list[dict]) -> None:
     """A tolerance judges no run that is older than itself; counts are no runs."""
     started = {record["name"]: record.get("started", "") for record in recorded}
-    for name, of in ((name, answer) for answer in voting for name in answer.records):
-        fixed = of.fixed or claim.fixed
+    for answer in voting if claim.kind != "count" else ():
+        fixed = answer.fixed or claim.fixed
         since = fixed.partition(" ")[2]
-        if claim.kind != "count" and since and started[name] and started[name] < since:
-            raise InputError(
-                f"claim {claim.id}: its tolerance ({fixed}) is newer than {name} "
-                f"({started[name]}), which it may not judge"
-            )
+        for name in answer.records:
+            if since and started[name] and started[name] < since:
+                raise InputError(
+                    f"claim {claim.id}: its tolerance ({fixed}) is newer than {name} "
+                    f"({started[name]}), which it may not judge"
+                )
 
 
 def _decide(

@@ -63,9 +63,7 @@ class Answer:
     against: str = ""  # why it does not vote; empty where it does
     holds: bool | None = None  # as claimed; None: open. Of a comparison, after Holm's correction
     contrary: bool = False  # one of its runs says the opposite: nothing is "supported" beside it
-    fixed: str = (
-        ""  # commit and time of the margin that judges its runs, where the claim's does not
-    )
+    fixed: str = ""  # commit and time of its data set's margin; empty: the claim's counts
 
 
 Answers = tuple[list[Answer], str]  # and what is missing where there is none
@@ -611,7 +609,8 @@ class SaturationTest(Test):
                     why = f"too close to a perfect score: {100 * metrics['miou']:.1f} %"
                 elif not moved or abs(np.median(moved) - 1) < MOVED:
                     now = f"{np.median(moved):.3f} times the untrained norm" if moved else "unknown"
-                    why = f"training changed the norm of its RCU weights by less than {100 * MOVED:.0f} % ({now})"
+                    least = f"less than {100 * MOVED:.0f} %"
+                    why = f"training changed the norm of its RCU weights by {least} ({now})"
                 gap = 100 * (without - metrics["miou"])
                 group = groups.setdefault((recipe, record["config"]["data"]), {})
                 group[seed] = gap, (record["name"],), why
