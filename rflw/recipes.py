@@ -142,6 +142,14 @@ def _camvid_long(encoder: str, epochs: int) -> Recipe:
     return _camvid("refinenet-lw", encoder, epochs, "camvid-long", **settings)
 
 
+def _camvid_redrawn(encoder: str, epochs: int) -> Recipe:
+    """A long run whose stage at stride 32 has died goes on with new weights there, at half rates."""
+    long = _camvid_long(encoder, epochs)
+    stage = replace(long.stages[0], encoder_lr=1e-4, decoder_lr=5e-4)
+    name = _name("camvid-redrawn", "refinenet-lw", encoder)
+    return replace(long, name=name, stages=(stage,), val_every=epochs)
+
+
 def _camvid_short(form: str) -> Recipe:
     """What the original's decoder, 19 times the light-weight one's work, allows on a CPU."""
     small = {"crop": (192, 256), "scale": (0.5, 1.5), "val_every": 4}
@@ -159,14 +167,16 @@ FORMS = (
     "refinenet-lw-nocrp",
     "refinenet-lw-top2",
 )
+# which part of CRP works: its convolutions or its pools
+HALF_CRP = ("refinenet-lw-crp-convs", "refinenet-lw-crp-pools")
 COMPARED = FORMS[:5]
 COMPARED_FOR = {"camvid": 20, "clutter": 8, "nyu": 15}  # epochs
 COMPARED_ON = {"camvid": LITE0, "clutter": LITE0, "nyu": "mobilenet_v2"}
 
 
 def compared(data: str) -> tuple[str, ...]:
-    """The forms that are trained alike on a data set; the coarse one only for receptive fields."""
-    return FORMS if data == "clutter" else COMPARED
+    """The forms that are trained alike on a data set; those beyond `COMPARED` have no verdict."""
+    return FORMS + HALF_CRP if data == "clutter" else COMPARED
 
 
 def cells(data: str, form: str) -> list[tuple[str, str]]:
@@ -228,9 +238,15 @@ def _grid(data: str, form: str, how: str, init: str) -> Recipe:
     return _compared(data, form, how, init, f"{data}-grid-{how}-{init}", epochs, **parts)
 
 
-def _nyu_to_use(kind: str, encoder: str, epochs: int, **size) -> Recipe:
+def _nyu_to_use(
+    kind: str,
+    encoder: str,
+    epochs: int,
+    rates: tuple[float, float] = ADAMW["rates"],
+    **size,
+) -> Recipe:
     """The network for NYUDv2 to use: AdamW's rates, a longer warm-up for safety."""
-    stage = Stage("nyu", epochs, *ADAMW["rates"], schedule="poly", warmup=200)
+    stage = Stage("nyu", epochs, *rates, schedule="poly", warmup=200)
     settings = {"optimiser": "adamw", "weight_decay": 0.01, "ema": 0.99, "val_every": epochs} | size
     name, model = _name(kind, "refinenet-lw", encoder), f"refinenet-lw-{encoder}"
     return Recipe(name, model, (stage,), **settings)
@@ -289,9 +305,20 @@ RECIPES = {
         *(_camvid("refinenet-lw", f"efficientnet_lite{n}") for n in (1, 2)),
         *(_camvid_tune(what, **changes) for what, changes in TUNED.items()),
         _camvid_long("efficientnet_lite2", 64),
+        _camvid_redrawn("efficientnet_lite2", 10),
         _nyu_to_use("nyu-long", "mobilenet_v2", 60, crop=(320, 320), scale=(0.5, 1.5)),
         _nyu_to_use(  # a quarter of the pixels, where whole frames take too long
             "nyu-half", "mobilenet_v2", 24, crop=(160, 208), scale=(0.25, 0.75), val_scale=0.5
+        ),
+        _nyu_to_use(  # from `nyu-half`: the full rates kill units of a network that is trained already
+            "nyu-full",
+            "mobilenet_v2",
+            12,
+            rates=(1e-4, 2.5e-4),
+            batch=4,
+            balance=0.5,
+            crop=(320, 320),
+            scale=(0.5, 1.5),
         ),
         *(
             _grid(data, form, *cell)

@@ -14,6 +14,8 @@ DECODERS = {
     "lw-rcu": "LW with RCU",
     "lw-nocrp": "LW without CRP",
     "lw-top2": "LW, two coarsest levels",
+    "lw-crp-convs": "LW, CRP without pools",
+    "lw-crp-pools": "LW, CRP without convolutions",
     "norcu": "original without RCU",
     "original": "original",
 }
