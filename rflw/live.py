@@ -26,13 +26,19 @@ def relus(decoder: nn.Module) -> dict[str, tuple[nn.Module, bool]]:
     return places
 
 
-@torch.inference_mode()
 def live_units(model: nn.Module, forward, images) -> dict[str, float]:
     """The share of channels after each ReLU of the decoder that exceed zero anywhere in any image.
 
     `forward` is called with each of a few `images`, and runs the network. Returns {name of the ReLU:
     share, 0..1}, from the coarsest stage to the finest; all of stage N passes `stages.N.act`.
     """
+    dead = dead_units(model, forward, images)
+    return {name: round(1 - units.float().mean().item(), 4) for name, units in dead.items()}
+
+
+@torch.inference_mode()
+def dead_units(model: nn.Module, forward, images) -> dict[str, Tensor]:
+    """{name of the ReLU: (C,), whether each channel never exceeds zero}, as `live_units` has them."""
     alive: dict[str, Tensor] = {}
 
     def watch(name: str, inwards: bool):
@@ -52,7 +58,7 @@ def live_units(model: nn.Module, forward, images) -> dict[str, float]:
     finally:
         for hook in hooks:
             hook.remove()
-    return {name: round(units.float().mean().item(), 4) for name, units in alive.items()}
+    return {name: ~units for name, units in alive.items()}
 
 
 def of_stages(shares: dict[str, float]) -> dict[str, float]:

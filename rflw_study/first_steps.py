@@ -1,11 +1,15 @@
-"""The first steps of a training: a large first step kills units, and a warm-up keeps them alive."""
+"""Dead units: a large first step kills them, a warm-up keeps them alive, new weights revive them."""
 
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
+import torch
+from torch import nn
+
 from rflw import live, training
 from rflw.config import Recipe
+from rflw.nn.blocks import conv
 
 MARKS = (1, 2, 5, 10, 20, 50, 100, 150, 200, 300, 400)  # steps after which units are looked at
 
@@ -39,3 +43,35 @@ def first_steps(
             shares = live.of_stages(training.look(job))
             rows.append({"step": job.state.step, "loss": loss, "live": shares})
     return rows
+
+
+@torch.no_grad()
+def revive(model: nn.Module, forward, images, rounds: int = 20) -> int:
+    """Give dead units of a trained decoder without RCUs new incoming weights, in place.
+
+    As ReDo does (Sokar et al., 2023), but outgoing weights stay: CRP's terms use them, too. A unit
+    that the new weights leave dead gets others in the next round.
+
+    Args:
+        model: the network; the weights are drawn by PyTorch's global generator.
+        forward: is called with each of `images`, and runs the network, as `rflw.live` has it.
+        images: on which a unit must exceed zero somewhere to be alive.
+        rounds: after which it gives up.
+
+    Returns:
+        int: How many units are still dead.
+    """
+    stages = model.decoder.stages
+    for _ in range(rounds):
+        dead = live.dead_units(model, forward, images)
+        if not any(units.any() for units in dead.values()):
+            break
+        for i, stage in enumerate(stages):
+            ends_in = [stage.adapt] if isinstance(stage.adapt, nn.Conv2d) else [*stage.reduce]
+            if i:
+                ends_in.append(stages[i - 1].fuse)  # the coarser path is added, too
+            for layer in ends_in:
+                fresh = conv(layer.in_channels, layer.out_channels, layer.kernel_size[0])
+                units = dead[f"stages.{i}.act"]
+                layer.weight[units] = fresh.weight.to(layer.weight)[units]
+    return sum(int(units.sum()) for units in live.dead_units(model, forward, images).values())

@@ -4,8 +4,8 @@ from statistics import fmean
 
 import pandas as pd
 
-from rflw import records
-from rflw.recipes import COMPARED, short
+from rflw import live, records
+from rflw.recipes import CHOSEN, COMPARED, OPTIMISED, short
 from rflw_study import evidence, figures, timings
 from rflw_study.statistics import Interval, mean_interval, paired_difference
 
@@ -22,9 +22,18 @@ DECODERS = {
 FORMS = {form: DECODERS[short(form)] for form in ("refinenet", "refinenet-lw-rcu", "refinenet-lw")}
 
 
+def _model(record: dict) -> str:
+    """The form of a record's network: "refinenet-lw"."""
+    return record["config"]["model"].rpartition("-")[0]
+
+
+def _form(record: dict) -> str:
+    return short(_model(record))
+
+
 def decoder(record: dict) -> str:
     """The decoder of a record's network, by its name in the book."""
-    return DECODERS[short(record["config"]["model"].rpartition("-")[0])]
+    return DECODERS[_form(record)]
 
 
 def named(model: str) -> str:
@@ -72,6 +81,29 @@ def means(groups: dict[str, dict[int, float]], axis, label: str) -> None:
     points = {name: list(values.values()) for name, values in groups.items() if values}
     intervals = {name: mean_interval(values) for name, values in points.items()}
     figures.seed_points(points, intervals, axis, label)
+
+
+def grid(done: list[dict], data: tuple[str, ...]) -> pd.DataFrame:
+    """What the grid found on data sets: mIoU and smallest share of live units, a column a setting.
+
+    A star marks the setting that a decoder is compared with.
+    """
+    rows: dict[tuple[str, str], dict[str, str]] = {}
+    for record in done:
+        kind, _, cell = record["config"]["name"].partition("-grid-")
+        how, _, init = cell.rpartition(f"-{_form(record)}-")[0].rpartition("-")
+        if cell and kind in data:
+            setting = how if init == "default" else f"{how}, {init}"
+            name = decoder(record) if kind == data[0] else f"{kind}: {decoder(record)}"
+            lowest = min(live.of_stages(record["curve"][-1]["live"]).values())
+            chosen = "*" * (CHOSEN.get((kind, _model(record))) == (how, init))
+            score = f"{100 * record['metrics']['miou']:.1f}{chosen}"
+            rows.setdefault((name, "mIoU, %"), {})[setting] = score
+            rows.setdefault((name, "live, %"), {})[setting] = f"{100 * lowest:.0f}"
+    order = [f"{how}{init}" for how in OPTIMISED for init in ("", ", normal")]
+    frame = pd.DataFrame.from_dict(rows, orient="index").fillna("")
+    frame.index = pd.MultiIndex.from_tuples(frame.index, names=("decoder", ""))
+    return frame[[setting for setting in order if setting in frame]]
 
 
 def comparison(groups: dict[str, dict[int, float]]) -> None:

@@ -9,7 +9,8 @@ from torch import nn
 
 from rflw import live, training
 from rflw.nn.blocks import RCU, BottleneckRCU
-from rflw_study.first_steps import first_steps
+from rflw.nn.refinenet import build
+from rflw_study.first_steps import first_steps, revive
 
 IMAGE = torch.arange(1.0, 5.0).reshape(1, 1, 2, 2)
 
@@ -92,3 +93,26 @@ def test_a_warm_up_changes_the_steps_after_the_first(few):
     assert at_once[1]["loss"] != slowly[1]["loss"]
     assert set(at_once[0]["live"]) == {f"stages.{i}" for i in range(4)}
     assert slowly[-1]["live"]["stages.0"] >= at_once[-1]["live"]["stages.0"] > 0
+
+
+@pytest.mark.parametrize("name", ["refinenet-lw-mobilenet_v2", "refinenet-lw-efficientnet_lite0"])
+def test_dead_units_get_new_weights_and_the_others_keep_theirs(name):
+    torch.manual_seed(0)
+    model, images = build(name, 3).eval(), torch.randn(2, 1, 3, 64, 64)
+    stages, dead = model.decoder.stages, [0, 7]
+    with torch.no_grad():
+        for stage in stages:  # nothing reaches these units, so they are 0
+            layers = [stage.adapt] if isinstance(stage.adapt, nn.Conv2d) else stage.reduce
+            for layer in layers:
+                layer.weight[dead] = 0
+        for stage in stages[:-1]:
+            stage.fuse.weight[dead] = 0
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    assert all(live.dead_units(model, model, images)[f"stages.{i}.act"][7] for i in range(4))
+    assert revive(model, model, images) == 0
+    assert set(live.live_units(model, model, images).values()) == {1.0}
+    lost = {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
+    assert lost and all("decoder" in key and "crp" not in key for key in lost)
+    for key in lost:
+        changed = (model.state_dict()[key] != before[key]).flatten(1).any(1)
+        assert changed[dead].all() and changed.sum() < len(changed) / 2
