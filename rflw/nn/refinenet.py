@@ -156,7 +156,7 @@ class RefineNet(nn.Module):
 
 
 def init_decoder(decoder: Decoder, how: str) -> None:
-    """Give the decoder its first weights, in place.
+    """Initialise the decoder, in place.
 
     "default": PyTorch's, as in the authors' scripts; nothing is changed. "normal": normal with
     deviation 0.01, biases 0, as in the authors' README.
