@@ -75,7 +75,9 @@ class Recipe:
     crop: tuple[int, int]  # rows, columns
     weights: str | None = "imagenet"  # of the encoder
     init: str = ""  # checkpoint that the training starts from; none: from the encoder's weights
-    decoder_init: str = "default"  # initial weights of the decoder: PyTorch's, or normal: N(0, 0.01)
+    decoder_init: str = (
+        "default"  # initial weights of the decoder: PyTorch's, or normal: N(0, 0.01)
+    )
     batch: int = 8  # images in a step
     scale: tuple[float, float] = (0.5, 2.0)  # range of the random scaling of an image
     min_side: int = 0  # pixels that the shorter side keeps when an image is scaled

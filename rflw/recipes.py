@@ -142,12 +142,10 @@ def _camvid_long(encoder: str, epochs: int) -> Recipe:
     return _camvid("refinenet-lw", encoder, epochs, "camvid-long", **settings)
 
 
-def _camvid_revived(encoder: str, epochs: int) -> Recipe:
+def _camvid_revived(encoder: str, epochs: int, how: str = "", **changes) -> Recipe:
     """A long run, some of whose units had died, goes on after they were revived, at low rates."""
-    long = _camvid_long(encoder, epochs)
-    stage = replace(long.stages[0], encoder_lr=1e-4, decoder_lr=2.5e-4)
-    name = _name("camvid-revived", "refinenet-lw", encoder)
-    return replace(long, name=name, stages=(stage,), val_every=epochs)
+    settings = {"rates": (1e-4, 2.5e-4), "batch": 4, "val_every": epochs, "test": "test"} | changes
+    return _camvid("refinenet-lw", encoder, epochs, f"camvid-revived{how}", **settings)
 
 
 def _camvid_short(form: str) -> Recipe:
@@ -305,7 +303,10 @@ RECIPES = {
         *(_camvid("refinenet-lw", f"efficientnet_lite{n}") for n in (1, 2)),
         *(_camvid_tune(what, **changes) for what, changes in TUNED.items()),
         _camvid_long("efficientnet_lite2", 64),
-        _camvid_revived("efficientnet_lite2", 8),
+        _camvid_revived(
+            "efficientnet_lite2", 8, optimiser="adamw", weight_decay=0.01, warmup=WARMUP
+        ),
+        _camvid_revived("efficientnet_lite2", 8, "-sgd", rates=RATES["mobile"], warmup=WARMUP),
         _nyu_to_use("nyu-long", "mobilenet_v2", 60, crop=(320, 320), scale=(0.5, 1.5)),
         _nyu_to_use(  # a quarter of the pixels, where whole frames take too long
             "nyu-half", "mobilenet_v2", 24, crop=(160, 208), scale=(0.25, 0.75), val_scale=0.5

@@ -136,6 +136,19 @@ function cards(tables) {
   }
 }
 
+// A long run of cards begins folded.
+function fold(tables) {
+  for (const table of tables) {
+    const rows = table.tBodies[0].rows.length, more = document.createElement("button");
+    if (rows <= 12) continue;
+    more.className = "more";
+    more.textContent = `Show all ${rows} rows`;
+    more.addEventListener("click", () => { table.classList.remove("folded"); table.rows[7].tabIndex = -1; table.rows[7].focus(); more.remove(); });
+    table.classList.add("folded");
+    table.after(more);
+  }
+}
+
 // An option of a command is not torn at its dashes.
 function options() {
   for (const code of document.querySelectorAll("td code, #records td div"))
@@ -154,6 +167,7 @@ document.addEventListener("DOMContentLoaded", () => {
   options();
   const tables = columns();
   cards(tables);
+  fold(tables);
   scrollable();
   addEventListener("load", scrollable);
   addEventListener("resize", () => { cards(tables); scrollable(); });
