@@ -113,7 +113,7 @@ function origins() {
 
 // Columns of numbers stand on the right, and cells bear the names of their columns.
 function columns() {
-  const number = /^([-−+±]?\d[\d,.]*(e[-+]?\d+)?( ± [\d,.]+)?( ?%)?( \[.*\])?|–|none|not (said|stated|printed|measured|run yet)|)$/, long = 24; // letters
+  const number = /^([-−+±]?\d[\d,.]*(e[-+]?\d+)?( ± [\d,.]+)?( ?%)?( \[.*\])?\*?|–|none|not (said|stated|printed|measured|run yet)|)$/, long = 24; // letters
   const tables = [...document.querySelectorAll(".bd-content table.table:not(.ledger, .indextable)")].filter(table => table.tHead);
   for (const table of tables) {
     [...table.tHead.rows[0].cells].forEach((name, i) => {
