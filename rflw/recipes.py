@@ -142,10 +142,10 @@ def _camvid_long(encoder: str, epochs: int) -> Recipe:
     return _camvid("refinenet-lw", encoder, epochs, "camvid-long", **settings)
 
 
-def _camvid_revived(encoder: str, epochs: int, how: str = "", **changes) -> Recipe:
-    """A long run, some of whose units had died, goes on after they were revived, at low rates."""
-    settings = {"rates": (1e-4, 2.5e-4), "batch": 4, "val_every": epochs, "test": "test"} | changes
-    return _camvid("refinenet-lw", encoder, epochs, f"camvid-revived{how}", **settings)
+def _camvid_revived(how: str, **changes) -> Recipe:
+    """A long run goes on, at low rates, after its dead units were revived."""
+    settings = {"batch": 4, "val_every": 8, "test": "test"} | changes
+    return _camvid("refinenet-lw", "efficientnet_lite2", 8, f"camvid-revived{how}", **settings)
 
 
 def _camvid_short(form: str) -> Recipe:
@@ -236,16 +236,11 @@ def _grid(data: str, form: str, how: str, init: str) -> Recipe:
     return _compared(data, form, how, init, f"{data}-grid-{how}-{init}", epochs, **parts)
 
 
-def _nyu_to_use(
-    kind: str,
-    encoder: str,
-    epochs: int,
-    rates: tuple[float, float] = ADAMW["rates"],
-    **size,
-) -> Recipe:
+def _nyu_to_use(kind: str, encoder: str, epochs: int, rates=ADAMW["rates"], **changes) -> Recipe:
     """The network for NYUDv2 to use: AdamW's rates, a longer warm-up for safety."""
     stage = Stage("nyu", epochs, *rates, schedule="poly", warmup=200)
-    settings = {"optimiser": "adamw", "weight_decay": 0.01, "ema": 0.99, "val_every": epochs} | size
+    settings = {"optimiser": "adamw", "weight_decay": 0.01, "ema": 0.99, "val_every": epochs}
+    settings |= {"crop": (320, 320), "scale": (0.5, 1.5)} | changes
     name, model = _name(kind, "refinenet-lw", encoder), f"refinenet-lw-{encoder}"
     return Recipe(name, model, (stage,), **settings)
 
@@ -303,24 +298,14 @@ RECIPES = {
         *(_camvid("refinenet-lw", f"efficientnet_lite{n}") for n in (1, 2)),
         *(_camvid_tune(what, **changes) for what, changes in TUNED.items()),
         _camvid_long("efficientnet_lite2", 64),
-        _camvid_revived(
-            "efficientnet_lite2", 8, optimiser="adamw", weight_decay=0.01, warmup=WARMUP
-        ),
-        _camvid_revived("efficientnet_lite2", 8, "-sgd", rates=RATES["mobile"], warmup=WARMUP),
-        _nyu_to_use("nyu-long", "mobilenet_v2", 60, crop=(320, 320), scale=(0.5, 1.5)),
+        _camvid_revived("", **ADAMW | {"rates": (1e-4, 2.5e-4)}),
+        _camvid_revived("-sgd", warmup=WARMUP),
+        _nyu_to_use("nyu-long", "mobilenet_v2", 60),
         _nyu_to_use(  # a quarter of the pixels, where whole frames take too long
             "nyu-half", "mobilenet_v2", 24, crop=(160, 208), scale=(0.25, 0.75), val_scale=0.5
         ),
-        _nyu_to_use(  # from `nyu-half`: the full rates kill units of a network that is trained already
-            "nyu-full",
-            "mobilenet_v2",
-            12,
-            rates=(1e-4, 2.5e-4),
-            batch=4,
-            balance=0.5,
-            crop=(320, 320),
-            scale=(0.5, 1.5),
-        ),
+        # from `nyu-half`: the full rates kill units of a network that is trained already
+        _nyu_to_use("nyu-full", "mobilenet_v2", 12, (1e-4, 2.5e-4), batch=4, balance=0.5),
         *(
             _grid(data, form, *cell)
             for data in COMPARED_ON

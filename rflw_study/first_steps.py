@@ -49,17 +49,9 @@ def first_steps(
 def revive(model: nn.Module, forward, images, rounds: int = 20) -> int:
     """Give dead units of a trained decoder without RCUs new incoming weights, in place.
 
-    As ReDo does (Sokar et al., 2023), but outgoing weights stay: CRP's terms use them, too. A unit
-    that the new weights leave dead gets others in the next round.
-
-    Args:
-        model: the network; the weights are drawn by PyTorch's global generator.
-        forward: is called with each of `images`, and runs the network, as `rflw.live` has it.
-        images: on which a unit must exceed zero somewhere to be alive.
-        rounds: after which it gives up.
-
-    Returns:
-        int: How many units are still dead.
+    As ReDo does (Sokar et al., 2023), but outgoing weights stay: CRP's terms use them, too. Units
+    that are still dead get others in the next of `rounds`. `forward` is called with each of
+    `images`, as by `rflw.live`; PyTorch's global generator draws. Returns how many stay dead.
     """
     stages = model.decoder.stages
     for _ in range(rounds):
