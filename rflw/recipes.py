@@ -1,6 +1,6 @@
 """The shipped recipes: the paper's, the authors' scripts, and those of this study. No torch."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from rflw.config import Recipe, Stage
 from rflw.errors import InputError
@@ -168,20 +168,66 @@ FORMS = (
 # which part of CRP works: its convolutions or its pools
 HALF_CRP = ("refinenet-lw-crp-convs", "refinenet-lw-crp-pools")
 COMPARED = FORMS[:5]
-COMPARED_FOR = {"camvid": 20, "clutter": 8, "nyu": 15}  # epochs
-COMPARED_ON = {"camvid": LITE0, "clutter": LITE0, "nyu": "mobilenet_v2"}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How the forms are trained to be compared on a data set.
+
+    The original is 19 times the work, so photos are at half size, in training and in scoring.
+    """
+
+    encoder: str
+    epochs: int
+    settings: dict
+    grid_epochs: int = 0  # none: the settings are those that another set's grid chose
+    fit: str = "fit"  # split that the grid trains on; "holdout" is drawn beside it
+    cells: tuple[tuple[str, str], ...] = GRID
+    more: tuple[str, ...] = ()  # forms beyond `COMPARED`: they have no verdict
+
+
+BALANCED = {"balance": 0.5, "batch": 4}
+DRAWN = BALANCED | {"crop": (96, 128), "scale": (1.0, 1.0)}
+COMPARED_ON = {
+    "camvid": Comparison(
+        LITE0,
+        20,
+        BALANCED | {"crop": (128, 176), "scale": (0.375, 1.0), "val_scale": 0.5} | {"test": "test"},
+        5,
+    ),
+    "clutter": Comparison(
+        LITE0,
+        8,
+        DRAWN,
+        4,
+        "train",
+        tuple((how, "default") for how in ("fast-sgd", "adamw", "slow-adamw")),
+        # which part of CRP works: its convolutions or its pools
+        ("refinenet-lw-top2", "refinenet-lw-crp-convs", "refinenet-lw-crp-pools"),
+    ),
+    "clutter-large": Comparison(LITE0, 1, DRAWN),
+    "nyu": Comparison(
+        "mobilenet_v2",
+        15,
+        {"crop": (160, 208), "scale": (0.25, 0.75), "val_scale": 0.5},
+        3,
+    ),
+}
 
 
 def compared(data: str) -> tuple[str, ...]:
-    """The forms that are trained alike on a data set; those beyond `COMPARED` have no verdict."""
-    return FORMS + HALF_CRP if data == "clutter" else COMPARED
+    """The forms that are trained alike on a data set."""
+    return COMPARED + COMPARED_ON[data].more
 
 
 def cells(data: str, form: str) -> list[tuple[str, str]]:
     """The cells of a form's grid; the protocol says why some of them are left out."""
-    if data == "clutter":
-        return [(how, "default") for how in ("fast-sgd", "adamw", "slow-adamw")]
-    return [(how, init) for how, init in GRID if init == "default" or "-lw" in form]
+    on = COMPARED_ON[data]
+    return [
+        (how, init)
+        for how, init in (on.cells if on.grid_epochs else ())
+        if init == "default" or "-lw" in form
+    ]
 
 
 # What the grid chose for each form by the score on the hold-out. Forms that are not here yet are
@@ -197,43 +243,29 @@ CHOSEN: dict[tuple[str, str], tuple[str, str]] = {
     ("clutter", "refinenet"): ("slow-adamw", "default"),
     ("clutter", "refinenet-norcu"): ("slow-adamw", "default"),
 }
+CHOSEN |= {("clutter-large", form): CHOSEN["clutter", form] for form in COMPARED}
 
 
 def _compared(
-    data: str,
-    form: str,
-    how: str,
-    init: str,
-    kind: str,
-    epochs: int,
-    split: str = "train",
-    **changes,
+    data: str, form: str, how: str, init: str, kind: str, epochs: int, **changes
 ) -> Recipe:
-    """The original is 19 times the work, so photos are at half size, in training and in scoring.
+    """The warm-up is for all forms and optimisers alike.
 
-    The warm-up is for all forms and optimisers alike. Test frames are scored once, with the last
-    weights.
+    Test frames are scored once, with the last weights.
     """
-    how = dict(OPTIMISED[how])
-    stage = Stage(data, epochs, *how.pop("rates"), split=split, schedule="poly", warmup=WARMUP)
-    both = {"balance": 0.5, "batch": 4}
-    settings = {
-        "camvid": both | {"crop": (128, 176), "scale": (0.375, 1.0), "val_scale": 0.5},
-        "clutter": both | {"crop": (96, 128), "scale": (1.0, 1.0)},
-        "nyu": {"crop": (160, 208), "scale": (0.25, 0.75), "val_scale": 0.5},
-    }[data] | {"test": "test" if data == "camvid" else ""}
-    settings |= {"ema": 0.99, "decoder_init": init, "val_every": epochs}
-    settings |= how | changes
-    name = _name(kind, form, COMPARED_ON[data])
-    return Recipe(name, f"{form}-{COMPARED_ON[data]}", (stage,), **settings)
+    on, how = COMPARED_ON[data], dict(OPTIMISED[how])
+    rates, split = how.pop("rates"), changes.pop("split", "train")
+    stage = Stage(data, epochs, *rates, split=split, schedule="poly", warmup=WARMUP)
+    settings = {"ema": 0.99, "decoder_init": init, "val_every": epochs}
+    settings |= on.settings | how | changes
+    return Recipe(_name(kind, form, on.encoder), f"{form}-{on.encoder}", (stage,), **settings)
 
 
 def _grid(data: str, form: str, how: str, init: str) -> Recipe:
     """A cell of the grid: a few epochs, on held-out training data."""
-    split = "train" if data == "clutter" else "fit"  # whose hold-out is drawn beside it
-    parts = {"split": split, "validation": "holdout", "test": ""}
-    epochs = {"camvid": 5, "clutter": 4, "nyu": 3}[data]
-    return _compared(data, form, how, init, f"{data}-grid-{how}-{init}", epochs, **parts)
+    on, kind = COMPARED_ON[data], f"{data}-grid-{how}-{init}"
+    parts = {"split": on.fit, "validation": "holdout", "test": ""}
+    return _compared(data, form, how, init, kind, on.grid_epochs, **parts)
 
 
 def _nyu_to_use(kind: str, encoder: str, epochs: int, rates=ADAMW["rates"], **changes) -> Recipe:
@@ -313,7 +345,7 @@ RECIPES = {
             for cell in cells(data, form)
         ),
         *(
-            _compared(data, form, *cell, f"{data}-tuned", COMPARED_FOR[data])
+            _compared(data, form, *cell, f"{data}-tuned", COMPARED_ON[data].epochs)
             for (data, form), cell in CHOSEN.items()
         ),
         *(_camvid_short(form) for form in FORMS[:4]),

@@ -42,7 +42,9 @@ def _tuned(data: str, seeds: int, seeds_of_original: int) -> list[Experiment]:
     for form in reversed(compared(data)):  # from the lightest
         if (data, form) in CHOSEN:
             repeats = seeds if form.startswith("refinenet-lw") else seeds_of_original
-            experiments += _group(f"{data}-tuned", short(form), repeats, why, COMPARED_ON[data])
+            experiments += _group(
+                f"{data}-tuned", short(form), repeats, why, COMPARED_ON[data].encoder
+            )
     return experiments
 
 
@@ -53,7 +55,7 @@ def _grid(data: str) -> list[Experiment]:
         for form in reversed(compared(data))
         for how, init in cells(data, form)
         for experiment in _group(
-            f"{data}-grid-{how}-{init}", short(form), 1, why, COMPARED_ON[data]
+            f"{data}-grid-{how}-{init}", short(form), 1, why, COMPARED_ON[data].encoder
         )
     ]
 
@@ -62,6 +64,7 @@ def _grid(data: str) -> list[Experiment]:
 # second one, so that forms can be compared at any time.
 GROUPS = (
     _tuned("camvid", 5, 3),
+    _tuned("clutter-large", 3, 3),
     _tuned("clutter", 5, 3),
     _tuned("nyu", 3, 3),
     _grid("clutter"),

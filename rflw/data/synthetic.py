@@ -8,13 +8,14 @@ as in PASCAL VOC.
 
 The set `embedded` is easy: every decoder of the study is right on nearly all pixels, so it shows
 how things work. The set `clutter` is hard enough to compare networks: few training scenes, small
-objects, more noise, and specks that belong to the ground.
+objects, more noise, and specks that belong to the ground. `clutter-large` is the same with more
+training scenes, too many to be learnt by heart.
 
 Only integers are used, and only `RandomState`, whose streams NumPy has frozen: no rounding, no
 library version and no processor changes a pixel.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -55,6 +56,7 @@ KINDS = {
         {"train": 192, "val": 256, "holdout": 128}, 2, (2, 5), (2, 5), (3, 8), 5, 40, 48, (20, 40)
     ),
 }
+KINDS["clutter-large"] = replace(KINDS["clutter"], sizes=KINDS["clutter"].sizes | {"train": 1024})
 
 
 def scene(split: str, index: int, name: str = "embedded") -> tuple[np.ndarray, np.ndarray]:
