@@ -104,6 +104,7 @@ OPTIMISED = {
     "fast-sgd": {"optimiser": "sgd", "rates": (2e-3, 1e-2)},
     "adamw": {"optimiser": "adamw", "rates": (2e-4, 1e-3), "weight_decay": 0.01},
     "slow-adamw": {"optimiser": "adamw", "rates": (1e-4, 5e-4), "weight_decay": 0.01},
+    "slower-adamw": {"optimiser": "adamw", "rates": (5e-5, 2.5e-4), "weight_decay": 0.01},
 }
 ADAMW = OPTIMISED["adamw"] | {"warmup": WARMUP}
 
@@ -243,7 +244,12 @@ CHOSEN: dict[tuple[str, str], tuple[str, str]] = {
     ("clutter", "refinenet"): ("slow-adamw", "default"),
     ("clutter", "refinenet-norcu"): ("slow-adamw", "default"),
 }
-CHOSEN |= {("clutter-large", form): CHOSEN["clutter", form] for form in COMPARED}
+CHOSEN |= {
+    ("clutter-large", form): CHOSEN["clutter", form]
+    if "-lw" in form
+    else ("slower-adamw", "default")
+    for form in COMPARED
+}
 
 
 def _compared(
