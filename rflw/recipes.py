@@ -184,7 +184,7 @@ class Comparison:
     grid_epochs: int = 0  # none: the settings are those that another set's grid chose
     fit: str = "fit"  # split that the grid trains on; "holdout" is drawn beside it
     cells: tuple[tuple[str, str], ...] = GRID
-    more: tuple[str, ...] = ()  # forms beyond `COMPARED`: they have no verdict
+    more: tuple[str, ...] = ()  # forms beyond `COMPARED`, in no comparison of the protocol
 
 
 BALANCED = {"balance": 0.5, "batch": 4}
@@ -193,7 +193,7 @@ COMPARED_ON = {
     "camvid": Comparison(
         LITE0,
         20,
-        BALANCED | {"crop": (128, 176), "scale": (0.375, 1.0), "val_scale": 0.5} | {"test": "test"},
+        BALANCED | {"crop": (128, 176), "scale": (0.375, 1.0), "val_scale": 0.5, "test": "test"},
         5,
     ),
     "clutter": Comparison(
@@ -203,10 +203,12 @@ COMPARED_ON = {
         4,
         "train",
         tuple((how, "default") for how in ("fast-sgd", "adamw", "slow-adamw")),
-        # which part of CRP works: its convolutions or its pools
-        ("refinenet-lw-top2", "refinenet-lw-crp-convs", "refinenet-lw-crp-pools"),
+        more=("refinenet-lw-top2",),
     ),
-    "clutter-large": Comparison(LITE0, 1, DRAWN),
+    # which part of CRP works: its convolutions or its pools
+    "clutter-large": Comparison(
+        LITE0, 1, DRAWN, more=("refinenet-lw-crp-convs", "refinenet-lw-crp-pools")
+    ),
     "nyu": Comparison(
         "mobilenet_v2",
         15,
@@ -245,10 +247,8 @@ CHOSEN: dict[tuple[str, str], tuple[str, str]] = {
     ("clutter", "refinenet-norcu"): ("slow-adamw", "default"),
 }
 CHOSEN |= {
-    ("clutter-large", form): CHOSEN["clutter", form]
-    if "-lw" in form
-    else ("slower-adamw", "default")
-    for form in COMPARED
+    ("clutter-large", form): ("adamw" if "-lw" in form else "slower-adamw", "default")
+    for form in compared("clutter-large")
 }
 
 

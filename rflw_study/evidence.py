@@ -18,6 +18,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 import yaml
 
 from rflw.config import Recipe
+from rflw.data.labels import LABELS
 from rflw.errors import InputError, choose, reading, why
 from rflw.recipes import OWN, RECIPES, short
 from rflw_study import paper
@@ -48,7 +49,9 @@ CARD, PASSES = "1080 Ti", 100  # the paper's
 # its ratio to this share, whatever its passes say.
 BETWEEN_PROCESSES = 0.10
 CONSTANT = 0.90  # accuracy of answers that never change: heads beside it say nothing
-MOVED = 0.05  # change of the norm of RCU weights, below which training left them as they were
+LITTLE = 0.05  # mean IoU of all classes but the best, below which a head sees that one alone
+LEARNT = 2  # times 1 / classes, more than any constant answer scores
+MOVED = 0.05  # |change| over norm of RCU weights, below which training left them as they were
 PROTOCOL = paper.FOLDER.parent / "protocol.yaml"
 
 
@@ -461,7 +464,10 @@ def _corrected(
 
 
 class FamiliesTest(Test):
-    """Families of encoders on which a light-weight network was trained and is alive."""
+    """Families of encoders on which a light-weight network was trained, is alive and has learnt.
+
+    Its mIoU is to be `LEARNT` times what the best constant answer can have.
+    """
 
     families: Literal["trained"]
 
@@ -470,10 +476,11 @@ class FamiliesTest(Test):
         runs: dict[str, tuple[str, str]] = {}
         for record in _of_kind("train", recorded):
             form, _, encoder = record["config"]["model"].rpartition("-")
-            ended = record["status"] == "done" and "-grid-" not in record["name"]
-            if form == "refinenet-lw" and ended and not unfit(record):
+            data, score = record["config"]["stages"][-1]["data"], record["metrics"].get("miou") or 0
+            counts = form == "refinenet-lw" and "-grid-" not in record["name"]
+            learnt = record["status"] == "done" and score * len(LABELS[data].classes) > LEARNT
+            if counts and learnt and not unfit(record):
                 family = re.match(r"(timm:)?[a-z]+", encoder)[0]
-                data = record["config"]["stages"][-1]["data"]
                 runs.setdefault(family, (data, record["name"]))
         if not runs:
             return [], "no light-weight network whose live units are on record"
@@ -556,8 +563,8 @@ class ProbeTest(Test):
     def answers(self, claim, recorded: list[dict]) -> Answers:
         """Heads on networks with the original decoder; their own seeds are averaged: n is trainings.
 
-        Heads that are all right before the blocks, or hardly better than answers that never change, do
-        not count: no block can add to them.
+        Heads over the ceiling before the blocks, or that hardly ever change their answer, do not
+        count: no block can add to them.
         """
         groups: dict[tuple[str, str, str], dict] = {}
         for record in _of_kind("probe", recorded):
@@ -569,13 +576,7 @@ class ProbeTest(Test):
                 parts = {place: part["heads"][head] for place, part in places.items()}
                 percent = {p: 100 * float(np.mean(part[self.measure])) for p, part in parts.items()}
                 value = self._added(percent)
-                why = unfit(run)
-                if self.measure == "accuracy":
-                    constant = max(part.get("majority", 0) for part in parts.values())
-                    if constant >= CONSTANT:
-                        why = f"a constant answer is right in {100 * constant:.0f} %"
-                    elif self.probe != "score" and percent["before RCU"] == 100:
-                        why = "all answers are right before the blocks"
+                why = unfit(run) or self._says_nothing([*parts.values()], percent)
                 groups.setdefault((recipe, data, head), {})[seed] = value, (record["name"],), why
         answers = [
             on_trainings(claim, group, f"{recipe}, {head} heads", data)
@@ -584,6 +585,20 @@ class ProbeTest(Test):
         if self.data:
             return answers, f"needs {PAPER_DATA[self.data]}: no heads on record; rflw probe"
         return answers, "no heads on a network with the original decoder on record"
+
+    def _says_nothing(self, parts: list[dict], percent: dict[str, float]) -> str:
+        """Why a head's scores at all places cannot tell what blocks add."""
+        if self.measure == "miou":
+            others = [sorted(part["iou"].values())[:-1] for part in parts if "iou" in part]
+            best = max(map(np.mean, others), default=1)
+            return f"all classes but one have an IoU of {100 * best:.1f} %" if best < LITTLE else ""
+        constant = max(part.get("majority", 0) for part in parts)
+        if constant >= CONSTANT:
+            return f"a constant answer is right in {100 * constant:.0f} %"
+        first = percent["before RCU"]
+        if self.probe != "score" and first > 100 * protocol().votes.ceiling:
+            return f"{first:.1f} % of the answers are right before the blocks"
+        return ""
 
     def _added(self, percent: dict[str, float]) -> float:
         """{place: score} -> what is asked for."""
@@ -606,18 +621,15 @@ class SaturationTest(Test):
             if _form(record) == "refinenet-lw-rcu":
                 metrics, (recipe, seed, run) = record["metrics"], _origin(record, recorded)
                 without = metrics["groups"][self.saturation]["miou_without"]
-                moved = [
-                    term["weight"] / term["untrained_weight"]
-                    for name, term in metrics.get("terms", {}).items()
-                    if "rcu" in name
-                ]
+                terms = metrics.get("terms", {}).items()
+                moved = [term["moved"] for name, term in terms if "rcu" in name and "moved" in term]
                 why = unfit(run)
                 if metrics["miou"] > protocol().votes.ceiling:
                     why = f"too close to a perfect score: {100 * metrics['miou']:.1f} %"
-                elif not moved or abs(np.median(moved) - 1) < MOVED:
-                    now = f"{np.median(moved):.3f} times the untrained norm" if moved else "unknown"
-                    least = f"less than {100 * MOVED:.0f} %"
-                    why = f"training changed the norm of its RCU weights by {least} ({now})"
+                elif not moved:
+                    why = "how far training moved its RCU weights was not recorded"
+                elif np.median(moved) < MOVED:
+                    why = f"training moved its RCU weights by {100 * np.median(moved):.0f} %"
                 gap = 100 * (without - metrics["miou"])
                 group = groups.setdefault((recipe, record["config"]["data"]), {})
                 group[seed] = gap, (record["name"],), why

@@ -17,8 +17,10 @@ from rflw import evaluation, prediction
 from rflw.data.readers import spread
 from rflw.errors import InputError
 from rflw.nn.blocks import CRP, RCU, BottleneckRCU
-from rflw.nn.refinenet import RefineNet, build
+from rflw.nn.refinenet import RefineNet, build, init_decoder
 from rflw.prediction import evaluating
+from rflw.recipes import OWN, RECIPES
+from rflw.steps import derive
 from rflw_study.layers import find, hooked
 from rflw_study.statistics import mean_interval
 
@@ -55,7 +57,7 @@ def norms(model: nn.Module, terms: Sequence[Term], batches: Iterable[Tensor]) ->
     Returns:
         dict: {term: {"ratio": `|t| / |x|` of every image, Euclidean norms over the whole map, (N,);
         "silent": share of the source's input channels that are never above zero: hidden units
-        of an RCU that its ReLU has shut; "weight": root mean square of the source's weights}}.
+        of an RCU that its ReLU has shut}}.
     """
     ratios, lively, inputs = {t.name: [] for t in terms}, {}, {}
 
@@ -84,13 +86,6 @@ def norms(model: nn.Module, terms: Sequence[Term], batches: Iterable[Tensor]) ->
         term.name: {
             "ratio": torch.cat(ratios[term.name]),
             "silent": 1 - lively[term.name].cpu().double().mean().item(),
-            "weight": find(model, term.source)[0]
-            .weight.cpu()
-            .double()
-            .square()
-            .mean()
-            .sqrt()
-            .item(),
         }
         for term in terms
     }
@@ -123,13 +118,22 @@ def without(model: nn.Module, terms: Sequence[Term]):
         yield model
 
 
-def untrained(model: RefineNet, seed: int = 0) -> RefineNet:
-    """A network with the same encoder and a decoder as it is drawn before training."""
+def untrained(model: RefineNet) -> RefineNet:
+    """The same encoder, and the decoder as the seed of the training drew it."""
+    card = getattr(model, "card", None) or {}
+    recipe = RECIPES.get(card.get("recipe"), OWN)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(derive("init", card.get("seed", 0)))
         fresh = build(model.name, model.num_classes)
+        init_decoder(fresh.decoder, recipe.decoder_init)
     fresh.encoder.load_state_dict(model.encoder.state_dict())
     return fresh.eval().to(next(model.parameters()).device)
+
+
+def moved(model: nn.Module, first: nn.Module, term: Term) -> float:
+    """How far training moved the weights of a term's source, over their norm at first."""
+    now, then = (find(net, term.source)[0].weight.detach().cpu().double() for net in (model, first))
+    return ((now - then).norm() / then.norm()).item()
 
 
 def groups_of(terms: Sequence[Term]) -> dict[str, list[Term]]:
@@ -151,7 +155,7 @@ def saturate(model: RefineNet, dataset, images: int | None = None, progress: boo
 
     Returns:
         dict: {"images", "miou", "terms": {name: {"ratio": interval over images of `|t| / |x|`,
-        "silent", "weight" (see `norms`), `"untrained_..."`: the same of an untrained decoder,
+        "silent" (see `norms`), `"untrained_..."`: the same of an untrained decoder, "moved",
         "miou_without"}}, "groups": {see `groups_of`: {"terms": how many, "miou_without"}}}.
 
     Raises:
@@ -179,11 +183,12 @@ def saturate(model: RefineNet, dataset, images: int | None = None, progress: boo
         bar.update()
         return evaluation.summary(matrices, dataset.labels.classes)["miou"]
 
-    rows, drawn = measured(model), measured(untrained(model))
+    first = untrained(model)
+    rows, drawn = measured(model), measured(first)
     base = score()
     for term in every:
         rows[term.name] |= {f"untrained_{key}": value for key, value in drawn[term.name].items()}
-        rows[term.name]["miou_without"] = score([term])
+        rows[term.name] |= {"moved": moved(model, first, term), "miou_without": score([term])}
     without_groups = {
         name: {"terms": len(group), "miou_without": score(group)} for name, group in groups.items()
     }

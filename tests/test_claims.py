@@ -18,7 +18,7 @@ COUNTED = {row["model"]: row for row in COMPLEXITY["metrics"]["rows"]}
 CLAIMS = {claim.id: claim for claim in claims.load()}
 CPU = {"cpu": "a processor", "cores": 2}
 GPU = CPU | {"gpu": "Some Card"}
-KEPT, MATTERS, DROP = "aim-i", "context-by-pooling", "drop-without-rcu-original"
+KEPT, MATTERS, DROP = "aim-i", "crp-drives-segmentation", "drop-without-rcu-original"
 LATER = "2027-01-01T00:00:00+00:00"  # than any margin
 
 
@@ -181,10 +181,10 @@ def test_numbers_in_words(relation, unit, decimals, ours, stated, shown):
 # ---------------------------------------------------------------- verdicts by records
 
 
-def heads(*miou, accuracy=0.9, majority=0.5):
+def heads(*miou, accuracy=0.9, majority=0.5, others=0.5):
     def scores(value):
         parts = {"miou": [value / 100 + s / 1000 for s in range(3)], "accuracy": [accuracy] * 3}
-        return parts | {"majority": majority}
+        return parts | {"majority": majority, "iou": {"a": others, "b": 0.9, "c": others}}
 
     places = zip(("before RCU", "after RCU", "after CRP"), miou)
     return {"places": {place: {"heads": {"conv": scores(value)}} for place, value in places}}
@@ -194,8 +194,8 @@ def probe(metrics, form="refinenet", **more):
     return measured("probe", form, metrics, **more)
 
 
-def saturated(*without, miou=0.602, moved=1.5):
-    terms = {"decoder.stages.0.rcu_in.0": {"weight": moved, "untrained_weight": 1.0}}
+def saturated(*without, miou=0.602, moved=0.1):
+    terms = {"decoder.stages.0.rcu_in.0": {"moved": moved}} if moved else {}
     groups = [{"all RCU": {"miou_without": each}} for each in without]
     each = [{"miou": miou, "groups": group, "terms": terms} for group in groups]
     return measured("saturation", "refinenet-lw-rcu", each, len(each))
@@ -244,7 +244,7 @@ def check(**images):
 
 CELL, VOC = "table3-refinenet-lw-50-val-miou", "paper-voc-lw-resnet50"  # 78.5
 RUNTIME, TWO, THREE = "table2-refinenet-50-runtime", "nyud-speedup", "speedup-table2-152"
-SEGMENTATION, CLASSIFICATION = "crp-drives-segmentation", "crp-drives-classification"
+SEGMENTATION, CLASSIFICATION = "rcu-marginal-segmentation", "crp-drives-classification"
 CELL_4, RCU, BY_CRP = "table4-after-crp-miou", "rcu-saturated", "field-enlarged-by-crp"
 WORDS = ("supported", "contradicted", "not decided")
 OPEN, UNTESTED, SAME = "not decided", "not tested", "field-same-size"
@@ -253,7 +253,7 @@ FASTER, NOT_CLEAR = (f"{word} on substitute hardware" for word in ("supported", 
 SHORT = record("x", "train", {"miou": 0.785}, asdict(RECIPES[VOC].with_epochs(2)))
 FAILED = record("y", "train", {}, asdict(RECIPES[VOC]), status="failed")
 EQUAL, LITE = pair(KEPT, around(0.0)), "camvid-lw-efficientnet_lite"
-LITES = train(f"{LITE}0", 9) + train(f"{LITE}1", 9) + train("camvid-lw-resnet50", 9, live=0.0)
+LITES = train(f"{LITE}0", 28) + train(f"{LITE}1", 28) + train("camvid-lw-resnet50", 28, live=0.0)
 FAMILIES = LITES + train("paper-nyu-lw-resnet50", 9) + train("nyu-long-lw-mobilenet_v2", 9)
 CPU_BENCH, CARD = bench(900, 300, CPU), CPU | {"gpu": "GeForce GTX 1080 Ti"}
 PROCESSES = sum((bench(x, 10, depths=[50, 101], name=x) for x in (26.0, 27.0, 28.0)), [])
@@ -328,6 +328,8 @@ HALF = 2.919986 / math.sqrt(3)  # of an interval of 90 % of three values, times 
         (KEPT, pair(KEPT, around(0.0), base=93.5), OPEN, 0.0, "the better form scores 95.5 %"),
         ("aim-iv", LITES, OPEN, 1, ""),
         ("aim-iv", FAMILIES, SUPPORTED, 3, ""),
+        # one class of forty in full is a constant answer; two are the least that counts
+        ("aim-iv", LITES + train("nyu-long-lw-mobilenet_v2", 4.9), OPEN, 1, "the claim needs 3"),
         # times
         (TWO, CPU_BENCH, FASTER, 3.0, "a processor, 2 cores: 3.00 [2.70, 3.30] times"),
         (TWO, bench(900, 300, CPU, mode="compiled-fp32"), UNTESTED, None, ""),
@@ -350,26 +352,39 @@ HALF = 2.919986 / math.sqrt(3)  # of an interval of 90 % of three values, times 
         ("voc-images", check(train=1464, val=1449, test=1456), "reproduced", 4369, ""),
         ("person-train", check(train=1464), UNTESTED, None, ""),
         # blocks
-        (SEGMENTATION, probe(HEADS), SUPPORTED, 3.5 - 0.5, "3 trainings"),
+        (SEGMENTATION, probe(HEADS), SUPPORTED, 0.5 - 3.5 / 2, "3 trainings"),
         (CLASSIFICATION, probe(HEADS), REFUTED, 0.0, ""),
-        ("rcu-marginal-segmentation", probe(HEADS), SUPPORTED, 0.5 - 3.5 / 2, ""),
         (SEGMENTATION, probe(HEADS, "refinenet-lw-rcu"), UNTESTED, None, ""),
         # three seeds of heads on each of two networks: n is 2
-        (SEGMENTATION, probe(HEADS, seeds=2), OPEN, 3.0, "2 trainings: 3.0 [3.0, 3.0] points"),
+        (SEGMENTATION, probe(HEADS, seeds=2), OPEN, -1.25, "2 trainings: -1.2 [-1.2, -1.2] points"),
         # one contrary network blocks
-        (SEGMENTATION, probe(9 * [HEADS] + [heads(54, 55.5, 56)], seeds=10), UNCLEAR, 2.6, "[1.9,"),
-        (CLASSIFICATION, probe(heads(5, 5, 5, accuracy=1.0)), OPEN, 0.0, "all answers are right"),
+        (
+            SEGMENTATION,
+            probe(9 * [HEADS] + [heads(54, 55.5, 56)], seeds=10),
+            UNCLEAR,
+            -1.0,
+            "[-1.5,",
+        ),
+        (CLASSIFICATION, probe(heads(5, 5, 5, accuracy=0.96)), OPEN, 0.0, "96.0 % of the answers"),
+        (
+            SEGMENTATION,
+            probe(heads(5, 5, 5, others=0.04)),
+            OPEN,
+            0.0,
+            "but one have an IoU of 4.0 %",
+        ),
         (CLASSIFICATION, probe(heads(5, 5, 5, majority=0.91)), OPEN, 0.0, "is right in 91 %"),
         (CELL_4, probe(HEADS), UNTESTED, None, "needs PASCAL VOC"),
         (CELL_4, probe(HEADS, data="voc"), OPEN, 58.1, "was not recorded"),
         (RCU, OFF, SUPPORTED, -0.1, ""),
         (
             RCU,
-            saturated(0.6, 0.6, 0.6, moved=1.04),
+            saturated(0.6, 0.6, 0.6, moved=0.04),
             OPEN,
             -0.2,
-            "its RCU weights by less than 5 % (1.040 times",
+            "training moved its RCU weights by 4 %",
         ),
+        (RCU, saturated(0.6, 0.6, 0.6, moved=0), OPEN, -0.2, "was not recorded"),
         (RCU, saturated(0.96, miou=0.96), OPEN, 0.0, "too close to a perfect score: 96.0 %"),
         (BY_CRP, erf(*FIELDS), SUPPORTED, 1.5, f"{1.5 + HALF * 2 / 60:.2f}]"),
         ("field-enlarged-by-sum", erf(*FIELDS), UNCLEAR, (84 / 88 + 1 + 96 / 92) / 3, ""),
@@ -535,7 +550,7 @@ def test_a_record_that_no_experiment_makes_is_named():
     ):
         with pytest.raises(InputError, match=f"^record x: {says}"):
             evidence.verify(record("x", kind, metrics, config))
-    with pytest.raises(InputError, match="^claim crp-drives-segmentation: .*'after CRP'"):
+    with pytest.raises(InputError, match="^claim rcu-marginal-segmentation: .*'after CRP'"):
         judge(SEGMENTATION, probe(heads(54, 54.5)))  # no CRP
 
 

@@ -1,5 +1,6 @@
 """Terms of residual blocks, on toy networks whose answers are known, and on small networks."""
 
+from dataclasses import replace
 import math
 
 import numpy as np
@@ -9,10 +10,13 @@ from test_heads import Net
 import torch
 from torch import nn
 
-from rflw import InputError, build, checkpoint, prediction
+from rflw import InputError, build, checkpoint, prediction, training
+from rflw.config import Recipe, Stage
+from rflw.data import synthetic
 from rflw.data.labels import LABELS
 from rflw.evaluation import evaluate, summary
 from rflw.nn.blocks import CRP, RCU, BottleneckRCU
+from rflw.recipes import RECIPES
 from rflw_study import saturation
 from rflw_study.pictures import pictures
 from rflw_study.saturation import Term
@@ -50,12 +54,28 @@ def test_norms_by_hand():
     # of three equal channels two pass, a quarter of each
     assert rows["rcu"]["ratio"].tolist() == pytest.approx([0.25 * math.sqrt(2 / 3)] * 2)
     assert rows["rcu"]["silent"] == 0.5
-    assert rows["rcu"]["weight"] == pytest.approx(math.sqrt(4 * 0.25**2 / (4 * 4 * 9)))
     nn.init.dirac_(net.crp.convs[0].weight), nn.init.zeros_(net.crp.convs[1].weight)
     rows = saturation.norms(net, TERMS, [x])
     assert rows["crp.convs.0"]["ratio"].tolist() == pytest.approx([1, 1])
     assert rows["crp.convs.1"]["ratio"].tolist() == [0, 0]
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
+
+
+def test_weights_are_compared_with_what_the_training_drew(monkeypatch, tmp_path):
+    """Rates of nearly zero leave a network as it was drawn; one that is 3 % larger moved by that."""
+    stage = Stage("embedded", 1, 1e-30, 1e-30)
+    settings = {"crop": (33, 40), "weights": None, "batch": 4, "decoder_init": "normal"}
+    recipe = Recipe("tiny", "refinenet-lw-rcu-efficientnet_lite0", (stage,), **settings)
+    monkeypatch.setitem(RECIPES, "tiny", recipe)
+    small = replace(synthetic.KINDS["embedded"], sizes={"train": 4, "val": 1})
+    monkeypatch.setitem(synthetic.KINDS, "embedded", small)
+    net, _ = training.fit(recipe, tmp_path, seed=3)
+    first, terms = saturation.untrained(net), saturation.terms(net)
+    assert max(saturation.moved(net, first, term) for term in terms) < 1e-3  # files hold 16 bits
+    for module in net.decoder.modules():
+        if isinstance(module, nn.Conv2d):
+            module.weight.data *= 1.03
+    assert saturation.moved(net, first, terms[0]) == pytest.approx(0.03, abs=1e-4)
 
 
 def test_without_subtracts_terms_and_leaves_the_chain():
@@ -100,6 +120,8 @@ def test_saturation(model):
     assert result["miou"] == summary(evaluate(model, data), classes)["miou"]
     row = result["terms"]["decoder.stages.1.rcu_out.2"]
     assert 0 < row["ratio"]["mean"] != row["untrained_ratio"]["mean"]
+    # independent draws: the difference of their norms squared is the sum of both
+    assert row["moved"] == pytest.approx(math.sqrt(2), abs=0.05)
     # without its branches, an RCU returns its input, as the form without RCUs does
     bare = build("refinenet-lw-efficientnet_lite0", 6).eval()
     bare.load_state_dict({k: v for k, v in model.state_dict().items() if ".rcu_" not in k})
@@ -115,7 +137,7 @@ def test_a_dead_input_has_no_ratio_and_a_network_without_terms_is_refused():
 
 
 def test_pictures_are_chosen_by_the_rule(model, monkeypatch):
-    other, data = saturation.untrained(model, 5), few(4)
+    other, data = saturation.untrained(model), few(4)
     assert torch.equal(other.encoder.stem.conv.weight, model.encoder.stem.conv.weight)
     assert not torch.equal(other.decoder.classifier.weight, model.decoder.classifier.weight)
     right, pixels = [], []
