@@ -665,7 +665,8 @@ class FieldTest(Test):
             form, measured = _form(record), record["metrics"]
             recipe, seed, _ = _origin(record, recorded)
             training = recipe.replace(f"-{short(form)}-", "-*-")
-            way = measured["method"], *measured["size"], measured["images"]
+            patch = record["config"].get("patch")
+            way = measured["method"], *measured["size"], measured["images"], patch
             group = groups.setdefault((record["config"]["data"], training, *way), {})
             for place, layer in measured["layers"].items():
                 if layer.get("side", {}).get("mean"):
@@ -695,9 +696,11 @@ def _sides(layers: list[dict], method: str, recorded: list[dict]) -> tuple[float
         reasons = ["in the last layer, activation tells how large a class appears"]
     config = records_[0]["config"]
     if method == "occlusion":
-        least = 2 * config.get("patch", 11) + config.get("stride", 3)
+        patch = config.get("patch", 11)
+        least = 2 * patch + config.get("stride", 3)
         if min(layer["side"]["mean"] for layer in layers) < least:
-            reasons = [f"a patch of 11 pixels cannot measure fields smaller than {least} pixels"]
+            what = f"a patch of {patch} pixels"
+            reasons = [f"{what} cannot measure fields smaller than {least} pixels"]
     if len(layers) == 1:
         height, width = records_[0]["metrics"]["size"]
         value = 100 * layers[0]["side"]["mean"] ** 2 / (height * width)
