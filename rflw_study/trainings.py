@@ -76,6 +76,18 @@ def by_decoder(done: list[dict], data: str) -> dict[str, dict[int, float]]:
     return {words: values for words, values in found.items() if values}
 
 
+def by_class(done: list[dict], data: str) -> pd.DataFrame:
+    """IoU of each class in percent, and the last loss, a row for each decoder: means over seeds."""
+    rows: dict[str, list[dict]] = {}
+    for record in done:
+        if record["config"]["name"].startswith(f"{data}-"):
+            shares = {name: 100 * share for name, share in record["metrics"]["iou"].items()}
+            row = shares | {"training loss": record["curve"][-1]["loss"]}
+            rows.setdefault(decoder(record), []).append(row)
+    means = {name: pd.DataFrame(rows[name]).mean() for name in DECODERS.values() if name in rows}
+    return pd.DataFrame(means).T.rename_axis("decoder")
+
+
 def means(groups: dict[str, dict[int, float]], axis, label: str) -> None:
     """A row for each group: a point for each seed, their mean and its interval."""
     points = {name: list(values.values()) for name, values in groups.items() if values}
