@@ -77,12 +77,13 @@ def by_decoder(done: list[dict], data: str) -> dict[str, dict[int, float]]:
 
 
 def by_class(done: list[dict], data: str) -> pd.DataFrame:
-    """IoU of each class in percent, and the last loss, a row for each decoder: means over seeds."""
+    """mIoU and IoU of each class in percent, and the last loss: means over a decoder's seeds."""
     rows: dict[str, list[dict]] = {}
     for record in done:
         if record["config"]["name"].startswith(f"{data}-"):
-            shares = {name: 100 * share for name, share in record["metrics"]["iou"].items()}
-            row = shares | {"training loss": record["curve"][-1]["loss"]}
+            shares = {"mIoU": record["metrics"]["miou"]} | record["metrics"]["iou"]
+            row = {name: 100 * share for name, share in shares.items()}
+            row["training loss"] = record["curve"][-1]["loss"]
             rows.setdefault(decoder(record), []).append(row)
     means = {name: pd.DataFrame(rows[name]).mean() for name in DECODERS.values() if name in rows}
     return pd.DataFrame(means).T.rename_axis("decoder")
