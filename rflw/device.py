@@ -25,9 +25,8 @@ def pick_device(name: str = "auto") -> torch.device:
         return torch.device("cpu")
     with warnings.catch_warnings(record=name != "auto") as said:  # a driver that is too old
         here = torch.accelerator.current_accelerator(check_available=True)
-    choose(
-        "device", name, DEVICES if here is None or here.type in DEVICES else (*DEVICES, here.type)
-    )
+    unlisted = () if here is None or here.type in DEVICES else (here.type,)
+    choose("device", name, (*DEVICES, *unlisted))
     if name == "auto" and here is None:
         return torch.device("cpu")
     if here is None or name not in ("auto", here.type):

@@ -5,6 +5,7 @@ Letters in shape comments: B batch, C channels, H and W rows and columns, K clas
 
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
+from functools import partial
 from math import ceil
 from os import PathLike
 from threading import Lock
@@ -234,18 +235,12 @@ def best(logits: list[Tensor], size: tuple[int, int]) -> Tensor:
     """
     if size[0] * size[1] <= BAND:
         return combined(logits, lambda x: upsample(x, size)).argmax(1)
-    classes = torch.empty(
-        len(logits[0]),
-        *size,
-        dtype=torch.uint8 if logits[0].shape[1] <= 256 else torch.int64,
-        device=logits[0].device,
-    )
+    dtype = torch.uint8 if logits[0].shape[1] <= 256 else torch.int64
+    classes = torch.empty(len(logits[0]), *size, dtype=dtype, device=logits[0].device)
     step = max(1, BAND // size[1])
     for top in range(0, size[0], step):
-        rows = top, min(top + step, size[0])
-        classes[:, top : top + step] = combined(
-            logits, lambda x, rows=rows: upsampled_rows(x, size, *rows)
-        ).argmax(1)
+        rows = partial(upsampled_rows, size=size, top=top, bottom=min(top + step, size[0]))
+        classes[:, top : top + step] = combined(logits, rows).argmax(1)
     return classes
 
 

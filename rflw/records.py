@@ -67,14 +67,13 @@ def provenance() -> dict:
 
     # A replaced record does not change what is measured.
     changes = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!data/results")
+    affinity = getattr(os, "sched_getaffinity", None)  # the processors that the process may use
     return {
         "commit": git("rev-parse", "HEAD"),
         "dirty": None if changes is None else bool(changes),
         "hardware": {
             "cpu": _cpu(),
-            "cores": len(os.sched_getaffinity(0))
-            if hasattr(os, "sched_getaffinity")
-            else os.cpu_count(),
+            "cores": len(affinity(0)) if affinity else os.cpu_count(),
             "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
             "system": f"{platform.system()} {platform.machine()}",
         },

@@ -61,18 +61,11 @@ class Recorder(TorchFunctionMode):
         known = [self.made[id(x)] for x in given if id(x) in self.made]
         if out and known:
             op = func.__name__.strip("_")  # in place or not
-            conv = op.startswith("conv")
-            self.steps.append(
-                Step(
-                    op,
-                    self.modules[-1],
-                    tuple(known),
-                    tuple(out[0].shape),
-                    kernel_of(op, args, kwargs),
-                    (args[0].shape[1], out[0].shape[1]) if conv else None,
-                    sum(x.numel() for x in given if isinstance(x, nn.Parameter)),
-                )
-            )
+            kernel, shape = kernel_of(op, args, kwargs), tuple(out[0].shape)
+            channels = (args[0].shape[1], shape[1]) if op.startswith("conv") else None
+            params = sum(x.numel() for x in given if isinstance(x, nn.Parameter))
+            row = Step(op, self.modules[-1], tuple(known), shape, kernel, channels, params)
+            self.steps.append(row)
             self.made.update((id(x), len(self.steps) - 1) for x in out)
         self.kept.append(out)
         return result
@@ -93,9 +86,8 @@ def record(model: nn.Module, *inputs) -> list[Step]:
         recorder.modules.pop()
 
     for name, module in model.named_modules():
-        hooks.append(
-            module.register_forward_pre_hook(lambda *_, name=name: recorder.modules.append(name))
-        )
+        enter = lambda *_, name=name: recorder.modules.append(name)
+        hooks.append(module.register_forward_pre_hook(enter))
         hooks.append(module.register_forward_hook(leave, always_call=True))
     try:
         with evaluating(model), recorder:
@@ -135,13 +127,7 @@ def collapse(steps: Sequence[Step], key: Callable[[Step], str]) -> list[Step]:
         sources = dict.fromkeys(
             ends.index(keys[j]) if j >= 0 else j for step in own for j in step.inputs
         )
-        blocks.append(
-            Step(
-                end,
-                "",
-                tuple(i for i in sources if i != len(blocks)),
-                own[-1].shape,
-                params=sum(step.params for step in own),
-            )
-        )
+        inputs = tuple(i for i in sources if i != len(blocks))
+        params = sum(step.params for step in own)
+        blocks.append(Step(end, "", inputs, own[-1].shape, params=params))
     return blocks

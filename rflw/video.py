@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from fractions import Fraction
+from itertools import groupby, islice
 from pathlib import Path
 
 import numpy as np
@@ -219,12 +220,7 @@ def in_batches(
     """(key, (H, W, 3)) pairs -> (keys, (B, H, W, 3)) of up to `size` consecutive images of one
     shape.
     """
-    keys, images = [], []
-    for key, image in items:
-        if images and (len(images) == size or image.shape != images[0].shape):
-            yield keys, np.stack(images)
-            keys, images = [], []
-        keys.append(key)
-        images.append(image)
-    if images:
-        yield keys, np.stack(images)
+    for _, alike in groupby(items, key=lambda item: item[1].shape):
+        while batch := list(islice(alike, size)):
+            keys, images = zip(*batch)
+            yield [*keys], np.stack(images)

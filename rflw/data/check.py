@@ -42,7 +42,8 @@ def check(name: str, root=None, progress: bool = False) -> dict:
     """
     splits, numbers, places, shared, changed = {}, [], {}, [], []
     dataset = absent = None
-    for split, official in _official(name).items():
+    others = {"train": None, "val": None} if is_folder(name) else {"train": None}  # COCO
+    for split, official in (OFFICIAL.get(name) or others).items():
         faults = []
         facts = {"images": 0, "official": official, "faults": faults, "pixels": {}, "void": 0}
         splits[split] = facts | {"sha256": hashlib.sha256().hexdigest()}
@@ -74,12 +75,6 @@ def check(name: str, root=None, progress: bool = False) -> dict:
     fits = (not s["faults"] and s["official"] in (None, s["images"]) for s in splits.values())
     clean = not shared and not changed and all(fits)
     return {"data": name, "splits": splits, "shared": shared, "changed": changed, "clean": clean}
-
-
-def _official(name: str) -> dict[str, int | None]:
-    """The splits of a data set and their official numbers of images, where there are such."""
-    others = {"train": None, "val": None} if is_folder(name) else {"train": None}  # COCO
-    return OFFICIAL.get(name) or others
 
 
 def unmeant(name: str, classes, training: np.ndarray, *others: np.ndarray) -> tuple:
@@ -188,15 +183,14 @@ def _strange(dataset, key: str, mask: np.ndarray) -> Iterator[str]:
         yield f"{key}: {SMOOTHED}"
 
 
-def _changed(folder: Path) -> list[str]:
+def _changed(folder: Path) -> Iterator[str]:
     """A line for each file that SHA256SUMS lists and that is missing or has another sum."""
-    sums, wrong = folder / "SHA256SUMS", []
+    sums = folder / "SHA256SUMS"
     for line in sums.read_text().splitlines():
         path = Path(line.partition("  ")[2])
         if path.is_absolute() or ".." in path.parts:
-            wrong.append(f"{sums}: {path} leads out of the folder")
+            yield f"{sums}: {path} leads out of the folder"
         elif not (folder / path).is_file():
-            wrong.append(f"{folder / path}: missing")
+            yield f"{folder / path}: missing"
         elif sum_line(folder, path) != f"{line}\n":
-            wrong.append(f"{folder / path}: not the file that was prepared")
-    return wrong
+            yield f"{folder / path}: not the file that was prepared"

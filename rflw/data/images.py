@@ -69,9 +69,6 @@ def _in_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     return image.convert("RGB")
 
 
-CONVERT = "`rflw data convert` makes index masks of it"
-
-
 def read_mask(
     path: str | Path, num_classes: int, void: int = VOID, size: tuple[int, int] | None = None
 ) -> np.ndarray:
@@ -94,7 +91,7 @@ def read_mask(
     if image.mode not in ("L", "P", "1"):
         raise InputError(
             f"{path}: a mask of class indices is a grey or palette image, this is {image.mode}; "
-            f"{CONVERT}"
+            "`rflw data convert` makes index masks of it"
         )
     mask = np.array(image, dtype=np.uint8) // np.uint8(step)
     if size is not None and mask.shape != size:

@@ -112,11 +112,8 @@ def window(size: int, scaled: int, first: int, crop: int) -> tuple[slice, tuple[
     high = min(-int(-end * size // scaled) + MARGIN, size)
     offset = round(low * scaled / size)
     length = max(round(high * scaled / size), end) - offset
-    return (
-        slice(low, high),
-        (length, slice(begin - offset, end - offset)),
-        slice(begin - first, end - first),
-    )
+    part = slice(begin - offset, end - offset)
+    return slice(low, high), (length, part), slice(begin - first, end - first)
 
 
 def resize(pixels: Tensor, size: tuple[int, int]) -> Tensor:

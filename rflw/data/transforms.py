@@ -67,13 +67,8 @@ def training_transform(
         steps.append(v2.RandomHorizontalFlip())
     if jitter:
         steps.append(v2.ColorJitter(jitter, jitter, jitter, jitter / 10))
-    return v2.Compose(
-        [
-            *steps,
-            v2.ToDtype({tv_tensors.Image: torch.float32, "others": None}, scale=True),
-            v2.Normalize(mean, std),
-        ]
-    )
+    steps.append(v2.ToDtype({tv_tensors.Image: torch.float32, "others": None}, scale=True))
+    return v2.Compose([*steps, v2.Normalize(mean, std)])
 
 
 class Augmented(Dataset):
