@@ -165,9 +165,8 @@ def make_loader(
 
     from rflw.data.transforms import Augmented, training_transform
 
-    augmented = Augmented(
-        dataset, training_transform(*geometry, recipe.jitter, model.mean, model.std)
-    )
+    transform = training_transform(*geometry, recipe.jitter, model.mean, model.std)
+    augmented = Augmented(dataset, transform)
     return DataLoader(augmented, batch_sampler=keys, num_workers=workers, pin_memory=pin)
 
 

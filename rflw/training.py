@@ -20,23 +20,14 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
-from rflw import live, records
+from rflw import live, records, steps
 from rflw.checkpoint import checkpoint_file, load, load_any, save
 from rflw.config import Recipe, Stage
+from rflw.data import readers
 from rflw.data.check import check_labels
 from rflw.data.labels import LABELS, Labels
 from rflw.data.on_device import OnDevice
-from rflw.data.readers import (
-    Cached,
-    blocks,
-    in_memory,
-    is_folder,
-    labels_of,
-    manifest_hash,
-    open_dataset,
-    sizes,
-    spread,
-)
+from rflw.data.readers import open_dataset
 from rflw.device import card as card_of
 from rflw.device import pick_device, pick_precision
 from rflw.errors import InputError, enough_memory, reading
@@ -48,20 +39,7 @@ from rflw.prediction import SIDES, evaluating, views
 from rflw.progress import asked_to_stop, progress_bar, show, tensorboard, write_log
 from rflw.recipes import OWN, RECIPES
 from rflw.records import write_whole
-from rflw.steps import (
-    averaging,
-    batches,
-    check_classes,
-    class_weights,
-    compiled_for,
-    derive,
-    make_fabric,
-    make_loader,
-    make_optimiser,
-    set_rates,
-    train_step,
-    training_mode,
-)
+from rflw.steps import train_step, training_mode
 
 WORTH_COMPILING = 200  # steps of a run from which on it saves more time than it costs
 
@@ -72,9 +50,6 @@ class Failed(InputError):
 
 class InUse(InputError):
     """Another process trains in the run's folder."""
-
-
-# ---------------------------------------------------------------- what a run holds
 
 
 @dataclass(frozen=True)
@@ -173,9 +148,6 @@ class Job:
         return parts | ({"averaged": self.averaged} if self.averaged else {})
 
 
-# ---------------------------------------------------------------- fit
-
-
 def fit(
     recipe: Recipe,
     out: str | Path,
@@ -231,7 +203,7 @@ def settings(run: Run):
     precision = pick_precision(recipe.precision, device)
     if precision == "fp16" and device.type == "cpu":
         raise InputError(f"{recipe.name}: fp16 trains on CUDA devices only; bf16 or fp32 on a CPU")
-    fabric = make_fabric(device, precision)
+    fabric = steps.make_fabric(device, precision)
     parts *= fabric.world_size
     if recipe.batch % parts:
         raise InputError(f"{recipe.name}: a batch of {recipe.batch} cannot be cut in {parts}")
@@ -247,21 +219,21 @@ def open_data(run: Run) -> Data:
 
     def get(name: str, split: str):
         if (name, split) not in opened:  # stages may share a data set
-            opened[name, split] = in_memory(open_dataset(name, split, run.root))
+            opened[name, split] = readers.in_memory(open_dataset(name, split, run.root))
         return opened[name, split]
 
     training = [get(stage.data, stage.split) for stage in recipe.stages]
     validation = get(recipe.data, recipe.validation)
     test = get(recipe.data, recipe.test) if recipe.test else None
-    labels = labels_of(recipe.data)
+    labels = readers.labels_of(recipe.data)
     for stage, dataset in zip(recipe.stages, training):
         if len(dataset) < recipe.batch:
             few = f"a batch of {recipe.batch} from the {len(dataset)} images of {stage.data}"
             raise InputError(f"{recipe.name}: {few}")
-        check_classes(recipe, stage, labels)
-        if is_folder(stage.data):
+        steps.check_classes(recipe, stage, labels)
+        if readers.is_folder(stage.data):
             check_labels(dataset, *([validation] if stage.data == recipe.data else []))
-    hashes = {f"{data.name}/{data.split}": manifest_hash(data) for data in opened.values()}
+    hashes = {f"{it.name}/{it.split}": readers.manifest_hash(it) for it in opened.values()}
     if recipe.init:
         hashes["init"] = hashlib.sha256(checkpoint_file(recipe.init).read_bytes()).hexdigest()
     return Data(labels, training, validation, test, hashes)
@@ -300,7 +272,7 @@ def read_last(run: Run, device: torch.device) -> dict | None:
 
 def can_be_held(recipe: Recipe, sets) -> bool:
     """Whether data sets can be held and augmented on the device, see `rflw.data.on_device`."""
-    one_size = (isinstance(data, Cached) and len({*sizes(data)}) == 1 for data in sets)
+    one_size = (isinstance(it, readers.Cached) and len({*readers.sizes(it)}) == 1 for it in sets)
     return not recipe.jitter and all(one_size)
 
 
@@ -315,15 +287,15 @@ def make_job(run: Run, data: Data, fabric, precision: str, saved: dict | None) -
         with enough_memory(f"{recipe.name}: too little memory for its data set; try --no-resident"):
             held = {id(part): OnDevice(part, device) for part in data.training}
         data.training[:] = [held[id(part)] for part in data.training]
-    torch.manual_seed(derive("init", run.seed))
+    torch.manual_seed(steps.derive("init", run.seed))
     model = first_network(run, data.labels, fabric.global_rank, bool(saved))
     model = model.to(device, memory_format=torch.channels_last)
     if compiled is None:
         long = sum(steps_of(run, data)) >= WORTH_COMPILING
         compiled = device.type == "cpu" and long and pooling.can_compile()
-    network = compiled_for(model, device) if compiled else model
-    averaged = averaging(model, recipe.ema) if recipe.ema else None
-    wrapped, optimiser = fabric.setup(network, make_optimiser(model, recipe))
+    network = steps.compiled_for(model, device) if compiled else model
+    averaged = steps.averaging(model, recipe.ema) if recipe.ema else None
+    wrapped, optimiser = fabric.setup(network, steps.make_optimiser(model, recipe))
     origin = saved["weights"] if saved else model.encoder.origin
     identity = {"recipe": recipe.hash(), "seed": run.seed}
     if resident:
@@ -393,9 +365,6 @@ def restore(job: Job, saved: dict) -> None:
         job.state = State(**{value.name: saved[value.name] for value in fields(State)})
 
 
-# ---------------------------------------------------------------- loop
-
-
 def loop(job: Job) -> None:
     """Every step that is left; after each epoch a row of the curve."""
     run, state = job.run, job.state
@@ -403,11 +372,11 @@ def loop(job: Job) -> None:
     training_mode(job.model, run.recipe.frozen_bn)
     with progress_bar(job, steps_of(run, job.data)) as bar, asked_to_stop() as asked:
         written = began = time.perf_counter()
-        steps = 0  # of this epoch, since `began`
+        taken = 0  # steps of this epoch, since `began`
         for images, masks in remaining(job):
             state.losses.append(step(job, images, masks))
-            state.step, steps = state.step + 1, steps + 1
-            images_per_s = steps * run.recipe.batch / (time.perf_counter() - began)
+            state.step, taken = state.step + 1, taken + 1
+            images_per_s = taken * run.recipe.batch / (time.perf_counter() - began)
             show(bar, state, images_per_s)
             epoch_ends = state.step % job.epoch_steps == 0
             if epoch_ends:
@@ -417,7 +386,7 @@ def loop(job: Job) -> None:
                 save_last(job)
                 written = time.perf_counter()
             if epoch_ends:
-                began, steps = time.perf_counter(), 0
+                began, taken = time.perf_counter(), 0
             if stop:
                 raise stop
 
@@ -429,9 +398,10 @@ def remaining(job: Job) -> Iterator[tuple[Tensor, Tensor]]:
     for stage in range(state.stage, len(run.recipe.stages)):
         begin_stage(job, stage)
         data, first = job.data.training[stage], state.step
-        keys = batches(data, run.recipe, stage, run.seed, first, job.epoch_steps, rank, world)
-        pin = device.type == "cuda"
-        for images, masks in make_loader(data, run.recipe, job.model, keys, run.workers, pin):
+        order = (stage, run.seed, first, job.epoch_steps, rank, world)
+        keys, pin = steps.batches(data, run.recipe, *order), device.type == "cuda"
+        loader = steps.make_loader(data, run.recipe, job.model, keys, run.workers, pin)
+        for images, masks in loader:
             images = images.to(device, memory_format=torch.channels_last, non_blocking=True)
             yield images, masks.to(device, non_blocking=True)
 
@@ -446,16 +416,16 @@ def begin_stage(job: Job, stage: int) -> None:
     if state.step == 0 and job.averaged:
         job.averaged.n_averaged.fill_(1)
     classes = len(job.data.labels.classes)
-    weights = class_weights(job.data.training[stage], classes, recipe.balance)
+    weights = steps.class_weights(job.data.training[stage], classes, recipe.balance)
     job.weights = None if weights is None else weights.to(job.fabric.device)
 
 
 def step(job: Job, images: Tensor, masks: Tensor) -> float:
     """One step of training -> its loss. Raises Failed for one that is not finite."""
     run, recipe, state = job.run, job.run.recipe, job.state
-    set_rates(job.optimiser, job.stage, state.step, job.epoch_steps)
-    # of dropout; a resumed run draws the same
-    torch.manual_seed(derive("dropout", run.seed, state.stage, state.step, job.fabric.global_rank))
+    steps.set_rates(job.optimiser, job.stage, state.step, job.epoch_steps)
+    where = (state.stage, state.step, job.fabric.global_rank)
+    torch.manual_seed(steps.derive("dropout", run.seed, *where))  # a resumed run draws the same
     advice = "--accumulate 2, 4, ..." if recipe.frozen_bn else "a smaller crop or batch"
     batch = (job.wrapped, job.optimiser, images, masks)
     with enough_memory(f"{recipe.name}: out of memory; {advice} takes less", Failed):
@@ -495,12 +465,9 @@ def end_epoch(job: Job, images_per_s: float) -> None:
 def look(job: Job) -> dict[str, float]:
     """The share of live units after each ReLU; warns once where it is under one half in a stage."""
     recipe, state, images = job.run.recipe, job.state, job.data.validation
+    run = lambda i: views(job.kept, images[i][0], job.precision, (recipe.val_scale,))
     with evaluating(job.kept):
-        shares = live.live_units(
-            job.kept,
-            lambda i: views(job.kept, images[i][0], job.precision, (recipe.val_scale,)),
-            spread(live.IMAGES, len(images)),
-        )
+        shares = live.live_units(job.kept, run, readers.spread(live.IMAGES, len(images)))
     stage, share = min(live.of_stages(shares).items(), key=lambda item: item[1])
     if share < 0.5 and not state.warned:
         state.warned = True
@@ -562,9 +529,6 @@ def stop_reason(job: Job, asked: list) -> BaseException | None:
     return {0.0: None, 1.0: TimeoutError("the time is spent"), 2.0: KeyboardInterrupt()}[reason]
 
 
-# ---------------------------------------------------------------- finish
-
-
 def finish(job: Job) -> tuple[RefineNet, dict]:
     """Keep the network and measure what was kept, in float16 -> (network, record)."""
     run, data = job.run, job.data
@@ -589,7 +553,7 @@ def score(job: Job, model: RefineNet, dataset, part: str) -> dict:
     if job.first:
         file = job.run.out / f"{part}-matrices.npz"
         np.savez_compressed(file, matrices=matrices.numpy(), ids=dataset.ids)
-    scores = summary(matrices, job.data.labels.classes, blocks(dataset))
+    scores = summary(matrices, job.data.labels.classes, readers.blocks(dataset))
     return scores | {"images": len(dataset)}
 
 
