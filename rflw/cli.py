@@ -64,9 +64,6 @@ def fail(message: str, code: int = 2) -> None:
     raise SystemExit(code)
 
 
-# ---------------------------------------------------------------- what commands share
-
-
 class ListCommand(TyperCommand):
     """A command whose list options also take several values at once: `--scales 0.5 1`."""
 
@@ -273,9 +270,6 @@ def calibration_images(data: str, root: Path | None, number: int = 32) -> list:
     return [dataset[i][0] for i in spread(number, len(dataset))]
 
 
-# ---------------------------------------------------------------- networks
-
-
 @app.command()
 def models(
     ablations: Annotated[bool, Option(help="Also the ablated decoders.")] = False,
@@ -326,9 +320,6 @@ def complexity(
         return {"network": row["model"], "parameters, M": f"{row['params'] / 1e6:.3f}", **macs}
 
     show(rows, columns, as_json, rows if everything else rows[0])
-
-
-# ---------------------------------------------------------------- predict
 
 
 @dataclass
@@ -391,7 +382,11 @@ def predict(
     if max_pixels:
         Image.MAX_IMAGE_PIXELS = -(-max_pixels // 2)  # Pillow refuses twice as many
     tally = Tally()
-    files = choose_files(images, tally.skipped)
+    files = []
+    for path in images:
+        with reading(path):
+            path.stat()
+        files += video.files_of(path, tally.skipped) if path.is_dir() else [path]
     targets = targets_of(files, output, overwrite)
     label, labels = open_network(checkpoint, short_side, precision, compiled, tile, device)
     films = [file for file in files if video.is_video(file)]
@@ -405,20 +400,6 @@ def predict(
         except InputError as e:
             tally.skipped[film] = str(e)
     tally.end(images, bool(films) or any(path.is_dir() for path in images))
-
-
-def choose_files(paths: list[Path], skipped: dict[Path, str]) -> list[Path]:
-    """The photos and videos that are named, or in folders that are. Raises InputError for a name
-    that is none.
-    """
-    from rflw import video
-
-    files = []
-    for path in paths:
-        with reading(path):
-            path.stat()
-        files += video.files_of(path, skipped) if path.is_dir() else [path]
-    return files
 
 
 def targets_of(files: list[Path], output: Path, overwrite: bool) -> dict[Path, list[Path]]:
@@ -509,15 +490,9 @@ def write_video(film: Path, frames: Iterator, labels, targets: list[Path]) -> No
         for writer in writers:
             writer.close()
 
-    records.write_whole(
-        targets[0],
-        lambda mask: records.write_whole(targets[1], lambda overlay: write(mask, overlay)),
-    )
-    for target in targets:
-        print(target)
-
-
-# ---------------------------------------------------------------- train
+    indices, overlays = targets
+    records.write_whole(indices, lambda file: records.write_whole(overlays, partial(write, file)))
+    print(indices, overlays, sep="\n")
 
 
 @app.command()
@@ -673,9 +648,6 @@ def interval(ends: list[float] | None) -> str:
     return "{:.1%} to {:.1%}".format(*ends) if ends else ""
 
 
-# ---------------------------------------------------------------- data
-
-
 data = typer.Typer(help="Data sets: from raw downloads to folders that training reads.")
 app.add_typer(data, name="data")
 
@@ -792,9 +764,6 @@ def data_show(
     rows, notes = [dataset[i] for i in chosen], [dataset.ids[i] for i in chosen]
     draw(plots.prediction_grid(rows, dataset.labels, ("image", "labels"), notes, 6.0), output)
     print(output)
-
-
-# ---------------------------------------------------------------- evaluate and deploy
 
 
 @app.command(name="eval", cls=ListCommand)

@@ -39,7 +39,6 @@ PRECISIONS = {
 FORMATS = ("onnx", "torch-export")
 OPSET = 18  # of ONNX: the first for whose operators PyTorch's exporter is written
 ODD = ((97, 131), (33, 50), (160, 96))  # sizes on which an export is compared with the network
-CPU = torch.device("cpu")
 
 # ---------------------------------------------------------------- exact algebra, in place
 
@@ -254,10 +253,7 @@ def _quantise(net: nn.Module, batches: list[Tensor]) -> nn.Module:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            from torchao.quantization.pt2e import (
-                allow_exported_model_train_eval,
-                move_exported_model_to_eval,
-            )
+            import torchao.quantization.pt2e as pt2e
             from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
             from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
     except ImportError as e:
@@ -284,7 +280,7 @@ def _quantise(net: nn.Module, batches: list[Tensor]) -> nn.Module:
             f"with PyTorch {torch.__version__}: take a newer PyTorch"
         )
     # later calls of eval() do nothing
-    return allow_exported_model_train_eval(move_exported_model_to_eval(quantised))
+    return pt2e.allow_exported_model_train_eval(pt2e.move_exported_model_to_eval(quantised))
 
 
 # ---------------------------------------------------------------- export
@@ -409,15 +405,11 @@ def _check_opset(opset: int | None) -> None:
 
 def _write_onnx(program, path: str, names: dict, opset: int | None, model: RefineNet) -> None:
     onnx = _onnx_modules()[0]
+    ends = {"input_names": [names["input"]], "output_names": [names["output"]]}
     try:
         with redirect_stdout(StringIO()):  # it prints its progress
-            written = torch.onnx.export(
-                program,
-                dynamo=True,
-                opset_version=opset,
-                input_names=[names["input"]],
-                output_names=[names["output"]],
-            ).model_proto
+            made = torch.onnx.export(program, dynamo=True, opset_version=opset, **ends)
+            written = made.model_proto
     except Exception as e:  # torch.onnx raises many types for what an operator set lacks
         raise InputError(f"operator set {opset}: ONNX cannot be written ({why(e)})") from e
     version = written.opset_import[0].version
@@ -454,7 +446,7 @@ def _quantise_onnx(path: str, model: RefineNet, whole: bool, images: list[np.nda
 
 
 def _as_input(image: np.ndarray, model: RefineNet) -> Tensor:
-    return normalise(image, model, CPU).contiguous()
+    return normalise(image, model, torch.device("cpu")).contiguous()
 
 
 def _compare(net, run, model: RefineNet, whole: bool, calibration) -> dict:

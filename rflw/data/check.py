@@ -126,12 +126,6 @@ def check_labels(*datasets) -> None:
         print(f"rflw: {line}", file=sys.stderr)
 
 
-SMOOTHED = (
-    "between its labels lie others, as after smoothing or scaling; scale masks by the nearest "
-    "pixel, or let `rflw data convert --nearest --map` keep the labels that are meant"
-)
-
-
 def smoothed(mask: np.ndarray) -> bool:
     """Whether a mask looks as if it was smoothed: at many edges a pixel has a label between those
     of its neighbours, and not always the same. True classes do not lie in this way."""
@@ -180,7 +174,11 @@ def _strange(dataset, key: str, mask: np.ndarray) -> Iterator[str]:
         size = f"{mask.shape[1]}x{mask.shape[0]}"
         yield f"{key}: {size}; networks take {SMALLEST}x{SMALLEST} and up"
     if smoothed(mask):
-        yield f"{key}: {SMOOTHED}"
+        yield (
+            f"{key}: between its labels lie others, as after smoothing or scaling; scale masks by "
+            "the nearest pixel, or let `rflw data convert --nearest --map` keep the labels that "
+            "are meant"
+        )
 
 
 def _changed(folder: Path) -> Iterator[str]:

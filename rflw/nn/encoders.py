@@ -11,6 +11,7 @@ what the authors' MobileNet-v2 does. For NASNet-Mobile it is our choice, which t
 Table 3 allow but do not settle.
 """
 
+from functools import partial
 from math import ceil
 
 import torch
@@ -58,9 +59,8 @@ class ConvBN(nn.Module):
     def __init__(self, cin, cout, kernel=1, stride=1, groups=1, linear=False, same=False):
         super().__init__()
         self.same = same and stride == 2
-        self.conv = nn.Conv2d(
-            cin, cout, kernel, stride, 0 if self.same else kernel // 2, groups=groups, bias=False
-        )
+        padding = 0 if self.same else kernel // 2
+        self.conv = nn.Conv2d(cin, cout, kernel, stride, padding, groups=groups, bias=False)
         self.bn = nn.BatchNorm2d(cout, eps=1e-3 if same else 1e-5)
         self.act = nn.Identity() if linear else nn.ReLU6(inplace=True)
 
@@ -263,9 +263,7 @@ def load_mobile(net: MobileNet, name: str) -> dict:
 
 
 ENCODERS = {
-    "resnet50": lambda: ResNet(50),
-    "resnet101": lambda: ResNet(101),
-    "resnet152": lambda: ResNet(152),
+    **{f"resnet{depth}": partial(ResNet, depth) for depth in (50, 101, 152)},
     "mobilenet_v2": lambda: MobileNet(
         MOBILENET_V2, same=False, mean=IMAGENET_MEAN, std=IMAGENET_STD, wiring="mobile"
     ),

@@ -26,13 +26,11 @@ def _resnet_modules() -> dict[str, str]:
         names[f"mflow_conv_g{n}_b3_joint_varout_dimred"] = f"{stage}.fuse"
         for i in range(1, 5):
             names[f"mflow_conv_g{n}_pool.0.{i}_outvar_dimred"] = f"{stage}.crp.convs.{i - 1}"
-        for theirs, ours, blocks in (
-            (f"adapt_stage{n}_b", "rcu_in", 2),
-            (f"mflow_conv_g{n}_b", "rcu_out", 3),
-        ):
+        for theirs, ours, blocks in (("adapt_stage", "rcu_in", 2), ("mflow_conv_g", "rcu_out", 3)):
             for i in range(1, blocks + 1):
-                names[f"{theirs}.0.{i}_conv"] = f"{stage}.{ours}.{i - 1}.conv1"
-                names[f"{theirs}.0.{i}_conv_relu_varout_dimred"] = f"{stage}.{ours}.{i - 1}.conv2"
+                unit = f"{theirs}{n}_b.0.{i}_conv"
+                names[unit] = f"{stage}.{ours}.{i - 1}.conv1"
+                names[f"{unit}_relu_varout_dimred"] = f"{stage}.{ours}.{i - 1}.conv2"
     return names
 
 
@@ -42,23 +40,16 @@ def _mobile_modules() -> dict[str, str]:
     Their layer n is our stage n - 2; their crp4, conv_adapt4 and conv7 with conv8 belong to the
     coarsest level.
     """
-    names = {
-        "layer1.0": "encoder.stem.conv",
-        "layer1.1": "encoder.stem.bn",
-        "segm": "decoder.classifier",
-    }
+    names = {"layer1.0": "encoder.stem.conv", "layer1.1": "encoder.stem.bn"}
+    names["segm"] = "decoder.classifier"
     for layer, blocks in zip(range(2, 9), (1, 2, 3, 4, 3, 3, 1)):
         for i in range(blocks):
             for part, step in enumerate(("expand", "depthwise", "project")):
                 for leaf, kind in enumerate(("conv", "bn")):
-                    names[f"layer{layer}.{i}.output.{part}.{leaf}"] = (
-                        f"encoder.stages.{layer - 2}.{i}.{step}.{kind}"
-                    )
-    for layer, tap in zip(
-        range(3, 9),
-        ("3.reduce.0", "2.reduce.0", "1.reduce.0", "1.reduce.1", "0.reduce.0", "0.reduce.1"),
-    ):
-        names[f"conv{layer}"] = f"decoder.stages.{tap}"
+                    ours = f"encoder.stages.{layer - 2}.{i}.{step}.{kind}"
+                    names[f"layer{layer}.{i}.output.{part}.{leaf}"] = ours
+    for layer, (stage, tap) in enumerate(((3, 0), (2, 0), (1, 0), (1, 1), (0, 0), (0, 1)), start=3):
+        names[f"conv{layer}"] = f"decoder.stages.{stage}.reduce.{tap}"
     for n in range(1, 5):
         if n > 1:
             names[f"conv_adapt{n}"] = f"decoder.stages.{4 - n}.fuse"

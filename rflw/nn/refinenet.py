@@ -110,18 +110,11 @@ class Decoder(nn.Module):
     ):
         super().__init__()
         used = tuple(reversed(channels))[: form.levels]  # coarse to fine
-        self.stages = nn.ModuleList(
-            Stage(
-                taps,
-                wiring.top if i == 0 else WIDTH,
-                form,
-                wiring,
-                first=i == 0,
-                last=i == len(used) - 1,
-                dropout=wiring.dropout if i < 2 else 0.0,
-            )
-            for i, taps in enumerate(used)
-        )
+        self.stages = nn.ModuleList()
+        for i, taps in enumerate(used):
+            width, dropout = wiring.top if i == 0 else WIDTH, wiring.dropout if i < 2 else 0.0
+            place = {"first": i == 0, "last": i == len(used) - 1}
+            self.stages.append(Stage(taps, width, form, wiring, **place, dropout=dropout))
         # only the original decoder drops features before its classifier
         self.dropout = nn.Dropout(wiring.dropout if form.kernel == 3 else 0.0)
         self.classifier = conv(WIDTH, num_classes, 3, bias=True)
