@@ -59,10 +59,8 @@ def test_total_is_the_sum_and_what_is_not_counted_is_named():
 
 def test_table_1_is_met_to_its_printed_digits():
     """These two tell the width of the light-weight RCU. Other rows: `test_claims.py`."""
-    result, row = (
-        count(blank("refinenet-lw-rcu-resnet101"), (64, 64)),
-        "RefineNet-101-LW-WITH-RCU",
-    )
+    row = "RefineNet-101-LW-WITH-RCU"
+    result = count(blank("refinenet-lw-rcu-resnet101"), (64, 64))
     assert round(result["params"] / 1e6) == value(1, row, "Parameters")
     macs = 8 * 8 * (result["macs"]["conv"] + result["macs"]["pool"])  # at 512x512, see below
     assert round(macs / 1e9) == value(1, row, "FLOPs")

@@ -54,12 +54,12 @@ class Skip(nn.Module):
 class Few(Scenes):
     """Corners of the first scenes of the embedded set."""
 
-    def __init__(self, number: int = 3, rows: int = 96, columns: int = 128):
-        super().__init__("val")
-        self.ids, self.size = self.ids[:number], (slice(rows), slice(columns))
+    def __init__(self, number: int = 3, rows: int = 96, columns: int = 128, split="val"):
+        super().__init__(split)
+        self.ids, self.corner = self.ids[:number], (slice(rows), slice(columns))
 
     def __getitem__(self, index):
-        return tuple(part[self.size] for part in super().__getitem__(index))
+        return tuple(part[self.corner] for part in super().__getitem__(index))
 
 
 @pytest.fixture(scope="module")

@@ -53,13 +53,11 @@ def test_the_training_curve_of_another_seed_stays_within_the_spread_of_the_store
     """The band: four standard deviations about the mean of the stored seeds, for each epoch's loss and mIoU."""
     stored = GOLDEN["curves"]
     assert len(stored) == SEEDS
-    bands = [
-        [
-            (mean(values) - 4 * stdev(values), mean(values) + 4 * stdev(values))
-            for values in zip(*rows)
-        ]
-        for rows in zip(*stored)
-    ]
+
+    def band(values):
+        return mean(values) - 4 * stdev(values), mean(values) + 4 * stdev(values)
+
+    bands = [[band(values) for values in zip(*rows)] for rows in zip(*stored)]
     # narrow enough to tell a network that learns nothing after an epoch
     assert bands[-1][0][1] < min(run[0][0] for run in stored)
     found = curve(seed=SEEDS)  # the first that is not stored

@@ -11,10 +11,10 @@ import warnings
 
 import pytest
 from safetensors.torch import save_file
+from test_deploy import stir
 import torch
 
 from rflw import InputError, build
-from rflw.nn import pooling
 from rflw.nn.encoders import make_encoder
 from rflw.nn.refinenet import init_decoder
 
@@ -29,16 +29,6 @@ def assert_same_taps(ours, theirs, *sizes):
             x = torch.randn(1, 3, *size)
             for a, b in zip(ours.eval()(x), theirs.eval()(x), strict=True):
                 torch.testing.assert_close(a[-1], b)
-
-
-def shaken(net):
-    """A network whose norms matter, as those of a trained one do."""
-    for m in net.modules():
-        if isinstance(m, torch.nn.BatchNorm2d):
-            m.running_mean.uniform_(-0.2, 0.2)
-            m.running_var.uniform_(0.5, 2)
-            m.weight.data.uniform_(0.5, 2)
-    return net.eval()
 
 
 @pytest.fixture
@@ -68,14 +58,6 @@ class TestNetworks:
         with torch.inference_mode():
             for h, w in ((33, 33), (50, 71)):
                 assert model(torch.randn(1, 3, h, w)).shape == (1, 5, -(-h // 4), -(-w // 4))
-
-    def test_compiled_pools_are_put_where_there_are_pools(self, monkeypatch):
-        monkeypatch.setattr(pooling, "can_compile", lambda: True)
-        for ablation, pool in (("pools", pooling.max_pool), ("convs", None)):  # what is kept
-            with torch.device("meta"):
-                net = build(f"refinenet-lw-crp-{ablation}-mobilenet_v2")
-            pooling.compile_pools(net)
-            assert {stage.crp.pool for stage in net.decoder.stages} == {pool}
 
     @pytest.mark.parametrize(
         ("name", "rates", "last", "largest"),
@@ -128,7 +110,7 @@ class TestEncoders:
     def test_mobilenet_v2_equals_torchvision_once_its_extra_expansion_is_the_identity(self, put):
         from torchvision.models import mobilenet_v2
 
-        theirs = shaken(mobilenet_v2())
+        theirs = stir(mobilenet_v2())
         file = put("mobilenet_v2-imagenet.safetensors", theirs.state_dict())
         ours = build("refinenet-lw-mobilenet_v2", weights="imagenet").encoder.eval()
         digest = hashlib.sha256(file.read_bytes()).hexdigest()
@@ -152,7 +134,7 @@ class TestEncoders:
         name = {"mobilenet_v2": "mobilenetv2_100"}.get(
             encoder, encoder.replace("efficientnet", "tf_efficientnet").removeprefix("timm:")
         )
-        whole = shaken(timm.create_model(name))
+        whole = stir(timm.create_model(name))
         theirs = timm.create_model(name, features_only=True, out_indices=(1, 2, 3, 4))
         theirs.load_state_dict(whole.state_dict(), strict=False)
         put(f"{encoder.removeprefix('timm:')}-imagenet.{end}", whole.state_dict(), wrapped)

@@ -66,13 +66,17 @@ def test_compiled_it_is_the_same(dtype):
     )
 
 
-def test_all_pools_of_a_decoder_are_replaced(eager):
-    model = build("refinenet-lw-mobilenet_v2", 5, None).eval()
+@pytest.mark.parametrize(
+    ("form", "pool"),
+    [("lw", pooling.max_pool), ("lw-crp-pools", pooling.max_pool), ("lw-crp-convs", None)],
+)
+def test_all_pools_of_a_decoder_are_replaced(eager, form, pool):
+    model = build(f"refinenet-{form}-mobilenet_v2", 5, None).eval()
     x = torch.randn(1, 3, 64, 96)
     with torch.no_grad():
         before = model(x)
         pooling.compile_pools(model)
-        assert {m.pool for m in model.modules() if isinstance(m, blocks.CRP)} == {pooling.max_pool}
+        assert {m.pool for m in model.modules() if isinstance(m, blocks.CRP)} == {pool}
         torch.testing.assert_close(model(x), before, rtol=1e-5, atol=1e-5)
 
 

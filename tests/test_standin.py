@@ -7,31 +7,25 @@ import pytest
 import torch
 
 from rflw import InputError, deploy, evaluation, prediction, tiles, training
-from rflw.data.synthetic import Scenes
 from rflw.nn.refinenet import build
 from rflw.training import fit
 from rflw_study import fields, heads, saturation, speed
 from tests import standin
+from tests.test_fields import Few
 from tests.test_training import tiny
 
 PLACE, NETWORK = standin.NAME, "refinenet-lw-rcu-efficientnet_lite0"
 
 
-class Few(Scenes):
-    """Corners of the first scenes; a training set of ten, so that an epoch has two steps."""
-
-    def __init__(self, split="val"):
-        super().__init__(split)
-        self.ids = self.ids[: 10 if split == "train" else 2]
-
-    def __getitem__(self, index):
-        return tuple(part[:40, :48] for part in super().__getitem__(index))
+def few(split="val") -> Few:
+    """Small corners; a training set of ten, so that an epoch has two steps."""
+    return Few(10 if split == "train" else 2, 40, 48, split)
 
 
 @pytest.fixture(autouse=True)
 def there(monkeypatch):
     standin.attach(monkeypatch)
-    monkeypatch.setattr(training, "open_dataset", lambda name, split, root: Few(split))
+    monkeypatch.setattr(training, "open_dataset", lambda name, split, root: few(split))
 
 
 @pytest.fixture
@@ -89,7 +83,7 @@ def test_predicts_and_evaluates_as_on_the_cpu(networks, monkeypatch):
     photo = np.random.RandomState(0).randint(0, 256, (60, 70, 3)).astype(np.uint8)
     answers = [prediction.predict(net, photo, 45) for net in networks]
     assert np.array_equal(*answers)
-    matrices = [evaluation.evaluate(n, Few(), "fp32", (1, 1.5), True) for n in networks]
+    matrices = [evaluation.evaluate(n, few(), "fp32", (1, 1.5), True) for n in networks]
     assert torch.equal(*matrices)
     monkeypatch.setattr(prediction, "BAND", 1000)  # a few rows at a time
     assert np.array_equal(prediction.predict(networks[1], photo, 45), answers[0])
@@ -101,8 +95,8 @@ def test_predicts_and_evaluates_as_on_the_cpu(networks, monkeypatch):
 
 def test_heads_saturation_and_what_is_deployed_are_the_same(networks, monkeypatch):
     monkeypatch.setitem(heads.HEADS, "conv", heads.Head(epochs=1))
-    close(*(heads.probe(n, Few("train"), Few(), 4, ["conv"], 1) for n in networks))
-    close(*(saturation.saturate(n, Few(), 1) for n in networks))
+    close(*(heads.probe(n, few("train"), few(), 4, ["conv"], 1) for n in networks))
+    close(*(saturation.saturate(n, few(), 1) for n in networks))
     x, nets = torch.rand(1, 3, 40, 48), [deploy.optimise(n, compiled=False) for n in networks]
     same(nets[0](x), nets[1](x.to(PLACE)))
     assert nets[1].device.type == PLACE
@@ -112,10 +106,10 @@ def test_heads_saturation_and_what_is_deployed_are_the_same(networks, monkeypatc
 def test_fields_are_the_same(networks, method):
     layers = {"crp": "decoder.stages.0.crp"}
     options = {"gradient": {"units": 1}, "occlusion": {"stride": 24}}.get(method, {})
-    found = [fields.erf(n, Few(), method, layers, 2, top=1, **options) for n in networks]
+    found = [fields.erf(n, few(), method, layers, 2, top=1, **options) for n in networks]
     close(*(metrics for metrics, _ in found))
     rows = [
-        fields.rows_of_figure(net, Few(), metrics, own, 2, top=1)
+        fields.rows_of_figure(net, few(), metrics, own, 2, top=1)
         for net, (metrics, own) in zip(networks, found)
     ]
     for ours, theirs in zip(*rows, strict=True):
