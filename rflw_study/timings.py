@@ -5,6 +5,7 @@ Only rows of one record took turns on one machine, so ratios are made of these a
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from math import nan, pi, sqrt
 from typing import TYPE_CHECKING
@@ -144,13 +145,19 @@ def fastest(rows: Iterable[dict]) -> list[dict]:
 def chosen(rows: Iterable[dict], **wanted) -> list[dict]:
     """Rows that have the wanted values.
 
-    Of several of one device, network, mode, size and batch, that with most passes.
+    Of several of one device, network, mode, size and batch, that with most passes, and of these the
+    one from the largest record: its rows were timed together.
     """
-    best = {}
+    best, rows = {}, list(rows)
+    together = Counter(row["record"] for row in rows)
     for row in rows:
         key = row["where"], row["model"], row["mode"], *row["size"], row["batch"]
         if all(row[name] == value for name, value in wanted.items()):
-            best[key] = max(best.get(key, row), row, key=lambda other: other["passes"])
+            best[key] = max(
+                best.get(key, row),
+                row,
+                key=lambda other: (other["passes"], together[other["record"]]),
+            )
     return list(best.values())
 
 
