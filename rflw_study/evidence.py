@@ -590,14 +590,14 @@ class ProbeTest(Test):
         """Why a head's scores at all places cannot tell what blocks add."""
         if self.measure == "miou":
             others = [sorted(part["iou"].values())[:-1] for part in parts if "iou" in part]
-            best = max(map(np.mean, others), default=1)
-            return f"all classes but one have an IoU of {100 * best:.1f} %" if best < LITTLE else ""
+            best, limit = max(map(np.mean, others), default=1), f"{100 * LITTLE:.0f} %"
+            return f"all classes but one have an IoU under {limit}" if best < LITTLE else ""
         constant = max(part.get("majority", 0) for part in parts)
         if constant >= CONSTANT:
             return f"a constant answer is right in {100 * constant:.0f} %"
         first = percent["before RCU"]
         if self.probe != "score" and first > 100 * protocol().votes.ceiling:
-            return f"{first:.1f} % of the answers are right before the blocks"
+            return f"over {100 * protocol().votes.ceiling:.0f} % of the answers are right before the blocks"
         return ""
 
     def _added(self, percent: dict[str, float]) -> float:
