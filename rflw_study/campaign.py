@@ -145,7 +145,11 @@ def runs(tier: str, results: Path = records.FOLDER, folder: Path = Path("runs"))
         experiments = [e for e in group if tier in (e.tier, "gpu")]
         for seed in range(max((e.seeds for e in experiments), default=0)):
             listed += [Run(e, seed) for e in experiments if seed < e.seeds]
-    costs = _costs(trained.values(), tier)
+    costs = [  # of the runs that were finished on the tier's kind of device
+        (Recipe.of(record["config"]), record["wall_s"] / 60)
+        for record in trained.values()
+        if record["status"] == "done" and ("gpu" in record["hardware"]) == (tier == "gpu")
+    ]
     for run in listed:
         plan, record = RECIPES[run.experiment.recipe], trained.get(run.name)
         if record and record["config_hash"] == plan.hash():
@@ -155,15 +159,6 @@ def runs(tier: str, results: Path = records.FOLDER, folder: Path = Path("runs"))
             run.status = "begun"
         run.minutes = _estimate(plan, costs)
     return listed
-
-
-def _costs(trained, tier: str) -> list[tuple[Recipe, float]]:
-    """(recipe, minutes) of the runs that were finished on a tier's kind of device."""
-    return [
-        (Recipe.of(record["config"]), record["wall_s"] / 60)
-        for record in trained
-        if record["status"] == "done" and ("gpu" in record["hardware"]) == (tier == "gpu")
-    ]
 
 
 def _estimate(plan: Recipe, costs: list[tuple[Recipe, float]]) -> float | None:

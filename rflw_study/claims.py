@@ -261,8 +261,7 @@ def load(path: Path | None = None) -> tuple[Claim, ...]:
 def _name(entry: Any) -> str:
     """What an entry that may be at fault calls itself."""
     keys = ("id", "statement", "cells") if isinstance(entry, dict) else ()
-    names = [entry[key] for key in keys if key in entry]
-    return f" ({names[0]})" if names else ""
+    return next((f" ({entry[key]})" for key in keys if key in entry), "")
 
 
 def _expand(entry: Entry, file: File) -> Iterator[Claim]:
@@ -318,10 +317,8 @@ def _stated(entry: Entry) -> Iterator[tuple[Claim, paper.Cell | None]]:
         value = None if entry.value is None else float(entry.value)
         decimals = len(str(entry.value).partition(".")[2])
         relation = entry.relation or "="
-        yield (
-            Claim(entry.id, quote, where, entry.source, value, decimals, entry.unit, relation),
-            None,
-        )
+        claim = Claim(entry.id, quote, where, entry.source, value, decimals, entry.unit, relation)
+        yield claim, None
 
 
 def _of(number: paper.Cell | paper.Statement) -> Claim:

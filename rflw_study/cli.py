@@ -506,8 +506,7 @@ def print_speed(rows: list[dict], as_json: bool) -> None:
             "network": row["model"],
             "mode": row["mode"],
             "ms, mean": f"{latency['mean']:.2f}",
-            "std": f"{latency['std']:.2f}",
-            "median": f"{latency['median']:.2f}",
+            **{key: f"{latency[key]:.2f}" for key in ("std", "median")},
             "images/s": f"{row['images_per_s']:.2f}",
             "times": f"{row['faster']['ratio']:.2f}",
             "of peak": as_text(row["share_of_peak"], ".1%"),
@@ -529,13 +528,9 @@ def print_speed(rows: list[dict], as_json: bool) -> None:
 
 
 def layer_columns(layer: dict) -> dict:
-    return {
-        "part": layer["part"],
-        "kind": layer["kind"],
-        "operations": layer["operations"],
-        "ms": f"{layer['ms']:.2f}",
-        "roofline, ms": as_text(layer["roofline_ms"], ".2f"),
-    }
+    plain = {key: layer[key] for key in ("part", "kind", "operations")}
+    roofline = as_text(layer["roofline_ms"], ".2f")
+    return plain | {"ms": f"{layer['ms']:.2f}", "roofline, ms": roofline}
 
 
 @bench.command(name="train")

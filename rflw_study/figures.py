@@ -41,9 +41,8 @@ def table(frame) -> str:
         frame = frame.reset_index(names=[name or "" for name in frame.index.names])
     with pd.option_context("display.max_colwidth", None):
         html = frame.to_html(index=False, border=0, na_rep="")
-    return (f"<p>{shared}</p>\n" if shared else "") + html.replace(
-        'class="dataframe"', 'class="table data"'
-    )
+    html = html.replace('class="dataframe"', 'class="table data"')
+    return f"<p>{shared}</p>\n{html}" if shared else html
 
 
 def panels(*heights: float) -> list:
@@ -314,9 +313,8 @@ def field_grid(rows: list[tuple], cut: float = 0.2, width: float = 9.0):
 
     columns = 1 + max(len(row[4]) for row in rows)
     size = width, len(rows) * width / columns * 0.82
-    figure, axes = plt.subplots(
-        len(rows), columns, squeeze=False, layout="constrained", figsize=size
-    )
+    look = {"squeeze": False, "layout": "constrained", "figsize": size}
+    figure, axes = plt.subplots(len(rows), columns, **look)
     for (first, *others), (words, values, side, cell, pictures) in zip(axes, rows):
         field(first, values, side, cell)
         first.set_ylabel(words, fontsize="small")

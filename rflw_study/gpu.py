@@ -147,9 +147,8 @@ def loading(name: str, settings: Settings) -> None:
     from rflw_study.speed import loading_speed
 
     plan = recipe("embedded-lw-efficientnet_lite0")
-    how = (
-        {"workers": 1, "images": 2 * plan.batch, "rounds": 1} if settings.small else {"workers": 8}
-    )
+    small = {"workers": 1, "images": 2 * plan.batch, "rounds": 1}
+    how = small if settings.small else {"workers": 8}
     measure = lambda: {"rows": loading_speed(plan, settings.root, settings.device, **how)}
     filed(name, settings, asdict(plan), measure, plan.hash())
 
@@ -217,10 +216,9 @@ def apart(name: str, settings: Settings) -> str:
     command += ["--results", str(settings.results), "--minutes", str(settings.seconds / 60)]
     command += ["--root", str(settings.root)] if settings.root else []
     with open(logs / f"{name}.log", "w") as log:
+        into = {"stdout": log, "stderr": subprocess.STDOUT}
         try:
-            code = subprocess.run(
-                command, stdout=log, stderr=subprocess.STDOUT, timeout=settings.seconds
-            ).returncode
+            code = subprocess.run(command, timeout=settings.seconds, **into).returncode
         except subprocess.TimeoutExpired:
             return "its time is spent"
     last = (logs / f"{name}.log").read_text().strip().split("\n")[-1]

@@ -158,14 +158,12 @@ def classification_head(
     Returns:
         A module, features (B, C, h, w) -> logits (B, K) of each class being in the image.
     """
-    present = features.present(classes).float()
+    present, channels = features.present(classes).float(), features.maps.shape[1]
 
     def loss(net, pick):
         return F.binary_cross_entropy_with_logits(net(features.maps[pick]), present[pick])
 
-    def make():
-        return nn.Sequential(head.pool(1), nn.Flatten(), nn.Linear(features.maps.shape[1], classes))
-
+    make = lambda: nn.Sequential(head.pool(1), nn.Flatten(), nn.Linear(channels, classes))
     return _trained(make, loss, len(present), head, seed)
 
 
@@ -298,13 +296,8 @@ def probe(
             row["heads"][name] = _scores(seen, unseen, classes, background, HEADS[name], seeds)
             bar.update()
     bar.close()
-    return {
-        "train_images": len(chosen),
-        "images": len(val),
-        "background": background,
-        "seeds": seeds,
-        "places": result,
-    }
+    counts = {"train_images": len(chosen), "images": len(val)}
+    return counts | {"background": background, "seeds": seeds, "places": result}
 
 
 def _scores(

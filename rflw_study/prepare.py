@@ -164,21 +164,16 @@ def convert(item: Item, folder: Path, name: str, labelled: int) -> str | None:
             f"{name} {item.id}: mask of {columns}x{rows}, its image is {width}x{height}"
         )
     if is_file:
-        _take_over(item.image, folder / image)
+        try:  # a link costs no space, where the file system has them
+            os.link(item.image.resolve(), folder / image)
+        except OSError:
+            shutil.copyfile(item.image, folder / image)
     else:
         Image.fromarray(pixels).save(folder / image)
     indexed = Image.fromarray(labels)
     indexed.putpalette(LABELS[name].palette())
     indexed.save(folder / mask)
     return sum_line(folder, image) + sum_line(folder, mask)
-
-
-def _take_over(source: Path, target: Path) -> None:
-    """Link where the file system can, which costs no space; else copy."""
-    try:
-        os.link(source.resolve(), target)
-    except OSError:
-        shutil.copyfile(source, target)
 
 
 # Raw files
@@ -478,11 +473,8 @@ def _coco(files: RawFiles) -> Plan:
     layers = defaultdict(list)
     with reading(path):
         numbers = {entry["name"]: entry["id"] for entry in content["categories"]}
-        class_of = {
-            numbers[COCO_NAMES.get(name, name)]: label
-            for label, name in enumerate(VOC_CLASSES)
-            if label
-        }
+        named = [numbers[COCO_NAMES.get(name, name)] for name in VOC_CLASSES[1:]]
+        class_of = {number: label for label, number in enumerate(named, 1)}
         # crowds lie lowest and small things over large ones; of equal areas the later one is above
         for region in sorted(content["annotations"], key=lambda r: (not r["iscrowd"], -r["area"])):
             if region["category_id"] in class_of:
@@ -604,12 +596,5 @@ def _nyu_mask(path: Path, number: int, table: np.ndarray) -> np.ndarray:
         return remap(file["labels"][number - 1].T, table, f"{path}, image {number}")[INSIDE]
 
 
-PLANS = {
-    "voc": _voc,
-    "sbd": _sbd,
-    "person": _person,
-    "context": _context,
-    "coco": _coco,
-    "cityscapes": _cityscapes,
-    "nyu": _nyu,
-}
+PLANS = (_voc, _sbd, _person, _context, _coco, _cityscapes, _nyu)
+PLANS = {plan.__name__[1:]: plan for plan in PLANS}

@@ -629,11 +629,6 @@ def _on_device(dataset, device: torch.device) -> OnDevice | None:
         return None
 
 
-def _ready(recipe: Recipe, root, device: str):
-    """The device, and the data set of a recipe."""
-    return pick_device(device), open_dataset(recipe.data, recipe.stages[-1].split, root)
-
-
 def training_speed(
     recipe: Recipe, root=None, device: str = "auto", steps: int = 4, rounds: int = 3
 ) -> list[dict]:
@@ -644,7 +639,7 @@ def training_speed(
     """
     if steps < 1 or rounds < 1:
         raise InputError(f"{rounds} rounds of {steps} steps: one at least")
-    where, files = _ready(recipe, root, device)
+    where, files = pick_device(device), open_dataset(recipe.data, recipe.stages[-1].split, root)
     keys = list(batches(files, recipe, 0, 0, 0, len(files) // recipe.batch))[:steps]
     dataset = _First(files, steps * recipe.batch)  # decoded before the clock starts
     keys = [[(seed, i % len(dataset)) for seed, i in batch] for batch in keys]
@@ -703,7 +698,7 @@ def loading_speed(
             f"{workers} workers, {rounds} rounds, {images} images: at least one, one and two "
             f"batches ({2 * recipe.batch}) are needed"
         )
-    where, files = _ready(recipe, root, device)
+    where, files = pick_device(device), open_dataset(recipe.data, recipe.stages[-1].split, root)
     first = _First(files, images)
     keys = [(i, i % len(first)) for i in range(images - images % recipe.batch)]
     keys = [keys[start : start + recipe.batch] for start in range(0, len(keys), recipe.batch)]

@@ -71,10 +71,8 @@ def halve(path: Path) -> None:
         half = numpy_helper.to_array(tensor).astype(np.float16)
         net.graph.initializer.remove(tensor)
         net.graph.initializer.append(numpy_helper.from_array(half, f"{tensor.name}.half"))
-        cast = helper.make_node(
-            "Cast", [f"{tensor.name}.half"], [tensor.name], to=TensorProto.FLOAT
-        )
-        net.graph.node.insert(0, cast)
+        names = [f"{tensor.name}.half"], [tensor.name]
+        net.graph.node.insert(0, helper.make_node("Cast", *names, to=TensorProto.FLOAT))
     onnx.save(net, path)
 
 
