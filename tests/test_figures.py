@@ -47,10 +47,8 @@ def test_seed_points(axis):
     means = {name: mean_interval(values) for name, values in groups.items()}
     figures.seed_points(groups, means, axis, "mIoU")
     assert sorted(sum(points(axis), [])) == [[1, 0], [3, 0], [5, 1]]
-    marks = [
-        (line.get_xdata()[0], line.get_ydata()[0]) for line in axis.lines if line.get_xydata().size
-    ]
-    assert marks == [(2, 0)]  # the mean of one value is that value
+    marks = [line.get_xydata().tolist() for line in axis.lines if line.get_xydata().size]
+    assert marks == [[[2, 0]]]  # the mean of one value is that value
     ((low, high, row),) = segments(axis)  # one value has no interval
     assert (low, high, row) == (means["a"].low, means["a"].high, 0)
     assert [label.get_text() for label in axis.get_yticklabels()] == ["a", "b"]
@@ -62,9 +60,7 @@ def test_differences(axis):
     assert list(zero.get_xdata()) == [0, 0]
     assert mean.get_color() == "#123456" and list(mean.get_xdata()) == [2]
     half = 4.3027 / 3**0.5  # Student's t of two degrees of freedom
-    assert segments(axis) == [
-        (pytest.approx(2 - half, abs=1e-4), pytest.approx(2 + half, abs=1e-4), 0)
-    ]
+    assert segments(axis) == [pytest.approx((2 - half, 2 + half, 0), abs=1e-4)]
 
 
 def test_ratios_have_a_ring_where_the_paper_has_one(axis):
@@ -108,9 +104,8 @@ def test_class_bars_are_sorted_and_in_their_colours(axis):
     assert names == [labels.classes[k] for k in (5, 4, 3, 2, 0)]
     bars = sorted(axis.patches, key=lambda bar: bar.get_y())
     assert [bar.get_width() for bar in bars] == pytest.approx([50, 40, 30, 20, 0])
-    assert colors.to_rgb(bars[0].get_facecolor()) == pytest.approx(
-        np.array(labels.colours[5]) / 255
-    )
+    colour = np.array(labels.colours[5]) / 255
+    assert colors.to_rgb(bars[0].get_facecolor()) == pytest.approx(colour)
 
 
 def test_long_names_stand_above_their_rows():

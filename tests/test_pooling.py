@@ -58,12 +58,8 @@ def test_compiled_it_is_the_same(dtype):
     (ours, our_gradient), (theirs, their_gradient) = both(x)
     assert torch.equal(ours, theirs)
     # at most 25 gradients are summed, in another order
-    torch.testing.assert_close(
-        our_gradient,
-        their_gradient,
-        rtol=4 * torch.finfo(dtype).eps,
-        atol=25 * torch.finfo(dtype).eps,
-    )
+    eps = torch.finfo(dtype).eps
+    torch.testing.assert_close(our_gradient, their_gradient, rtol=4 * eps, atol=25 * eps)
 
 
 @pytest.mark.parametrize(
