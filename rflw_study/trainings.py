@@ -140,7 +140,8 @@ def compared(data: str, recorded: list[dict]) -> pd.DataFrame:
         points = [each.points[seed] for seed in sorted(each.points)]
         gap = mean_interval(points, 0.90) if points else None
         gaps |= {line: gap} if gap else {}
-        row = {"difference": line, "mean [90 %]": f"{gap:z.1f}" if gap else "not run yet"}
+        none = "none counts" if each.against else "not run yet"
+        row = {"difference": line, "mean [90 %]": f"{gap:z.1f}" if gap else none}
         row["margin"] = f"more than {pair.at_least:g}" if pair.at_least else f"±{on.margin:g}"
         by_seed = ", ".join(f"{point:+z.1f}" for point in points)
         rows.append(row | {"outcome": each.against or each.outcome, "by seed": by_seed})
