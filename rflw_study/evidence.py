@@ -18,7 +18,6 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 import yaml
 
 from rflw.config import Recipe
-from rflw.data.labels import LABELS
 from rflw.errors import InputError, choose, reading, why
 from rflw.recipes import OWN, RECIPES, short
 from rflw_study import paper
@@ -476,11 +475,12 @@ class FamiliesTest(Test):
         runs: dict[str, tuple[str, str]] = {}
         for record in _of_kind("train", recorded):
             form, _, encoder = record["config"]["model"].rpartition("-")
-            data, score = record["config"]["stages"][-1]["data"], record["metrics"].get("miou") or 0
-            counts = form == "refinenet-lw" and "-grid-" not in record["name"]
-            learnt = record["status"] == "done" and score * len(LABELS[data].classes) > LEARNT
-            if counts and learnt and not unfit(record):
+            ended = record["status"] == "done" and "-grid-" not in record["name"]
+            scores = record["metrics"]
+            learnt = ended and (scores["miou"] or 0) * len(scores["iou"]) > LEARNT
+            if form == "refinenet-lw" and learnt and not unfit(record):
                 family = re.match(r"(timm:)?[a-z]+", encoder)[0]
+                data = record["config"]["stages"][-1]["data"]
                 runs.setdefault(family, (data, record["name"]))
         if not runs:
             return [], "no light-weight network whose live units are on record"
@@ -595,9 +595,9 @@ class ProbeTest(Test):
         constant = max(part.get("majority", 0) for part in parts)
         if constant >= CONSTANT:
             return f"a constant answer is right in {100 * constant:.0f} %"
-        first = percent["before RCU"]
-        if self.probe != "score" and first > 100 * protocol().votes.ceiling:
-            return f"over {100 * protocol().votes.ceiling:.0f} % of the answers are right before the blocks"
+        ceiling = 100 * protocol().votes.ceiling
+        if self.probe != "score" and percent["before RCU"] > ceiling:
+            return f"over {ceiling:.0f} % of the answers are right before the blocks"
         return ""
 
     def _added(self, percent: dict[str, float]) -> float:
