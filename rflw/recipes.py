@@ -166,8 +166,6 @@ FORMS = (
     "refinenet-lw-nocrp",
     "refinenet-lw-top2",
 )
-# which part of CRP works: its convolutions or its pools
-HALF_CRP = ("refinenet-lw-crp-convs", "refinenet-lw-crp-pools")
 COMPARED = FORMS[:5]
 
 
@@ -181,40 +179,27 @@ class Comparison:
     encoder: str
     epochs: int
     settings: dict
-    grid_epochs: int = 0  # none: the settings are those that another set's grid chose
+    cells: tuple[tuple[str, str], ...] = ()  # of its own grid
+    grid_epochs: int = 0
     fit: str = "fit"  # split that the grid trains on; "holdout" is drawn beside it
-    cells: tuple[tuple[str, str], ...] = GRID
     more: tuple[str, ...] = ()  # forms beyond `COMPARED`, in no comparison of the protocol
 
 
 BALANCED = {"balance": 0.5, "batch": 4}
 DRAWN = BALANCED | {"crop": (96, 128), "scale": (1.0, 1.0)}
+CAMVID = {"crop": (128, 176), "scale": (0.375, 1.0), "val_scale": 0.5, "test": "test"}
+NYU = {"crop": (160, 208), "scale": (0.25, 0.75), "val_scale": 0.5}
+FEWER = tuple((how, "default") for how in ("fast-sgd", "adamw", "slow-adamw"))
 COMPARED_ON = {
-    "camvid": Comparison(
-        LITE0,
-        20,
-        BALANCED | {"crop": (128, 176), "scale": (0.375, 1.0), "val_scale": 0.5, "test": "test"},
-        5,
-    ),
+    "camvid": Comparison(LITE0, 20, BALANCED | CAMVID, GRID, grid_epochs=5),
     "clutter": Comparison(
-        LITE0,
-        8,
-        DRAWN,
-        4,
-        "train",
-        tuple((how, "default") for how in ("fast-sgd", "adamw", "slow-adamw")),
-        more=("refinenet-lw-top2",),
+        LITE0, 8, DRAWN, FEWER, grid_epochs=4, fit="train", more=("refinenet-lw-top2",)
     ),
     # which part of CRP works: its convolutions or its pools
     "clutter-large": Comparison(
         LITE0, 1, DRAWN, more=("refinenet-lw-crp-convs", "refinenet-lw-crp-pools")
     ),
-    "nyu": Comparison(
-        "mobilenet_v2",
-        15,
-        {"crop": (160, 208), "scale": (0.25, 0.75), "val_scale": 0.5},
-        3,
-    ),
+    "nyu": Comparison("mobilenet_v2", 15, NYU, GRID, grid_epochs=3),
 }
 
 
@@ -225,15 +210,12 @@ def compared(data: str) -> tuple[str, ...]:
 
 def cells(data: str, form: str) -> list[tuple[str, str]]:
     """The cells of a form's grid; the protocol says why some of them are left out."""
-    on = COMPARED_ON[data]
-    return [
-        (how, init)
-        for how, init in (on.cells if on.grid_epochs else ())
-        if init == "default" or "-lw" in form
-    ]
+    every = COMPARED_ON[data].cells
+    return [(how, init) for how, init in every if init == "default" or "-lw" in form]
 
 
-# What the grid chose for each form by the score on the hold-out. Forms that are not here yet are
+# What the grid chose for each form by the score on the hold-out; on clutter-large, which has none,
+# what the protocol says. Forms that are not here yet are
 # not trained to be compared.
 CHOSEN: dict[tuple[str, str], tuple[str, str]] = {
     ("camvid", "refinenet-lw"): ("adamw", "default"),

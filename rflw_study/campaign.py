@@ -38,13 +38,11 @@ def _tuned(data: str, seeds: int, seeds_of_original: int) -> list[Experiment]:
     why = (
         "the light-weight decoder keeps the original's accuracy; its RCUs are redundant, CRP is not"
     )
-    experiments = []
+    experiments, encoder = [], COMPARED_ON[data].encoder
     for form in reversed(compared(data)):  # from the lightest
         if (data, form) in CHOSEN:
             repeats = seeds if form.startswith("refinenet-lw") else seeds_of_original
-            experiments += _group(
-                f"{data}-tuned", short(form), repeats, why, COMPARED_ON[data].encoder
-            )
+            experiments += _group(f"{data}-tuned", short(form), repeats, why, encoder)
     return experiments
 
 

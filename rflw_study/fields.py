@@ -426,13 +426,17 @@ def measure(
     if method == "occlusion":  # of all layers from the same passes
         own = occlusion(model, list(living.values()), images, top, patch, stride, **options)
         fields = dict(zip(living, own))
+    elif method == "activation":
+        fields = {
+            place: activation(model, layer, images, top, **options)
+            for place, layer in living.items()
+        }
     else:
         fields = {}
         for place, layer in living.items():
-            able = np.flatnonzero(alive[place]).tolist()
+            able = [unit for unit, active in enumerate(alive[place]) if active]
             chosen = [able[i] for i in spread(units, len(able))]
-            how, of = (activation, top) if method == "activation" else (gradient, chosen)
-            fields[place] = how(model, layer, images, of, **options)
+            fields[place] = gradient(model, layer, images, chosen, **options)
     return {place: own for place, own in fields.items() if not own.sizes.isnan().all()}
 
 

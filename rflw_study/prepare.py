@@ -596,5 +596,5 @@ def _nyu_mask(path: Path, number: int, table: np.ndarray) -> np.ndarray:
         return remap(file["labels"][number - 1].T, table, f"{path}, image {number}")[INSIDE]
 
 
-PLANS = (_voc, _sbd, _person, _context, _coco, _cityscapes, _nyu)
-PLANS = {plan.__name__[1:]: plan for plan in PLANS}
+PLANS = {"voc": _voc, "sbd": _sbd, "person": _person, "context": _context, "coco": _coco}
+PLANS |= {"cityscapes": _cityscapes, "nyu": _nyu}

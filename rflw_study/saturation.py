@@ -119,7 +119,7 @@ def without(model: nn.Module, terms: Sequence[Term]):
 
 
 def untrained(model: RefineNet) -> RefineNet:
-    """The same encoder, and the decoder as the seed of the training drew it."""
+    """The same encoder, and the decoder as its training drew it (one with `--init`: would draw)."""
     card = getattr(model, "card", None) or {}
     recipe = RECIPES.get(card.get("recipe"), OWN)
     with torch.random.fork_rng(devices=[]):

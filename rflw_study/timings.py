@@ -153,11 +153,8 @@ def chosen(rows: Iterable[dict], **wanted) -> list[dict]:
     for row in rows:
         key = row["where"], row["model"], row["mode"], *row["size"], row["batch"]
         if all(row[name] == value for name, value in wanted.items()):
-            best[key] = max(
-                best.get(key, row),
-                row,
-                key=lambda other: (other["passes"], together[other["record"]]),
-            )
+            rivals = best.get(key, row), row
+            best[key] = max(rivals, key=lambda it: (it["passes"], together[it["record"]]))
     return list(best.values())
 
 

@@ -194,8 +194,7 @@ def test_recipes_are_those_of_the_protocol(data, frames, split, epochs):
         assert plan.crop == plans[0].crop
     # settings are chosen on held-out training data; the original forms have one initialisation
     grid = [plan for name, plan in RECIPES.items() if name.startswith(f"{data}-grid-")]
-    cells = {"clutter": 6 * 3, "clutter-large": 0}.get(data, 3 * 6 + 2 * 3)
-    assert len(grid) == cells
+    assert len(grid) == {"clutter": 6 * 3, "clutter-large": 0}.get(data, 3 * 6 + 2 * 3)
     trained = "train" if data == "clutter" else "fit"
     for plan in grid:
         assert (plan.validation, plan.test, plan.stages[0].split) == ("holdout", "", trained)
